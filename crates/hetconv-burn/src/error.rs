@@ -1,0 +1,108 @@
+//! What can be wrong with a network or a batch.
+
+use hetconv_core::{GeometryError, PatternError};
+use hetconv_graph::{GraphError, WeightError};
+use hetconv_kernels::{ConvError, IsaError};
+
+/// Why a network cannot be built or run.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ModuleError {
+    /// The graph is not one.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The weights do not belong to the graph.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The instruction set asked for cannot be used.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// A convolution or linear layer that cannot be computed.
+    #[error("node `{node}`: {source}")]
+    Conv {
+        /// Its name.
+        node: String,
+        /// What is wrong.
+        source: ConvError,
+    },
+    /// A pooling whose window does not fit.
+    #[error("node `{node}`: {source}")]
+    Pool {
+        /// Its name.
+        node: String,
+        /// What is wrong.
+        source: GeometryError,
+    },
+    /// A graph without exactly one input.
+    #[error("the network has {0} inputs; exactly one is supported here")]
+    Inputs(usize),
+    /// A graph without exactly one output of plain features.
+    #[error("the network's outputs are {0}; exactly one output of features is supported here")]
+    Outputs(String),
+    /// Images that are not `[batch, height, width, channels]` of the network's size.
+    #[error("images of shape {found:?}, but the network takes [batch, {height}, {width}, {channels}]")]
+    Images {
+        /// The shape given, or the number of values.
+        found: Vec<usize>,
+        /// Pixels from top to bottom.
+        height: usize,
+        /// Pixels from left to right.
+        width: usize,
+        /// Number of channels.
+        channels: usize,
+    },
+    /// Another number of labels than of images.
+    #[error("{labels} labels for a batch of {batch} images")]
+    Labels {
+        /// Number of labels.
+        labels: usize,
+        /// Number of images.
+        batch: usize,
+    },
+    /// A label that is not a class of the network.
+    #[error("label {label} of image {image} is out of range: the network has {classes} classes")]
+    LabelRange {
+        /// Index of the image in the batch.
+        image: usize,
+        /// Its label.
+        label: u16,
+        /// Number of classes.
+        classes: usize,
+    },
+}
+
+/// Why a [`HetConv2d`](crate::HetConv2d) layer cannot be built.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum LayerError {
+    /// P does not fit the channels.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// Unusable stride, padding or dilation.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// An even kernel has no centre.
+    #[error("HetConv needs an odd kernel to have a centre, got {}×{}", .0[0], .0[1])]
+    EvenKernel([usize; 2]),
+    /// The instruction set asked for cannot be used.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+}
+
+/// Why a velocity cannot be taken over.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum VelocityError {
+    /// No trainable parameter has this name.
+    #[error("velocity `{0}` belongs to no trainable parameter of the network")]
+    Unexpected(String),
+    /// Another shape than the parameter's.
+    #[error("velocity `{name}` has shape {found:?} and {elements} values, but the parameter has shape {expected:?}")]
+    Shape {
+        /// The parameter's name.
+        name: String,
+        /// The parameter's shape.
+        expected: Vec<usize>,
+        /// The velocity's shape.
+        found: Vec<usize>,
+        /// Number of values given.
+        elements: usize,
+    },
+}

@@ -1,0 +1,166 @@
+//! Convolution: HetConv, standard, grouped and depthwise.
+
+use std::sync::Arc;
+
+use burn::backend::DispatchTensor;
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
+use hetconv_kernels::{Conv, ConvWeights, ConvWeightsMut, Isa};
+
+use crate::Implementation;
+use crate::composed::ComposedConv;
+use crate::kernel::{Kernel, apply, tensor, values};
+
+/// The weights of a convolution, in canonical form and natural order.
+#[derive(Clone, Debug)]
+pub enum ConvTensors {
+    /// Standard and grouped: `[N, M/groups, kh, kw]`.
+    Dense(Tensor<4>),
+    /// HetConv.
+    Het {
+        /// Centre taps `[N, M]`.
+        center: Tensor<2>,
+        /// The other taps of each filter's spatial channels `[N, S, kh·kw−1]`.
+        ring: Tensor<3>,
+    },
+}
+
+/// A convolution of NHWC activations, prepared for one image size.
+#[derive(Clone, Debug)]
+pub struct ConvOp {
+    conv: Arc<Conv>,
+    form: Form,
+}
+
+#[derive(Clone, Debug)]
+enum Form {
+    Kernels(Isa),
+    Composed(ComposedConv),
+}
+
+impl ConvOp {
+    /// A convolution computed by `implementation`.
+    pub fn new(conv: Arc<Conv>, implementation: Implementation) -> Self {
+        let form = match implementation {
+            Implementation::Kernels(isa) => Form::Kernels(isa),
+            Implementation::Composed => Form::Composed(ComposedConv::new(&conv)),
+        };
+        Self { conv, form }
+    }
+
+    /// The convolution's shape and orders.
+    pub fn conv(&self) -> &Arc<Conv> {
+        &self.conv
+    }
+
+    /// Differentiable in the input, the weights and the bias.
+    ///
+    /// # Shapes
+    /// * `input`: `[batch, height, width, M]`, channels in the convolution's input order
+    /// * `bias`: `[N]`
+    /// * result: `[batch, out height, out width, N]`, channels in its output order
+    ///
+    /// # Panics
+    /// If a tensor has another shape, or the implementation is not one for its device.
+    pub fn forward(&self, input: Tensor<4>, weights: ConvTensors, bias: Option<Tensor<1>>) -> Tensor<4> {
+        let [_, height, width, channels] = input.dims();
+        assert_eq!([height, width], self.conv.in_size(), "image size of a convolution prepared for another");
+        assert_eq!(channels, self.conv.spec().in_channels, "input channels of a convolution");
+        let isa = match &self.form {
+            Form::Kernels(isa) => *isa,
+            Form::Composed(composed) => return composed.forward(input, weights, bias),
+        };
+        let kernel = ConvKernel { conv: self.conv.clone(), isa };
+        let input = input.into_dispatch();
+        let output = match (weights, bias.map(Tensor::into_dispatch)) {
+            (ConvTensors::Dense(weight), None) => kernel.apply([input, weight.into_dispatch()]),
+            (ConvTensors::Dense(weight), Some(bias)) => kernel.apply([input, weight.into_dispatch(), bias]),
+            (ConvTensors::Het { center, ring }, None) => {
+                kernel.apply([input, center.into_dispatch(), ring.into_dispatch()])
+            }
+            (ConvTensors::Het { center, ring }, Some(bias)) => {
+                kernel.apply([input, center.into_dispatch(), ring.into_dispatch(), bias])
+            }
+        };
+        Tensor::from_dispatch(output)
+    }
+}
+
+/// Inputs: activation, weight or centre and ring, bias if there is one.
+#[derive(Clone, Debug)]
+struct ConvKernel {
+    conv: Arc<Conv>,
+    isa: Isa,
+}
+
+impl ConvKernel {
+    fn apply<const N: usize>(self, inputs: [DispatchTensor; N]) -> DispatchTensor {
+        apply(self, inputs).0
+    }
+
+    fn is_het(&self) -> bool {
+        matches!(self.conv.spec().kind, hetconv_core::ConvKind::Het(_))
+    }
+
+    /// Index of the bias among the inputs.
+    fn bias(&self) -> usize {
+        if self.is_het() { 3 } else { 2 }
+    }
+
+    fn weights<'a>(&self, inputs: &'a [FlexTensor]) -> ConvWeights<'a> {
+        if self.is_het() {
+            ConvWeights::Het { center: values(&inputs[1]), ring: values(&inputs[2]) }
+        } else {
+            ConvWeights::Dense(values(&inputs[1]))
+        }
+    }
+}
+
+impl<const N: usize> Kernel<N> for ConvKernel {
+    /// The inputs; the bias is not read again.
+    type Saved = [FlexTensor; N];
+    type Side = ();
+
+    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, (), Self::Saved) {
+        let batch = inputs[0].layout().shape()[0];
+        let [height, width] = self.conv.out_size();
+        let shape = [batch, height, width, self.conv.spec().out_channels];
+        let mut output = vec![0.0; shape.iter().product()];
+        let bias = inputs.get(self.bias()).map(values);
+        self.conv.forward(self.isa, batch, values(&inputs[0]), self.weights(inputs), bias, &mut output);
+        (tensor(output, shape), (), inputs.clone())
+    }
+
+    fn backward(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+        let batch = inputs[0].layout().shape()[0];
+        let grad_output = values(&grad);
+        let zeros = |index: usize| vec![0.0f32; inputs[index].layout().num_elements()];
+        let like = |index: usize, data: Vec<f32>| tensor(data, inputs[index].layout().shape().clone());
+        let mut results = [const { None }; N];
+        if wanted[1] || (self.is_het() && wanted[2]) {
+            let mut primary = zeros(1);
+            if self.is_het() {
+                let mut ring = zeros(2);
+                let target = ConvWeightsMut::Het { center: &mut primary, ring: &mut ring };
+                self.conv.grad_weight(self.isa, batch, values(&inputs[0]), grad_output, target);
+                results[2] = Some(like(2, ring));
+            } else {
+                let target = ConvWeightsMut::Dense(&mut primary);
+                self.conv.grad_weight(self.isa, batch, values(&inputs[0]), grad_output, target);
+            }
+            results[1] = Some(like(1, primary));
+        }
+        let bias = self.bias();
+        if wanted.get(bias).is_some_and(|&wanted| wanted) {
+            let mut grad_bias = zeros(bias);
+            self.conv.grad_bias(self.isa, batch, grad_output, &mut grad_bias);
+            results[bias] = Some(like(bias, grad_bias));
+        }
+        if wanted[0] {
+            let mut grad_input = zeros(0);
+            self.conv.grad_input(self.isa, batch, grad_output, self.weights(&inputs), &mut grad_input);
+            results[0] = Some(like(0, grad_input));
+        }
+        results
+    }
+}

@@ -1,0 +1,483 @@
+//! A graph compiled to the operations of this crate: channel orders settled, batch-norm fused with what follows it.
+//!
+//! The fusion rule: a batch-norm whose result only one sum of two reads takes that sum in, and a ReLU that is the only
+//! reader of the batch-norm, or of the sum, is taken in as well. When both operands of a sum are batch-norms, the later
+//! one takes it, as the other is then computed already. The fused operation stands where its last node stood.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, activation};
+use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
+use hetconv_graph::{Activation, ChannelPlan, Graph, Op, Shape, ValueId};
+use hetconv_kernels::{Conv, ConvSpec};
+
+use crate::composed::Selection;
+use crate::ops::{ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, global_avg_pool};
+use crate::parameters::Leaves;
+use crate::{Implementation, ModuleError};
+
+/// A compiled graph.
+#[derive(Debug)]
+pub(crate) struct Program {
+    pub graph: Graph,
+    pub shapes: Vec<Shape>,
+    pub implementation: Implementation,
+    /// `[channels, height, width]` of an image.
+    pub input: [usize; 3],
+    /// The network's result.
+    pub output: ValueId,
+    /// What is trained: the result, or what its softmax reads.
+    pub logits: ValueId,
+    instructions: Vec<Instruction>,
+    /// How often each value is read by instructions.
+    reads: Vec<usize>,
+    /// Brings the result, and the logits, into natural order.
+    to_natural: HashMap<ValueId, Selection>,
+}
+
+#[derive(Debug)]
+struct Instruction {
+    step: Step,
+    operands: Vec<Operand>,
+    output: ValueId,
+}
+
+#[derive(Debug)]
+struct Operand {
+    value: ValueId,
+    gather: Option<Selection>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Input(Selection),
+    Conv { op: ConvOp, weights: ConvWeightIds, bias: Option<usize> },
+    Norm(Norm),
+    Pool(PoolOp),
+    GlobalAvgPool,
+    Activation(Activation),
+    Add,
+    Mul,
+    Concat(Selection),
+    Flatten { to_natural: Selection, to_stored: Selection },
+    Softmax,
+    Gather { selection: Selection, zeros: bool, stride: usize },
+}
+
+/// Indices of parameters.
+#[derive(Debug)]
+enum ConvWeightIds {
+    Dense(usize),
+    Linear(usize),
+    Het { center: usize, ring: usize },
+}
+
+/// A batch-norm with its parameters' indices.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    op: NormOp,
+    scale: usize,
+    shift: usize,
+    pub mean: usize,
+    pub variance: usize,
+}
+
+/// Whether batch-norm uses the batch's statistics or its running ones.
+pub(crate) enum Pass<'a> {
+    /// Collects the moments of every batch-norm: where its running ones are kept, the batch's, and how many values each
+    /// was taken over.
+    Training(&'a mut Vec<(RunningIds, Moments, usize)>),
+    Evaluation,
+}
+
+/// Indices of the parameters that hold running statistics.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RunningIds {
+    pub mean: usize,
+    pub variance: usize,
+}
+
+impl Program {
+    pub fn new(graph: &Graph, implementation: Implementation) -> Result<Self, ModuleError> {
+        let shapes = graph.shapes()?;
+        let inputs: Vec<[usize; 3]> = graph.nodes.iter().filter_map(|node| input_shape(&node.op)).collect();
+        let &[input] = inputs.as_slice() else { return Err(ModuleError::Inputs(inputs.len())) };
+        let &[output] = graph.outputs.as_slice() else { return Err(outputs(graph, &shapes)) };
+        if !matches!(shapes[output], Shape::Features(_)) {
+            return Err(outputs(graph, &shapes));
+        }
+        let logits = match &graph.nodes[output] {
+            node if node.op == Op::Softmax => node.inputs[0],
+            _ => output,
+        };
+        let plan = ChannelPlan::new(graph)?;
+        let mut compiler = Compiler { graph, shapes: &shapes, plan: &plan, implementation, indices: indices(graph)? };
+        let mut instructions = Vec::with_capacity(graph.nodes.len());
+        let fused = fuse(graph, &plan, logits);
+        for id in 0..graph.nodes.len() {
+            match fused[id] {
+                Place::Inside => {}
+                Place::Own => instructions.push(compiler.instruction(id)?),
+                Place::Last(chain) => instructions.push(compiler.norm(chain, id)?),
+            }
+        }
+        let mut reads = vec![0; graph.nodes.len()];
+        for operand in instructions.iter().flat_map(|instruction| &instruction.operands) {
+            reads[operand.value] += 1;
+        }
+        let natural = |value: ValueId| {
+            let order = plan.order(value);
+            (value, Selection::new(&order.positions(), order.len()))
+        };
+        let to_natural = [output, logits].map(natural).into();
+        let graph = graph.clone();
+        Ok(Self { graph, shapes, implementation, input, output, logits, instructions, reads, to_natural })
+    }
+
+    /// Computes `wanted`, which is the output or the logits, from images `[batch, height, width, channels]`.
+    pub fn run(&self, images: Tensor<4>, parameters: &Leaves, mut pass: Pass<'_>, wanted: ValueId) -> Tensor<2> {
+        let mut reads = self.reads.clone();
+        reads[wanted] += 1;
+        let mut values: Vec<Option<Tensor<4>>> = vec![None; self.graph.nodes.len()];
+        let mut images = Some(images);
+        for instruction in &self.instructions {
+            let mut read = |operand: &Operand| {
+                reads[operand.value] -= 1;
+                let slot = &mut values[operand.value];
+                let value = if reads[operand.value] == 0 { slot.take() } else { slot.clone() };
+                let value = value.expect("operands are computed before they are read");
+                match &operand.gather {
+                    Some(gather) => gather.apply(value, 3),
+                    None => value,
+                }
+            };
+            let operands: Vec<Tensor<4>> = instruction.operands.iter().map(&mut read).collect();
+            let result = match &instruction.step {
+                Step::Input(selection) => selection.apply(images.take().expect("one input"), 3),
+                step => self.step(step, operands, parameters, &mut pass),
+            };
+            if instruction.output == wanted {
+                let [batch, height, width, channels] = result.dims();
+                let result = self.to_natural[&wanted].apply(result, 3);
+                return result.reshape([batch, height * width * channels]);
+            }
+            if reads[instruction.output] > 0 {
+                values[instruction.output] = Some(result);
+            }
+        }
+        unreachable!("a graph's output is one of its nodes")
+    }
+
+    fn step(&self, step: &Step, operands: Vec<Tensor<4>>, parameters: &Leaves, pass: &mut Pass<'_>) -> Tensor<4> {
+        let mut operands = operands.into_iter();
+        let mut next = || operands.next().expect("shape inference checked the number of operands");
+        match step {
+            Step::Input(_) => unreachable!("read by `run`"),
+            Step::Conv { op, weights, bias } => {
+                let weights = match *weights {
+                    ConvWeightIds::Dense(weight) => ConvTensors::Dense(parameters.get(weight)),
+                    ConvWeightIds::Het { center, ring } => {
+                        ConvTensors::Het { center: parameters.get(center), ring: parameters.get(ring) }
+                    }
+                    ConvWeightIds::Linear(weight) => {
+                        let weight: Tensor<2> = parameters.get(weight);
+                        let [filters, channels] = weight.dims();
+                        ConvTensors::Dense(weight.reshape([filters, channels, 1, 1]))
+                    }
+                };
+                op.forward(next(), weights, bias.map(|bias| parameters.get(bias)))
+            }
+            Step::Norm(norm) => {
+                let x = next();
+                let residual = operands.next();
+                let affine = NormTensors { scale: parameters.get(norm.scale), shift: parameters.get(norm.shift) };
+                match pass {
+                    Pass::Training(collected) => {
+                        let [batch, height, width, _] = x.dims();
+                        let (y, moments) = norm.op.forward(x, affine, residual);
+                        let running = RunningIds { mean: norm.mean, variance: norm.variance };
+                        collected.push((running, moments, batch * height * width));
+                        y
+                    }
+                    Pass::Evaluation => {
+                        let (mean, variance) = (parameters.get(norm.mean), parameters.get(norm.variance));
+                        norm.op.evaluate(x, affine, Moments { mean, variance }, residual)
+                    }
+                }
+            }
+            Step::Pool(op) => op.forward(next()),
+            Step::GlobalAvgPool => global_avg_pool(self.implementation, next()),
+            Step::Activation(function) => activate(*function, next()),
+            Step::Add => {
+                let first = next();
+                operands.fold(first, |sum, operand| sum + operand)
+            }
+            Step::Mul => {
+                let first = next();
+                operands.fold(first, |product, operand| product * operand)
+            }
+            Step::Concat(selection) => selection.apply(Tensor::cat(operands.collect(), 3), 3),
+            Step::Flatten { to_natural, to_stored } => {
+                let image = next();
+                let [batch, height, width, channels] = image.dims();
+                let image = to_natural.apply(image, 3).permute([0, 3, 1, 2]);
+                to_stored.apply(image.reshape([batch, 1, 1, channels * height * width]), 3)
+            }
+            Step::Softmax => activation::softmax(next(), 3),
+            Step::Gather { selection, zeros, stride } => {
+                let mut image = next();
+                if *stride > 1 {
+                    let step = *stride as isize;
+                    image = image.slice(burn::tensor::s![.., ..;step, ..;step, ..]);
+                }
+                if *zeros {
+                    let [batch, height, width, _] = image.dims();
+                    let zero = Tensor::zeros([batch, height, width, 1], &image.device().inner());
+                    image = Tensor::cat(vec![image, zero], 3);
+                }
+                selection.apply(image, 3)
+            }
+        }
+    }
+}
+
+fn activate(function: Activation, x: Tensor<4>) -> Tensor<4> {
+    match function {
+        Activation::Relu => activation::relu(x),
+        Activation::Relu6 => activation::relu6(x),
+        Activation::Sigmoid => activation::sigmoid(x),
+        Activation::HardSigmoid => activation::hard_sigmoid(x, 1.0 / 6.0, 0.5),
+        Activation::HardSwish => activation::hard_swish(x),
+        Activation::Silu => activation::silu(x),
+    }
+}
+
+fn input_shape(op: &Op) -> Option<[usize; 3]> {
+    match op {
+        Op::Input { shape } => Some(*shape),
+        _ => None,
+    }
+}
+
+fn outputs(graph: &Graph, shapes: &[Shape]) -> ModuleError {
+    let described: Vec<String> = graph.outputs.iter().map(|&output| shapes[output].to_string()).collect();
+    ModuleError::Outputs(described.join(", "))
+}
+
+/// Index of every parameter by name.
+fn indices(graph: &Graph) -> Result<HashMap<String, usize>, ModuleError> {
+    Ok(graph.weight_specs()?.into_iter().enumerate().map(|(index, spec)| (spec.name, index)).collect())
+}
+
+/// A batch-norm and the nodes it takes in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Chain {
+    norm: ValueId,
+    /// The sum, and which of its two operands is the residual.
+    sum: Option<(ValueId, usize)>,
+    relu: bool,
+}
+
+/// Where a node is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Place {
+    /// By its own instruction.
+    Own,
+    /// By the instruction of a later node of its chain.
+    Inside,
+    /// It is the last of this chain.
+    Last(Chain),
+}
+
+/// Applies the fusion rule. `logits` counts as a reader of its value, as do the graph's outputs.
+fn fuse(graph: &Graph, plan: &ChannelPlan, logits: ValueId) -> Vec<Place> {
+    let consumers = graph.consumers();
+    let kept = |value: ValueId| value == logits || graph.outputs.contains(&value);
+    let only_reader = |value: ValueId| match consumers[value].as_slice() {
+        &[reader] if !kept(value) => Some(reader),
+        _ => None,
+    };
+    let mut places = vec![Place::Own; graph.nodes.len()];
+    // Later batch-norms first, so that of two in one sum the later takes it.
+    for norm in (0..graph.nodes.len()).rev().filter(|&id| matches!(graph.nodes[id].op, Op::BatchNorm { .. })) {
+        let mut chain = Chain { norm, sum: None, relu: false };
+        let mut last = norm;
+        if let Some(reader) = only_reader(norm) {
+            let node = &graph.nodes[reader];
+            let side = node.inputs.iter().position(|&input| input == norm);
+            if let (Op::Add, 2, Some(side), Place::Own) = (&node.op, node.inputs.len(), side, places[reader])
+                && plan.gather(reader, side).is_none()
+            {
+                chain.sum = Some((reader, 1 - side));
+                last = reader;
+            }
+        }
+        if let Some(reader) = only_reader(last)
+            && graph.nodes[reader].op == (Op::Activation { function: Activation::Relu })
+            && plan.gather(reader, 0).is_none()
+        {
+            chain.relu = true;
+            places[last] = Place::Inside;
+            last = reader;
+        }
+        places[norm] = Place::Inside;
+        places[last] = Place::Last(chain);
+    }
+    places
+}
+
+struct Compiler<'a> {
+    graph: &'a Graph,
+    shapes: &'a [Shape],
+    plan: &'a ChannelPlan,
+    implementation: Implementation,
+    indices: HashMap<String, usize>,
+}
+
+impl Compiler<'_> {
+    fn operand(&self, node: ValueId, side: usize) -> Operand {
+        let value = self.graph.nodes[node].inputs[side];
+        let gather = self.plan.gather(node, side).map(|gather| Selection::new(gather, self.channels(value)));
+        Operand { value, gather }
+    }
+
+    fn channels(&self, value: ValueId) -> usize {
+        self.shapes[value].channels()
+    }
+
+    fn index(&self, node: ValueId, suffix: &str) -> usize {
+        self.indices[&format!("{}.{suffix}", self.graph.nodes[node].name)]
+    }
+
+    /// The order in which a node reads an operand.
+    fn read_order(&self, node: ValueId, side: usize) -> ChannelOrder {
+        let value = self.graph.nodes[node].inputs[side];
+        let stored = self.plan.order(value);
+        match self.plan.gather(node, side) {
+            None => stored.clone(),
+            Some(gather) => {
+                let channels = gather.iter().map(|&position| stored.channels()[position as usize]).collect();
+                ChannelOrder::from_channels(channels).expect("a gather between channel orders is a permutation")
+            }
+        }
+    }
+
+    fn norm(&self, chain: Chain, output: ValueId) -> Result<Instruction, ModuleError> {
+        let Op::BatchNorm { epsilon, .. } = self.graph.nodes[chain.norm].op else {
+            unreachable!("chains start at a batch-norm")
+        };
+        let mut operands = vec![self.operand(chain.norm, 0)];
+        operands.extend(chain.sum.map(|(sum, side)| self.operand(sum, side)));
+        let index = |suffix: &str| self.index(chain.norm, suffix);
+        let step = Step::Norm(Norm {
+            op: NormOp::new(self.read_order(chain.norm, 0), epsilon, chain.relu, self.implementation),
+            scale: index("weight"),
+            shift: index("bias"),
+            mean: index("running_mean"),
+            variance: index("running_var"),
+        });
+        Ok(Instruction { step, operands, output })
+    }
+
+    fn conv(&self, id: ValueId, spec: ConvSpec, weights: ConvWeightIds, bias: bool) -> Result<Step, ModuleError> {
+        let in_size = self.shapes[self.graph.nodes[id].inputs[0]].size();
+        let conv = Conv::new(spec, in_size);
+        let conv = conv.map_err(|source| ModuleError::Conv { node: self.graph.nodes[id].name.clone(), source })?;
+        let bias = bias.then(|| self.index(id, "bias"));
+        Ok(Step::Conv { op: ConvOp::new(Arc::new(conv), self.implementation), weights, bias })
+    }
+
+    fn pool(&self, id: ValueId, kind: PoolKind, geometry: &Conv2dGeometry) -> Result<Step, ModuleError> {
+        let node = &self.graph.nodes[id];
+        let pool = PoolOp::new(kind, geometry.clone(), self.shapes[node.inputs[0]].size(), self.implementation);
+        pool.map(Step::Pool).map_err(|source| ModuleError::Pool { node: node.name.clone(), source })
+    }
+
+    fn instruction(&mut self, id: ValueId) -> Result<Instruction, ModuleError> {
+        let node = &self.graph.nodes[id];
+        let operands = (0..node.inputs.len()).map(|side| self.operand(id, side)).collect();
+        let out_order = self.plan.order(id).clone();
+        let step = match &node.op {
+            Op::Input { .. } => Step::Input(Selection::new(out_order.channels(), out_order.len())),
+            Op::Conv2d { in_channels, out_channels, geometry, kind, bias } => {
+                let weights = match kind {
+                    ConvKind::Standard | ConvKind::Grouped(_) => ConvWeightIds::Dense(self.index(id, "weight")),
+                    ConvKind::Het(_) => {
+                        ConvWeightIds::Het { center: self.index(id, "center"), ring: self.index(id, "ring") }
+                    }
+                };
+                let spec = ConvSpec {
+                    in_channels: *in_channels,
+                    out_channels: *out_channels,
+                    geometry: geometry.clone(),
+                    kind: kind.clone(),
+                    in_order: self.read_order(id, 0),
+                    out_order,
+                };
+                self.conv(id, spec, weights, *bias)?
+            }
+            Op::Linear { in_features, out_features, bias } => {
+                let spec = ConvSpec {
+                    in_channels: *in_features,
+                    out_channels: *out_features,
+                    geometry: Conv2dGeometry::same(1, 1),
+                    kind: ConvKind::Standard,
+                    in_order: self.read_order(id, 0),
+                    out_order,
+                };
+                self.conv(id, spec, ConvWeightIds::Linear(self.index(id, "weight")), *bias)?
+            }
+            Op::BatchNorm { .. } => unreachable!("a batch-norm is the start of a chain"),
+            Op::Activation { function } => Step::Activation(*function),
+            Op::Add => Step::Add,
+            Op::Mul => Step::Mul,
+            Op::Concat => Step::Concat(self.concat(id, &out_order)),
+            Op::MaxPool { geometry } => self.pool(id, PoolKind::Max, geometry)?,
+            Op::AvgPool { geometry, count_padding } => {
+                self.pool(id, PoolKind::Avg { count_padding: *count_padding }, geometry)?
+            }
+            Op::GlobalAvgPool => Step::GlobalAvgPool,
+            Op::Flatten => self.flatten(id, &out_order),
+            Op::Softmax => Step::Softmax,
+            Op::Gather { channels, stride } => self.gather(id, channels, *stride, &out_order),
+        };
+        Ok(Instruction { step, operands, output: id })
+    }
+
+    /// From the operands' orders one after another to the result's.
+    fn concat(&self, id: ValueId, out_order: &ChannelOrder) -> Selection {
+        let mut joined = Vec::with_capacity(out_order.len());
+        for side in 0..self.graph.nodes[id].inputs.len() {
+            let first = joined.len() as u32;
+            joined.extend(self.read_order(id, side).channels().iter().map(|&channel| first + channel));
+        }
+        let joined = ChannelOrder::from_channels(joined).expect("every operand's order is a permutation");
+        Selection::new(&out_order.gather_from(&joined), out_order.len())
+    }
+
+    /// Features are numbered channel by channel, so several pixels need channels in natural order.
+    fn flatten(&self, id: ValueId, out_order: &ChannelOrder) -> Step {
+        let in_order = self.read_order(id, 0);
+        let one_pixel = self.shapes[self.graph.nodes[id].inputs[0]].size() == [1, 1];
+        let (to_natural, produced) = if one_pixel {
+            (Selection::identity(), in_order)
+        } else {
+            (Selection::new(&in_order.positions(), in_order.len()), ChannelOrder::natural(out_order.len()))
+        };
+        Step::Flatten { to_natural, to_stored: Selection::new(&out_order.gather_from(&produced), out_order.len()) }
+    }
+
+    fn gather(&self, id: ValueId, channels: &[Option<u32>], stride: usize, out_order: &ChannelOrder) -> Step {
+        let in_order = self.read_order(id, 0);
+        let positions = in_order.positions();
+        let zeros = channels.contains(&None);
+        let source = |&channel: &u32| match channels[channel as usize] {
+            Some(channel) => positions[channel as usize],
+            None => in_order.len() as u32,
+        };
+        let sources: Vec<u32> = out_order.channels().iter().map(source).collect();
+        let selection = Selection::new(&sources, in_order.len() + usize::from(zeros));
+        Step::Gather { selection, zeros, stride }
+    }
+}

@@ -1,0 +1,109 @@
+//! Files that are either whole or not there.
+
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+/// Writes a file so that whoever looks at `path`, at any moment and after any crash, sees the old file or the new one,
+/// whole: the bytes go to a temporary file beside it, which is synced and renamed.
+///
+/// # Errors
+/// Whatever `write` or the file system reports; the old file is then as it was, and no temporary file is left.
+///
+/// ```
+/// use std::io::Write;
+/// let directory = tempfile::tempdir()?;
+/// let path = directory.path().join("notes.txt");
+/// hetconv_graph::atomic_write(&path, |file| file.write_all(b"whole"))?;
+/// assert_eq!(std::fs::read(&path)?, b"whole");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // Dropped on every early return below, and with it the file on disk.
+    let mut temporary = new_file(directory)?;
+    let mut buffered = BufWriter::new(temporary.as_file_mut());
+    write(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    sync_directory(directory)
+}
+
+/// A temporary file with the permissions any new file would have; the default of temporary files is private.
+#[cfg(unix)]
+fn new_file(directory: &Path) -> io::Result<NamedTempFile> {
+    use std::os::unix::fs::PermissionsExt;
+    // The process's umask is applied to these by the system.
+    let permissions = std::fs::Permissions::from_mode(0o666);
+    tempfile::Builder::new().prefix(".hetconv-").permissions(permissions).tempfile_in(directory)
+}
+
+#[cfg(not(unix))]
+fn new_file(directory: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(".hetconv-").tempfile_in(directory)
+}
+
+/// Makes the rename itself survive a crash.
+#[cfg(unix)]
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    std::fs::File::open(directory)?.sync_all()
+}
+
+/// Elsewhere directories cannot be opened as files, and renames are durable without.
+#[cfg(not(unix))]
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    directory.metadata().map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(directory).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_writer_that_fails_half_way_leaves_the_old_file_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model");
+        atomic_write(&path, |file| file.write_all(b"old")).unwrap();
+        let failed = atomic_write(&path, |file| {
+            file.write_all(&vec![7; 100_000])?;
+            Err(io::Error::other("disk on fire"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "disk on fire");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(entries(directory.path()), ["model"]);
+        atomic_write(&path, |file| file.write_all(b"new")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(entries(directory.path()), ["model"]);
+    }
+
+    #[test]
+    fn a_writer_that_panics_leaves_the_old_file_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model");
+        atomic_write(&path, |file| file.write_all(b"old")).unwrap();
+        let write = || atomic_write(&path, |_| panic!("half way"));
+        assert!(std::panic::catch_unwind(write).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(entries(directory.path()), ["model"]);
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = atomic_write(&directory.path().join("no/where"), |_| Ok(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

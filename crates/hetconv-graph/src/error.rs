@@ -1,0 +1,146 @@
+//! What can be wrong with a graph.
+
+use hetconv_core::{GeometryError, PatternError};
+
+use crate::Shape;
+
+/// Why a graph is not a network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GraphError {
+    /// A node that cannot compute what it claims to.
+    #[error("node `{node}`: {fault}")]
+    Node {
+        /// The node's name.
+        node: String,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// Two nodes of one name, or a node without a name.
+    #[error("node name `{name}` is {}", if name.is_empty() { "empty" } else { "used twice" })]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A graph without results.
+    #[error("the graph has no outputs")]
+    NoOutputs,
+    /// An output that no node produces.
+    #[error("output {output} does not exist: the graph has {nodes} nodes")]
+    Output {
+        /// The output's value.
+        output: usize,
+        /// Number of nodes.
+        nodes: usize,
+    },
+    /// A name that is no architecture of the zoo.
+    #[error("unknown architecture `{name}`")]
+    UnknownArchitecture {
+        /// The name.
+        name: String,
+    },
+    /// JSON that is not a graph.
+    #[error("not a graph: {0}")]
+    Json(String),
+}
+
+/// What is wrong with a node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// An input that is not an earlier node.
+    #[error("reads value {input}, which is not produced before it")]
+    Order {
+        /// The value read.
+        input: usize,
+    },
+    /// The wrong number of inputs.
+    #[error("takes {expected}, but has {found}")]
+    Arity {
+        /// What it takes.
+        expected: &'static str,
+        /// What it has.
+        found: usize,
+    },
+    /// An image where features are needed, or the reverse.
+    #[error("takes {expected}, but its input is {found}")]
+    Kind {
+        /// What it takes.
+        expected: &'static str,
+        /// What it is given.
+        found: Shape,
+    },
+    /// The wrong number of channels or features.
+    #[error("takes {expected} channels, but its input has {found}")]
+    Channels {
+        /// What it takes.
+        expected: usize,
+        /// What it is given.
+        found: usize,
+    },
+    /// Operands that do not go together.
+    #[error("its operands are {first} and {other}, which do not go together")]
+    Operands {
+        /// The first operand.
+        first: Shape,
+        /// The one that does not match.
+        other: Shape,
+    },
+    /// A number that must not be zero.
+    #[error("{0} is 0, but must be at least 1")]
+    Zero(&'static str),
+    /// A window that cannot be applied.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// A pooling window that may lie wholly in the padding.
+    #[error("padding of {padding} pixels is not smaller than the pooling window of {window}")]
+    PoolPadding {
+        /// Padding on the offending side.
+        padding: usize,
+        /// Extent of the window.
+        window: usize,
+    },
+    /// Groups that do not divide the channels and filters.
+    #[error("{groups} groups do not divide {in_channels} channels and {out_channels} filters")]
+    Groups {
+        /// Number of groups.
+        groups: usize,
+        /// M.
+        in_channels: usize,
+        /// N.
+        out_channels: usize,
+    },
+    /// A HetConv pattern that cannot be made.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// A HetConv pattern for a layer of another size.
+    #[error("its pattern is for {pattern:?} channels and filters, but it has {layer:?}")]
+    PatternSize {
+        /// M and N of the pattern.
+        pattern: [usize; 2],
+        /// M and N of the layer.
+        layer: [usize; 2],
+    },
+    /// A HetConv layer whose window has no centre.
+    #[error("HetConv needs an odd kernel, got {0:?}")]
+    EvenKernel([usize; 2]),
+    /// A batch-norm epsilon that is not a positive number.
+    #[error("epsilon must be a positive finite number")]
+    Epsilon,
+    /// A gather from a channel that does not exist.
+    #[error("gathers channel {channel} of an input with {channels}")]
+    Gather {
+        /// The channel asked for.
+        channel: u32,
+        /// The channels there are.
+        channels: usize,
+    },
+    /// Sizes beyond what can be counted or stored.
+    #[error("its sizes are too large to count")]
+    TooLarge,
+}
+
+impl Fault {
+    /// The error that says where the fault is.
+    pub(crate) fn at(self, node: &str) -> GraphError {
+        GraphError::Node { node: node.to_owned(), fault: self }
+    }
+}

@@ -1,0 +1,177 @@
+//! The network as data: nodes, operators and the values between them.
+
+use hetconv_core::Conv2dGeometry;
+pub use hetconv_core::ConvKind;
+use serde::{Deserialize, Serialize};
+
+use crate::GraphError;
+
+/// Index of a node in [`Graph::nodes`], and of the one value it produces.
+pub type ValueId = usize;
+
+/// A convolutional network: nodes in topological order, each producing one value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Graph {
+    /// What the network calls itself, such as `vgg16-cifar_p4`.
+    pub name: String,
+    /// The nodes; a node's inputs stand before it.
+    pub nodes: Vec<Node>,
+    /// The values that are the network's results.
+    pub outputs: Vec<ValueId>,
+}
+
+impl Graph {
+    /// The value produced by the node of this name.
+    pub fn find(&self, name: &str) -> Option<ValueId> {
+        self.nodes.iter().position(|node| node.name == name)
+    }
+
+    /// For every value, the nodes that read it, ascending; a node that reads it twice stands there twice.
+    pub fn consumers(&self) -> Vec<Vec<ValueId>> {
+        let mut consumers = vec![Vec::new(); self.nodes.len()];
+        for (id, node) in self.nodes.iter().enumerate() {
+            for &input in &node.inputs {
+                if let Some(readers) = consumers.get_mut(input) {
+                    readers.push(id);
+                }
+            }
+        }
+        consumers
+    }
+
+    /// `[channels, height, width]` of the first input, if there is one.
+    pub fn input_shape(&self) -> Option<[usize; 3]> {
+        self.nodes.iter().find_map(|node| match node.op {
+            Op::Input { shape } => Some(shape),
+            _ => None,
+        })
+    }
+
+    /// The graph as one line of JSON.
+    ///
+    /// # Errors
+    /// [`GraphError::Json`] if a number has no JSON form.
+    pub fn to_json(&self) -> Result<String, GraphError> {
+        serde_json::to_string(self).map_err(|error| GraphError::Json(error.to_string()))
+    }
+
+    /// A graph from its JSON, validated.
+    ///
+    /// # Errors
+    /// [`GraphError::Json`] if the text is not a graph, or the fault [`Graph::validate`] finds.
+    pub fn from_json(json: &str) -> Result<Self, GraphError> {
+        let graph: Self = serde_json::from_str(json).map_err(|error| GraphError::Json(error.to_string()))?;
+        graph.validate()?;
+        Ok(graph)
+    }
+}
+
+/// One operator application.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Unique name; its weights are called `NAME.weight` and so on.
+    pub name: String,
+    /// What it computes.
+    pub op: Op,
+    /// The values it reads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<ValueId>,
+}
+
+/// What a node computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Op {
+    /// The network's input: images of `[channels, height, width]`.
+    Input {
+        /// Channels, height, width of one image.
+        shape: [usize; 3],
+    },
+    /// A convolution. Weights: `weight` `[N, M/groups, kh, kw]` (standard, grouped) or `center` `[N, M]` and `ring`
+    /// `[N, S, kh·kw−1]` (HetConv; ring taps in row-major order without the centre); `bias` `[N]` if asked for.
+    Conv2d {
+        /// M.
+        in_channels: usize,
+        /// N.
+        out_channels: usize,
+        /// Kernel, stride, padding, dilation.
+        geometry: Conv2dGeometry,
+        /// Which kernels the filters have.
+        kind: ConvKind,
+        /// Whether one number per filter is added to the result.
+        bias: bool,
+    },
+    /// Normalisation of each channel. Weights: `weight`, `bias`, `running_mean`, `running_var`, each `[channels]`.
+    BatchNorm {
+        /// Number of channels.
+        channels: usize,
+        /// Added to the variance under the square root.
+        epsilon: f32,
+    },
+    /// An elementwise function.
+    Activation {
+        /// Which one.
+        function: Activation,
+    },
+    /// Elementwise sum of all inputs.
+    Add,
+    /// Elementwise product of two inputs; an input of 1×1 pixels scales the channels of the other.
+    Mul,
+    /// Concatenation of all inputs along the channels.
+    Concat,
+    /// Largest value of each window.
+    MaxPool {
+        /// The window; padding never wins.
+        geometry: Conv2dGeometry,
+    },
+    /// Mean of each window.
+    AvgPool {
+        /// The window.
+        geometry: Conv2dGeometry,
+        /// Whether padded zeros count as pixels.
+        count_padding: bool,
+    },
+    /// Mean over all pixels of each channel; keeps 1×1 pixels.
+    GlobalAvgPool,
+    /// Image to features, channel by channel, row by row.
+    Flatten,
+    /// Fully connected layer. Weights: `weight` `[out, in]`; `bias` `[out]` if asked for.
+    Linear {
+        /// Number of input features.
+        in_features: usize,
+        /// Number of output features.
+        out_features: usize,
+        /// Whether one number per output feature is added.
+        bias: bool,
+    },
+    /// Softmax over features.
+    Softmax,
+    /// Output channel `i` is input channel `channels[i]`; a subsampled, zero-padded shortcut is `stride` with
+    /// `None` for zero channels.
+    Gather {
+        /// Source channel of every output channel; `None` gives zeros.
+        channels: Vec<Option<u32>>,
+        /// Every `stride`-th pixel of every `stride`-th row is kept.
+        stride: usize,
+    },
+}
+
+/// Elementwise functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// max(x, 0).
+    Relu,
+    /// min(max(x, 0), 6).
+    Relu6,
+    /// 1/(1+exp(−x)).
+    Sigmoid,
+    /// min(max(x/6 + 1/2, 0), 1).
+    HardSigmoid,
+    /// x · hard-sigmoid(x).
+    HardSwish,
+    /// x · sigmoid(x).
+    Silu,
+}

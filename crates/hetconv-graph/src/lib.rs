@@ -1,0 +1,50 @@
+//! Convolutional networks as a graph, and everything that can be said about one without running it.
+//!
+//! * [`Graph`] is the network: nodes in topological order, each producing one value. [`GraphBuilder`] writes one in a few
+//!   lines, [`zoo`] holds the paper's networks, [`ModelName`] is their naming scheme.
+//! * [`Graph::shapes`] infers and checks every value's [`Shape`]; [`Graph::cost`] counts MACs, parameters and stages.
+//! * [`rewrite()`] replaces standard convolutions by HetConv or by the paper's alternatives; [`squeeze_excite`] adds SE.
+//! * [`Weights`] holds the numbers by name; [`ModelFile`] stores graph and weights in one `.safetensors` file.
+//! * [`ChannelPlan`] decides in which order every value's channels are stored, so that HetConv's classes are contiguous.
+//!
+//! ```
+//! use hetconv_graph::{ModelName, Weights, zoo};
+//! let name: ModelName = "small-cifar_p4".parse()?;
+//! let graph = zoo::build(&name, 10)?;
+//! let cost = graph.cost()?;
+//! println!("{}: {} MACs, {} parameters, {} stages", graph.name, cost.macs, cost.params, cost.stages);
+//! let weights = Weights::init(&graph, 1)?;
+//! weights.check(&graph)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod atomic;
+mod builder;
+mod cost;
+mod error;
+
+mod file;
+mod graph;
+mod name;
+mod order;
+mod rewrite;
+mod se;
+mod shape;
+mod weights;
+pub mod zoo;
+
+pub use atomic::atomic_write;
+pub use builder::GraphBuilder;
+pub use cost::{Cost, LayerCost};
+pub use error::{Fault, GraphError};
+
+pub use file::{FileError, FileFault, ModelFile, Normalisation};
+pub use graph::*;
+pub use name::{ModelName, NameError};
+
+pub use order::{ChannelPlan, is_contiguous};
+pub use rewrite::{ArrangementKind, NameFilter, NoteKind, RewriteNote, RewriteOptions, Substitution, rewrite};
+pub use se::squeeze_excite;
+pub use shape::Shape;
+pub use weights::{WeightError, WeightRole, WeightSpec, WeightTensor, Weights};

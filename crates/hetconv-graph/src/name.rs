@@ -1,0 +1,140 @@
+//! The paper's names for networks: `ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Substitution, zoo};
+
+/// A network's name, taken apart.
+///
+/// ```
+/// use hetconv_graph::{ModelName, Substitution};
+/// let name: ModelName = "vgg16-cifar_p4_se".parse()?;
+/// assert_eq!(name.architecture, "vgg16-cifar");
+/// assert_eq!(name.substitution, Substitution::Het { parts: 4 });
+/// assert!(name.se);
+/// assert_eq!(name.to_string(), "vgg16-cifar_p4_se");
+/// # Ok::<(), hetconv_graph::NameError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ModelName {
+    /// One of [`zoo::architectures`].
+    pub architecture: String,
+    /// What takes the place of its standard convolutions.
+    pub substitution: Substitution,
+    /// Whether it has squeeze-and-excitation.
+    pub se: bool,
+}
+
+/// A name that means no network.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// No such architecture or variant.
+    #[error("unknown network `{name}`; did you mean `{suggestion}`? Names are ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// The known name nearest to it.
+        suggestion: String,
+    },
+    /// P = 0 or G = 0.
+    #[error("`{name}` asks for 0 parts or groups; at least 1 is needed")]
+    Zero {
+        /// The name.
+        name: String,
+    },
+}
+
+impl ModelName {
+    /// The same architecture, with or without squeeze-and-excitation as here, with another substitution.
+    #[must_use]
+    pub fn with_substitution(&self, substitution: Substitution) -> Self {
+        Self { substitution, ..self.clone() }
+    }
+}
+
+impl fmt::Display for Substitution {
+    /// The part of a name that stands for it: `p4`, `pc`, `gwc4_pwc`, `dwc_pwc` or `standard`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Substitution::Standard => write!(f, "standard"),
+            Substitution::Het { parts } => write!(f, "p{parts}"),
+            Substitution::PointwiseChannel => write!(f, "pc"),
+            Substitution::GroupPointwise { groups } => write!(f, "gwc{groups}_pwc"),
+            Substitution::DepthwisePointwise => write!(f, "dwc_pwc"),
+        }
+    }
+}
+
+impl FromStr for Substitution {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let unknown = || NameError::Unknown {
+            name: text.to_owned(),
+            suggestion: nearest(text, zoo::VARIANTS.iter().map(|v| if v.is_empty() { "standard" } else { v })),
+        };
+        let number = |digits: &str| {
+            // One spelling per number: no sign, no leading zero.
+            let number: usize = digits.parse().map_err(|_| unknown())?;
+            if number.to_string() != digits {
+                return Err(unknown());
+            }
+            if number == 0 { Err(NameError::Zero { name: text.to_owned() }) } else { Ok(number) }
+        };
+        match text {
+            "standard" => Ok(Substitution::Standard),
+            "pc" => Ok(Substitution::PointwiseChannel),
+            "dwc_pwc" => Ok(Substitution::DepthwisePointwise),
+            _ => {
+                if let Some(groups) = text.strip_prefix("gwc").and_then(|rest| rest.strip_suffix("_pwc")) {
+                    Ok(Substitution::GroupPointwise { groups: number(groups)? })
+                } else if let Some(parts) = text.strip_prefix('p') {
+                    Ok(Substitution::Het { parts: number(parts)? })
+                } else {
+                    Err(unknown())
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.architecture)?;
+        if self.substitution != Substitution::Standard {
+            write!(f, "_{}", self.substitution)?;
+        }
+        if self.se { write!(f, "_se") } else { Ok(()) }
+    }
+}
+
+impl FromStr for ModelName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        let unknown = || {
+            let known = zoo::known_names();
+            NameError::Unknown { name: name.to_owned(), suggestion: nearest(name, known.iter().map(String::as_str)) }
+        };
+        let (stem, se) = name.strip_suffix("_se").map_or((name, false), |stem| (stem, true));
+        let (architecture, variant) = stem.split_once('_').map_or((stem, None), |(a, v)| (a, Some(v)));
+        if !zoo::architectures().iter().any(|known| known.name == architecture) {
+            return Err(unknown());
+        }
+        let substitution = match variant {
+            None => Substitution::Standard,
+            Some("standard") => return Err(unknown()),
+            Some(variant) => variant.parse().map_err(|error| match error {
+                NameError::Zero { .. } => NameError::Zero { name: name.to_owned() },
+                NameError::Unknown { .. } => unknown(),
+            })?,
+        };
+        Ok(Self { architecture: architecture.to_owned(), substitution, se })
+    }
+}
+
+/// The candidate most like the text.
+fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    candidates.min_by_key(|candidate| strsim::damerau_levenshtein(text, candidate)).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,288 @@
+//! Shape inference, and with it the check that a graph makes sense.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use hetconv_core::Conv2dGeometry;
+
+use crate::{ConvKind, Fault, Graph, GraphError, Node, Op};
+
+/// The shape of one value for one image; the batch is not part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// Channels of pixels.
+    Image {
+        /// Number of channels.
+        channels: usize,
+        /// Pixels from top to bottom.
+        height: usize,
+        /// Pixels from left to right.
+        width: usize,
+    },
+    /// So many numbers without a place.
+    Features(usize),
+}
+
+impl Shape {
+    /// Number of channels of an image, or of features.
+    pub fn channels(&self) -> usize {
+        match *self {
+            Shape::Image { channels, .. } => channels,
+            Shape::Features(features) => features,
+        }
+    }
+
+    /// Height and width; features count as one pixel.
+    pub fn size(&self) -> [usize; 2] {
+        match *self {
+            Shape::Image { height, width, .. } => [height, width],
+            Shape::Features(_) => [1, 1],
+        }
+    }
+
+    /// Number of elements. Shapes that come from [`Graph::shapes`] never overflow.
+    pub fn elements(&self) -> usize {
+        let [height, width] = self.size();
+        self.channels() * height * width
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Shape::Image { channels, height, width } => write!(f, "an image of {channels}×{height}×{width}"),
+            Shape::Features(features) => write!(f, "{features} features"),
+        }
+    }
+}
+
+impl Graph {
+    /// The shape of every value, for one image.
+    ///
+    /// # Errors
+    /// The first node that cannot compute what it claims to.
+    pub fn shapes(&self) -> Result<Vec<Shape>, GraphError> {
+        let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let read = |&input: &usize| shapes.get(input).copied().ok_or(Fault::Order { input });
+            let inputs: Result<Vec<Shape>, Fault> = node.inputs.iter().map(read).collect();
+            let shape = inputs.and_then(|inputs| infer(node, &inputs)).map_err(|fault| fault.at(&node.name))?;
+            shapes.push(shape);
+        }
+        Ok(shapes)
+    }
+
+    /// Checks everything a graph promises: topological order, unique names, operands that fit, parameters that are
+    /// consistent, outputs that exist, sizes that can be counted.
+    ///
+    /// # Errors
+    /// The first fault found.
+    pub fn validate(&self) -> Result<(), GraphError> {
+        self.shapes()?;
+        let mut names = HashSet::new();
+        for Node { name, .. } in &self.nodes {
+            if name.is_empty() || !names.insert(name) {
+                return Err(GraphError::Name { name: name.clone() });
+            }
+        }
+        if self.outputs.is_empty() {
+            return Err(GraphError::NoOutputs);
+        }
+        match self.outputs.iter().find(|&&output| output >= self.nodes.len()) {
+            Some(&output) => Err(GraphError::Output { output, nodes: self.nodes.len() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The same network for images of another size, in pixels.
+    ///
+    /// # Errors
+    /// A network that does not fit the size, such as one whose classifier expects a fixed number of features.
+    pub fn with_input_size(&self, height: usize, width: usize) -> Result<Graph, GraphError> {
+        let mut graph = self.clone();
+        for node in &mut graph.nodes {
+            if let Op::Input { shape } = &mut node.op {
+                *shape = [shape[0], height, width];
+            }
+        }
+        graph.validate()?;
+        Ok(graph)
+    }
+}
+
+/// The product of sizes, if it can be stored as that many f32.
+pub(crate) fn product(sizes: &[usize]) -> Result<usize, Fault> {
+    let product = sizes.iter().try_fold(1_usize, |total, &size| total.checked_mul(size));
+    product.filter(|&total| total <= isize::MAX as usize / size_of::<f32>()).ok_or(Fault::TooLarge)
+}
+
+/// The shape of a node's value given those of its inputs; checks the node on the way.
+pub(crate) fn infer(node: &Node, inputs: &[Shape]) -> Result<Shape, Fault> {
+    check_arity(&node.op, inputs.len())?;
+    let shape = match &node.op {
+        Op::Input { shape: [channels, height, width] } => {
+            for (what, size) in [("channels", channels), ("height", height), ("width", width)] {
+                nonzero(what, *size)?;
+            }
+            Shape::Image { channels: *channels, height: *height, width: *width }
+        }
+        Op::Conv2d { in_channels, out_channels, geometry, kind, .. } => {
+            let size = image(inputs[0])?;
+            check_channels(*in_channels, inputs[0])?;
+            check_conv(*in_channels, *out_channels, geometry, kind)?;
+            let [height, width] = geometry.output_size(size)?;
+            Shape::Image { channels: *out_channels, height, width }
+        }
+        Op::BatchNorm { channels, epsilon } => {
+            if !(epsilon.is_finite() && *epsilon > 0.0) {
+                return Err(Fault::Epsilon);
+            }
+            check_channels(*channels, inputs[0])?;
+            inputs[0]
+        }
+        Op::Activation { .. } => inputs[0],
+        Op::Add => match inputs.iter().find(|&&other| other != inputs[0]) {
+            Some(&other) => return Err(Fault::Operands { first: inputs[0], other }),
+            None => inputs[0],
+        },
+        Op::Mul => product_shape(inputs[0], inputs[1])?,
+        Op::Concat => concat_shape(inputs)?,
+        Op::MaxPool { geometry } | Op::AvgPool { geometry, .. } => {
+            let [height, width] = geometry.output_size(image(inputs[0])?)?;
+            check_pool_padding(geometry)?;
+            Shape::Image { channels: inputs[0].channels(), height, width }
+        }
+        Op::GlobalAvgPool => {
+            image(inputs[0])?;
+            Shape::Image { channels: inputs[0].channels(), height: 1, width: 1 }
+        }
+        Op::Flatten => {
+            image(inputs[0])?;
+            Shape::Features(inputs[0].elements())
+        }
+        Op::Linear { in_features, out_features, .. } => {
+            features(inputs[0])?;
+            check_channels(*in_features, inputs[0])?;
+            nonzero("out_features", *out_features)?;
+            product(&[*in_features, *out_features])?;
+            Shape::Features(*out_features)
+        }
+        Op::Softmax => {
+            features(inputs[0])?;
+            inputs[0]
+        }
+        Op::Gather { channels, stride } => {
+            let [height, width] = image(inputs[0])?;
+            let available = inputs[0].channels();
+            nonzero("stride", *stride)?;
+            nonzero("channels", channels.len())?;
+            if let Some(&channel) = channels.iter().flatten().find(|&&channel| channel as usize >= available) {
+                return Err(Fault::Gather { channel, channels: available });
+            }
+            Shape::Image { channels: channels.len(), height: height.div_ceil(*stride), width: width.div_ceil(*stride) }
+        }
+    };
+    let [height, width] = shape.size();
+    product(&[shape.channels(), height, width])?;
+    // Channel numbers are stored as u32.
+    if u32::try_from(shape.channels()).is_err() { Err(Fault::TooLarge) } else { Ok(shape) }
+}
+
+fn check_arity(op: &Op, found: usize) -> Result<(), Fault> {
+    let (expected, legal) = match op {
+        Op::Input { .. } => ("no inputs", found == 0),
+        Op::Add | Op::Concat => ("at least one input", found >= 1),
+        Op::Mul => ("two inputs", found == 2),
+        _ => ("one input", found == 1),
+    };
+    if legal { Ok(()) } else { Err(Fault::Arity { expected, found }) }
+}
+
+fn check_conv(
+    in_channels: usize,
+    out_channels: usize,
+    geometry: &Conv2dGeometry,
+    kind: &ConvKind,
+) -> Result<(), Fault> {
+    nonzero("in_channels", in_channels)?;
+    nonzero("out_channels", out_channels)?;
+    geometry.validate()?;
+    let weights = [in_channels, out_channels, geometry.kernel[0], geometry.kernel[1]];
+    product(&weights)?;
+    match kind {
+        ConvKind::Standard => Ok(()),
+        ConvKind::Grouped(groups) => {
+            let groups = *groups;
+            let divides = groups > 0 && in_channels.is_multiple_of(groups) && out_channels.is_multiple_of(groups);
+            if divides { Ok(()) } else { Err(Fault::Groups { groups, in_channels, out_channels }) }
+        }
+        ConvKind::Het(pattern) => {
+            let (pattern, layer) = ([pattern.in_channels(), pattern.out_channels()], [in_channels, out_channels]);
+            if pattern != layer {
+                return Err(Fault::PatternSize { pattern, layer });
+            }
+            geometry.center_tap().map(|_| ()).ok_or(Fault::EvenKernel(geometry.kernel))
+        }
+    }
+}
+
+/// A pooling window must see at least one pixel.
+fn check_pool_padding(geometry: &Conv2dGeometry) -> Result<(), Fault> {
+    for axis in 0..2 {
+        let window = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1;
+        let padding = geometry.padding[axis].max(geometry.padding[axis + 2]);
+        if padding >= window {
+            return Err(Fault::PoolPadding { padding, window });
+        }
+    }
+    Ok(())
+}
+
+fn product_shape(first: Shape, other: Shape) -> Result<Shape, Fault> {
+    let scales = |gate: Shape, of: Shape| gate.channels() == of.channels() && gate.size() == [1, 1];
+    match (first, other) {
+        _ if first == other => Ok(first),
+        (Shape::Image { .. }, Shape::Image { .. }) if scales(other, first) => Ok(first),
+        (Shape::Image { .. }, Shape::Image { .. }) if scales(first, other) => Ok(other),
+        _ => Err(Fault::Operands { first, other }),
+    }
+}
+
+fn concat_shape(inputs: &[Shape]) -> Result<Shape, Fault> {
+    let first = inputs[0];
+    let mut total = 0_usize;
+    for &other in inputs {
+        let same_kind = matches!(first, Shape::Image { .. }) == matches!(other, Shape::Image { .. });
+        if !same_kind || first.size() != other.size() {
+            return Err(Fault::Operands { first, other });
+        }
+        total = total.checked_add(other.channels()).ok_or(Fault::TooLarge)?;
+    }
+    Ok(match first {
+        Shape::Image { height, width, .. } => Shape::Image { channels: total, height, width },
+        Shape::Features(_) => Shape::Features(total),
+    })
+}
+
+fn image(shape: Shape) -> Result<[usize; 2], Fault> {
+    match shape {
+        Shape::Image { height, width, .. } => Ok([height, width]),
+        Shape::Features(_) => Err(Fault::Kind { expected: "an image", found: shape }),
+    }
+}
+
+fn features(shape: Shape) -> Result<usize, Fault> {
+    match shape {
+        Shape::Features(features) => Ok(features),
+        Shape::Image { .. } => Err(Fault::Kind { expected: "features", found: shape }),
+    }
+}
+
+fn check_channels(expected: usize, input: Shape) -> Result<(), Fault> {
+    let found = input.channels();
+    if expected == found { Ok(()) } else { Err(Fault::Channels { expected, found }) }
+}
+
+fn nonzero(what: &'static str, value: usize) -> Result<(), Fault> {
+    if value == 0 { Err(Fault::Zero(what)) } else { Ok(()) }
+}

@@ -1,0 +1,409 @@
+//! The convolution as its callers see it.
+
+use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
+use rayon::prelude::*;
+
+use crate::depthwise::Depthwise;
+use crate::gather::Gather;
+use crate::grad_weight::GradWeight;
+use crate::isa::Isa;
+use crate::pack::{Classes, Direction, Layout};
+use crate::parallel::reduction_parts;
+use crate::taps::{self, Region};
+
+/// A convolution: its shape, its kind and the channel orders of its two activations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvSpec {
+    /// M.
+    pub in_channels: usize,
+    /// N.
+    pub out_channels: usize,
+    /// Kernel, stride, padding, dilation.
+    pub geometry: Conv2dGeometry,
+    /// Standard, grouped or HetConv.
+    pub kind: ConvKind,
+    /// Order in which the input's channels are stored.
+    pub in_order: ChannelOrder,
+    /// Order in which the filters' results are stored.
+    pub out_order: ChannelOrder,
+}
+
+/// Why a convolution cannot be computed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ConvError {
+    /// The window does not fit the image.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// Channel numbers, orders, groups or pattern that contradict each other.
+    #[error("{0}")]
+    Inconsistent(String),
+}
+
+/// A layer's weights, in canonical form and natural order.
+#[derive(Clone, Copy, Debug)]
+pub enum ConvWeights<'a> {
+    /// Standard and grouped: `[N, M/groups, kh, kw]`.
+    Dense(&'a [f32]),
+    /// HetConv.
+    Het {
+        /// Centre taps `[N, M]`.
+        center: &'a [f32],
+        /// The other taps of the spatial channels `[N, S, kh·kw−1]`.
+        ring: &'a [f32],
+    },
+}
+
+/// Where a layer's weight gradients go; shaped as [`ConvWeights`].
+#[derive(Debug)]
+pub enum ConvWeightsMut<'a> {
+    /// Standard and grouped: `[N, M/groups, kh, kw]`.
+    Dense(&'a mut [f32]),
+    /// HetConv.
+    Het {
+        /// Centre taps `[N, M]`.
+        center: &'a mut [f32],
+        /// The other taps of the spatial channels `[N, S, kh·kw−1]`; spare slots become +0.
+        ring: &'a mut [f32],
+    },
+}
+
+/// A convolution prepared for one image size: the tables that its three kernels read.
+#[derive(Debug)]
+pub struct Conv {
+    spec: ConvSpec,
+    classes: Classes,
+    in_size: [usize; 2],
+    out_size: [usize; 2],
+    forward: Vec<Region>,
+    backward: Vec<Region>,
+    /// For every tap, the pairs of input and output pixel it joins.
+    pairs: Vec<Vec<(usize, usize)>>,
+    depthwise: bool,
+}
+
+impl Conv {
+    /// Prepares a convolution for images of `[height, width]` pixels.
+    ///
+    /// # Errors
+    /// [`ConvError`] if the window does not fit or the parts of the specification contradict each other.
+    pub fn new(spec: ConvSpec, in_size: [usize; 2]) -> Result<Self, ConvError> {
+        let out_size = spec.geometry.output_size(in_size)?;
+        spec.check()?;
+        let classes = Classes::new(&spec);
+        let geometry = &spec.geometry;
+        let axis = |axis: usize| taps::forward_axis(geometry, axis, in_size[axis], out_size[axis]);
+        let back = |axis: usize| taps::backward_axis(geometry, axis, in_size[axis], out_size[axis]);
+        let (rows, columns) = (axis(0), axis(1));
+        let width = geometry.kernel[1];
+        let tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, in_size[1]);
+        let groups = match spec.kind {
+            ConvKind::Grouped(groups) => groups,
+            _ => 0,
+        };
+        Ok(Self {
+            forward: taps::regions(width, &rows, &columns, in_size[1]),
+            backward: taps::regions(width, &back(0), &back(1), out_size[1]),
+            pairs: (0..geometry.taps()).map(tap).collect(),
+            depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
+            classes,
+            in_size,
+            out_size,
+            spec,
+        })
+    }
+
+    /// What was asked for.
+    pub fn spec(&self) -> &ConvSpec {
+        &self.spec
+    }
+
+    /// Input height and width, in pixels.
+    pub fn in_size(&self) -> [usize; 2] {
+        self.in_size
+    }
+
+    /// Output height and width, in pixels.
+    pub fn out_size(&self) -> [usize; 2] {
+        self.out_size
+    }
+
+    /// MACs of the layer for one image, as the paper counts them: taps on padding included.
+    pub fn macs(&self) -> usize {
+        let pixels = self.out_size[0] * self.out_size[1];
+        let taps = self.spec.geometry.taps();
+        let weights = match &self.spec.kind {
+            ConvKind::Standard => self.spec.in_channels * self.spec.out_channels * taps,
+            ConvKind::Grouped(groups) => self.spec.in_channels / groups * self.spec.out_channels * taps,
+            ConvKind::Het(pattern) => pattern.weights(taps),
+        };
+        pixels * weights
+    }
+
+    /// MACs of the layer's own pattern that forward executes for one image: taps on padding are skipped.
+    pub fn executed_macs(&self) -> usize {
+        let center = self.spec.geometry.center_tap().filter(|_| self.classes.dense_center);
+        let mut class_sizes = vec![0usize; self.classes.count];
+        for &class in &self.classes.channels {
+            class_sizes[class as usize] += 1;
+        }
+        let ring: usize = self.classes.filters.iter().map(|&class| class_sizes[class as usize]).sum();
+        let of_tap = |tap: usize| {
+            let weights =
+                if Some(tap) == center { self.spec.in_channels * self.spec.out_channels } else { ring };
+            weights * self.pairs[tap].len()
+        };
+        (0..self.pairs.len()).map(of_tap).sum()
+    }
+
+    fn in_len(&self, batch: usize) -> usize {
+        batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels
+    }
+
+    fn out_len(&self, batch: usize) -> usize {
+        batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels
+    }
+
+    /// Computes `output` `[batch, out height, out width, N]` from `input` `[batch, height, width, M]`.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer.
+    pub fn forward(
+        &self,
+        isa: Isa,
+        batch: usize,
+        input: &[f32],
+        weights: ConvWeights<'_>,
+        bias: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        assert_eq!(input.len(), self.in_len(batch), "input length");
+        assert_eq!(output.len(), self.out_len(batch), "output length");
+        self.spec.check_weights(&weights);
+        assert!(bias.is_none_or(|bias| bias.len() == self.spec.out_channels), "bias length");
+        let gather = GatherCall {
+            conv: self,
+            direction: Direction::Forward,
+            batch,
+            source: input,
+            weights,
+            bias,
+            target: output,
+        };
+        gather.run(isa);
+    }
+
+    /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer.
+    pub fn grad_input(
+        &self,
+        isa: Isa,
+        batch: usize,
+        grad_output: &[f32],
+        weights: ConvWeights<'_>,
+        grad_input: &mut [f32],
+    ) {
+        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
+        assert_eq!(grad_input.len(), self.in_len(batch), "grad-input length");
+        self.spec.check_weights(&weights);
+        let gather = GatherCall {
+            conv: self,
+            direction: Direction::GradInput,
+            batch,
+            source: grad_output,
+            weights,
+            bias: None,
+            target: grad_input,
+        };
+        gather.run(isa);
+    }
+
+    /// Computes the loss's gradient by the weights, overwriting `grad`.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer.
+    pub fn grad_weight(
+        &self,
+        isa: Isa,
+        batch: usize,
+        input: &[f32],
+        grad_output: &[f32],
+        grad: ConvWeightsMut<'_>,
+    ) {
+        assert_eq!(input.len(), self.in_len(batch), "input length");
+        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
+        self.spec.check_weights(&grad.as_ref());
+        let images = Images { batch, input, grad_output, in_size: self.in_size, out_size: self.out_size };
+        if self.depthwise {
+            let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
+            return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, &self.pairs, grad);
+        }
+        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, isa.lanes());
+        let packed = GradWeight { layout: &layout, pairs: &self.pairs, images: &images, spec: &self.spec }.run(isa);
+        crate::pack::unpack(&self.spec, &self.classes, &layout, &packed, grad);
+    }
+
+    /// Computes the loss's gradient by the bias `[N]`, overwriting `grad`.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer.
+    pub fn grad_bias(&self, _isa: Isa, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
+        let channels = self.spec.out_channels;
+        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
+        assert_eq!(grad.len(), channels, "bias length");
+        let rows = grad_output.len() / channels;
+        let parts = reduction_parts(rows, channels);
+        let rows_per_part = rows.div_ceil(parts).max(1);
+        let partial = |part: &[f32]| {
+            let mut sums = vec![0.0f64; channels];
+            for row in part.chunks_exact(channels) {
+                for (sum, &value) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(value);
+                }
+            }
+            sums
+        };
+        let sums: Vec<Vec<f64>> = grad_output.par_chunks(rows_per_part * channels).map(partial).collect();
+        for (position, &filter) in self.spec.out_order.channels().iter().enumerate() {
+            grad[filter as usize] = sums.iter().map(|part| part[position]).sum::<f64>() as f32;
+        }
+    }
+}
+
+/// The two activations of grad-weight.
+pub(crate) struct Images<'a> {
+    pub batch: usize,
+    pub input: &'a [f32],
+    pub grad_output: &'a [f32],
+    pub in_size: [usize; 2],
+    pub out_size: [usize; 2],
+}
+
+/// Forward or grad-input of one batch.
+struct GatherCall<'a> {
+    conv: &'a Conv,
+    direction: Direction,
+    batch: usize,
+    source: &'a [f32],
+    weights: ConvWeights<'a>,
+    bias: Option<&'a [f32]>,
+    target: &'a mut [f32],
+}
+
+impl GatherCall<'_> {
+    fn run(self, isa: Isa) {
+        let Conv { spec, classes, in_size, out_size, forward, backward, depthwise, .. } = self.conv;
+        let (regions, source_size, target_size) = match self.direction {
+            Direction::Forward => (forward, in_size, out_size),
+            Direction::GradInput => (backward, out_size, in_size),
+        };
+        let source_pixels = source_size[0] * source_size[1];
+        let target_pixels = target_size[0] * target_size[1];
+        if *depthwise {
+            let ConvWeights::Dense(weight) = self.weights else { unreachable!("depthwise weights are dense") };
+            let depthwise = Depthwise::new(spec, isa);
+            let pixels = [source_pixels, target_pixels];
+            return depthwise.gather(isa, self.batch, regions, pixels, self.source, weight, self.bias, self.target);
+        }
+        let layout = Layout::new(spec, classes, self.direction, isa.lanes());
+        let packed = crate::pack::pack(spec, classes, &layout, self.direction, self.weights);
+        let bias = self.bias.map(|bias| spec.out_order.channels().iter().map(|&f| bias[f as usize]).collect());
+        let (source_channels, target_channels) = match self.direction {
+            Direction::Forward => (spec.in_channels, spec.out_channels),
+            Direction::GradInput => (spec.out_channels, spec.in_channels),
+        };
+        let gather = Gather {
+            layout: &layout,
+            regions,
+            packed: &packed,
+            bias: bias.unwrap_or_else(|| vec![0.0; target_channels]),
+            source_pixels,
+            target_pixels,
+            source_channels,
+            target_channels,
+        };
+        gather.run(isa, self.batch, self.source, self.target);
+    }
+}
+
+impl ConvWeightsMut<'_> {
+    fn as_ref(&self) -> ConvWeights<'_> {
+        match self {
+            Self::Dense(weight) => ConvWeights::Dense(weight),
+            Self::Het { center, ring } => ConvWeights::Het { center, ring },
+        }
+    }
+}
+
+impl ConvSpec {
+    /// A convolution whose activations are stored in natural order.
+    pub fn natural(in_channels: usize, out_channels: usize, geometry: Conv2dGeometry, kind: ConvKind) -> Self {
+        let (in_order, out_order) = (ChannelOrder::natural(in_channels), ChannelOrder::natural(out_channels));
+        Self { in_channels, out_channels, geometry, kind, in_order, out_order }
+    }
+
+    /// A convolution whose activations are stored class by class.
+    pub fn by_class(in_channels: usize, out_channels: usize, geometry: Conv2dGeometry, kind: ConvKind) -> Self {
+        let natural = Self::natural(in_channels, out_channels, geometry, kind);
+        match &natural.kind {
+            ConvKind::Het(pattern) => Self {
+                in_order: ChannelOrder::by_class(pattern.channel_classes()),
+                out_order: ChannelOrder::by_class(pattern.filter_classes()),
+                ..natural
+            },
+            _ => natural,
+        }
+    }
+
+    fn check(&self) -> Result<(), ConvError> {
+        let (m, n) = (self.in_channels, self.out_channels);
+        let wrong = |message: String| Err(ConvError::Inconsistent(message));
+        if m == 0 || n == 0 {
+            return wrong(format!("a convolution needs channels and filters, got {m} and {n}"));
+        }
+        if self.in_order.len() != m || self.out_order.len() != n {
+            let (a, b) = (self.in_order.len(), self.out_order.len());
+            return wrong(format!("channel orders of {a} and {b} for a convolution of {m} channels and {n} filters"));
+        }
+        match &self.kind {
+            ConvKind::Standard => Ok(()),
+            ConvKind::Grouped(groups) => {
+                if *groups == 0 || !m.is_multiple_of(*groups) || !n.is_multiple_of(*groups) {
+                    return wrong(format!("{groups} groups do not divide {m} channels and {n} filters"));
+                }
+                Ok(())
+            }
+            ConvKind::Het(pattern) => {
+                if self.geometry.center_tap().is_none() {
+                    let [h, w] = self.geometry.kernel;
+                    return wrong(format!("HetConv needs an odd kernel to have a centre, got {h}×{w}"));
+                }
+                if (pattern.in_channels(), pattern.out_channels()) != (m, n) {
+                    let (a, b) = (pattern.in_channels(), pattern.out_channels());
+                    return wrong(format!("a pattern of {a} channels and {b} filters for a convolution of {m} and {n}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lengths of the canonical weight tensors: `weight` alone, or `center` and `ring`.
+    pub fn weight_lengths(&self) -> (usize, usize) {
+        let (m, n, taps) = (self.in_channels, self.out_channels, self.geometry.taps());
+        match &self.kind {
+            ConvKind::Standard => (n * m * taps, 0),
+            ConvKind::Grouped(groups) => (n * (m / groups) * taps, 0),
+            ConvKind::Het(pattern) => (n * m, n * pattern.max_spatial() * (taps - 1)),
+        }
+    }
+
+    fn check_weights(&self, weights: &ConvWeights<'_>) {
+        let lengths = match (weights, &self.kind) {
+            (ConvWeights::Dense(weight), ConvKind::Standard | ConvKind::Grouped(_)) => (weight.len(), 0),
+            (ConvWeights::Het { center, ring }, ConvKind::Het(_)) => (center.len(), ring.len()),
+            _ => panic!("weights of another kind of convolution"),
+        };
+        assert_eq!(lengths, self.weight_lengths(), "weight lengths");
+    }
+}

@@ -1,0 +1,36 @@
+//! The arithmetic under training and inference: convolutions (HetConv, standard, grouped, depthwise) forward,
+//! grad-input and grad-weight, batch-norm, pooling, loss and optimizer, over plain `f32` slices.
+//!
+//! # Layout
+//! Activations are NHWC: `[batch, height, width, channels]`, contiguous, and channels stand in a
+//! [`ChannelOrder`](hetconv_core::ChannelOrder) that makes the classes of a HetConv layer contiguous. Weights stay in
+//! their canonical form and natural order; they are packed for the kernel at every call.
+//!
+//! # One algorithm, several instruction sets
+//! Every kernel is written once, generic over a [`Simd`] token, and compiled for each instruction set. A token can only be
+//! had from a check of the CPU ([`Isa`]), so holding one is the proof that its instructions may run.
+//! `HETCONV_ISA=portable|avx2|avx512` forces one; an unavailable one is an error.
+//!
+//! # Determinism
+//! Work is split into parts that depend on shapes only, never on the number of threads, and partial results are summed
+//! in a fixed order: the same instruction set gives the same bits on any number of threads.
+
+mod conv;
+mod depthwise;
+mod gather;
+mod grad_weight;
+mod isa;
+mod pack;
+mod parallel;
+mod simd;
+mod taps;
+
+pub mod loss;
+pub mod norm;
+pub mod optim;
+pub mod pool;
+pub mod reference;
+
+pub use conv::{Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
+pub use isa::{Isa, IsaError};
+pub use simd::{Simd, Task};

@@ -1,0 +1,232 @@
+//! Pooling over NHWC images.
+
+use hetconv_core::Conv2dGeometry;
+use rayon::prelude::*;
+
+use crate::isa::Isa;
+use crate::taps::{Axis, forward_axis};
+
+/// The windows of a pooling: for each output row and column, the input rows and columns inside.
+struct Windows {
+    rows: Axis,
+    columns: Axis,
+    in_size: [usize; 2],
+    channels: usize,
+}
+
+impl Windows {
+    fn new(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize) -> Self {
+        let out = geometry.output_size(in_size).expect("a window that fits, checked by shape inference");
+        Self {
+            rows: forward_axis(geometry, 0, in_size[0], out[0]),
+            columns: forward_axis(geometry, 1, in_size[1], out[1]),
+            in_size,
+            channels,
+        }
+    }
+
+    fn in_len(&self) -> usize {
+        self.in_size[0] * self.in_size[1] * self.channels
+    }
+
+    fn out_len(&self) -> usize {
+        self.rows.len() * self.columns.len() * self.channels
+    }
+
+    /// Calls `visit(output pixel, input pixel)` for every pair.
+    fn visit(&self, mut visit: impl FnMut(usize, usize)) {
+        for (oy, rows) in self.rows.iter().enumerate() {
+            for (ox, columns) in self.columns.iter().enumerate() {
+                for &(_, iy) in rows {
+                    for &(_, ix) in columns {
+                        visit(oy * self.columns.len() + ox, iy * self.in_size[1] + ix);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Largest value of each window; `argmax` becomes the input pixel it came from (the first of equals), padding never wins.
+/// A NaN wins. A window that lies in the padding altogether gives −∞ and passes no gradient.
+///
+/// # Panics
+/// If the geometry doesn't fit the image or the lengths don't fit.
+#[allow(clippy::too_many_arguments)]
+pub fn max_pool_forward(
+    _isa: Isa,
+    geometry: &Conv2dGeometry,
+    batch: usize,
+    in_size: [usize; 2],
+    channels: usize,
+    x: &[f32],
+    y: &mut [f32],
+    argmax: &mut [u32],
+) {
+    let windows = Windows::new(geometry, in_size, channels);
+    let (in_len, out_len) = (windows.in_len(), windows.out_len());
+    assert!(x.len() == batch * in_len && y.len() == batch * out_len && argmax.len() == y.len(), "lengths");
+    let images = x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).zip(argmax.par_chunks_mut(out_len.max(1)));
+    images.for_each(|((x, y), argmax)| {
+        y.fill(f32::NEG_INFINITY);
+        argmax.fill(u32::MAX);
+        windows.visit(|to, from| {
+            let x = &x[from * channels..][..channels];
+            let y = &mut y[to * channels..][..channels];
+            let argmax = &mut argmax[to * channels..][..channels];
+            for ((&x, y), argmax) in x.iter().zip(y).zip(argmax) {
+                let wins = !(x <= *y) || *argmax == u32::MAX;
+                let wins = wins && !y.is_nan();
+                *y = if wins { x } else { *y };
+                *argmax = if wins { from as u32 } else { *argmax };
+            }
+        });
+    });
+}
+
+/// Gradient of [`max_pool_forward`]: each output's gradient goes to the pixel that won.
+///
+/// # Panics
+/// If the geometry doesn't fit the image or the lengths don't fit.
+#[allow(clippy::too_many_arguments)]
+pub fn max_pool_backward(
+    _isa: Isa,
+    geometry: &Conv2dGeometry,
+    batch: usize,
+    in_size: [usize; 2],
+    channels: usize,
+    argmax: &[u32],
+    grad_y: &[f32],
+    grad_x: &mut [f32],
+) {
+    let windows = Windows::new(geometry, in_size, channels);
+    let (in_len, out_len) = (windows.in_len(), windows.out_len());
+    assert!(grad_x.len() == batch * in_len && grad_y.len() == batch * out_len, "lengths");
+    assert!(argmax.len() == grad_y.len(), "argmax length");
+    let images = grad_x.par_chunks_mut(in_len.max(1)).zip(grad_y.par_chunks(out_len.max(1))).zip(argmax.par_chunks(out_len.max(1)));
+    images.for_each(|((grad_x, grad_y), argmax)| {
+        grad_x.fill(0.0);
+        for (row, winners) in grad_y.chunks_exact(channels).zip(argmax.chunks_exact(channels)) {
+            for (channel, (&grad, &pixel)) in row.iter().zip(winners).enumerate() {
+                if pixel != u32::MAX {
+                    grad_x[pixel as usize * channels + channel] += grad;
+                }
+            }
+        }
+    });
+}
+
+/// What each output's sum is multiplied with.
+fn weights(windows: &Windows, taps: usize, count_padding: bool) -> Vec<f32> {
+    let inside = |taps: usize| if taps == 0 { 0.0 } else { 1.0 / taps as f32 };
+    let mut weights = Vec::with_capacity(windows.rows.len() * windows.columns.len());
+    for rows in &windows.rows {
+        for columns in &windows.columns {
+            weights.push(inside(if count_padding { taps } else { rows.len() * columns.len() }));
+        }
+    }
+    weights
+}
+
+/// Mean of each window; padded zeros count as pixels if `count_padding`.
+///
+/// # Panics
+/// If the geometry doesn't fit the image or the lengths don't fit.
+#[allow(clippy::too_many_arguments)]
+pub fn avg_pool_forward(
+    _isa: Isa,
+    geometry: &Conv2dGeometry,
+    batch: usize,
+    in_size: [usize; 2],
+    channels: usize,
+    count_padding: bool,
+    x: &[f32],
+    y: &mut [f32],
+) {
+    let windows = Windows::new(geometry, in_size, channels);
+    let (in_len, out_len) = (windows.in_len(), windows.out_len());
+    assert!(x.len() == batch * in_len && y.len() == batch * out_len, "lengths");
+    let weights = weights(&windows, geometry.taps(), count_padding);
+    x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).for_each(|(x, y)| {
+        y.fill(0.0);
+        windows.visit(|to, from| {
+            for (y, &x) in y[to * channels..][..channels].iter_mut().zip(&x[from * channels..][..channels]) {
+                *y += x * weights[to];
+            }
+        });
+    });
+}
+
+/// Gradient of [`avg_pool_forward`].
+///
+/// # Panics
+/// If the geometry doesn't fit the image or the lengths don't fit.
+#[allow(clippy::too_many_arguments)]
+pub fn avg_pool_backward(
+    _isa: Isa,
+    geometry: &Conv2dGeometry,
+    batch: usize,
+    in_size: [usize; 2],
+    channels: usize,
+    count_padding: bool,
+    grad_y: &[f32],
+    grad_x: &mut [f32],
+) {
+    let windows = Windows::new(geometry, in_size, channels);
+    let (in_len, out_len) = (windows.in_len(), windows.out_len());
+    assert!(grad_x.len() == batch * in_len && grad_y.len() == batch * out_len, "lengths");
+    let weights = weights(&windows, geometry.taps(), count_padding);
+    grad_x.par_chunks_mut(in_len.max(1)).zip(grad_y.par_chunks(out_len.max(1))).for_each(|(grad_x, grad_y)| {
+        grad_x.fill(0.0);
+        windows.visit(|to, from| {
+            let grad_y = &grad_y[to * channels..][..channels];
+            for (dx, &dy) in grad_x[from * channels..][..channels].iter_mut().zip(grad_y) {
+                *dx += dy * weights[to];
+            }
+        });
+    });
+}
+
+/// Mean over all pixels of each channel: `[batch, pixels, channels]` → `[batch, channels]`.
+///
+/// # Panics
+/// If the lengths don't fit.
+pub fn global_avg_forward(_isa: Isa, batch: usize, pixels: usize, channels: usize, x: &[f32], y: &mut [f32]) {
+    assert!(x.len() == batch * pixels * channels && y.len() == batch * channels, "lengths");
+    let scale = 1.0 / pixels.max(1) as f32;
+    x.par_chunks((pixels * channels).max(1)).zip(y.par_chunks_mut(channels.max(1))).for_each(|(x, y)| {
+        y.fill(0.0);
+        for row in x.chunks_exact(channels) {
+            for (y, &x) in y.iter_mut().zip(row) {
+                *y += x;
+            }
+        }
+        for y in y {
+            *y *= scale;
+        }
+    });
+}
+
+/// Gradient of [`global_avg_forward`].
+///
+/// # Panics
+/// If the lengths don't fit.
+pub fn global_avg_backward(
+    _isa: Isa,
+    batch: usize,
+    pixels: usize,
+    channels: usize,
+    grad_y: &[f32],
+    grad_x: &mut [f32],
+) {
+    assert!(grad_x.len() == batch * pixels * channels && grad_y.len() == batch * channels, "lengths");
+    let scale = 1.0 / pixels.max(1) as f32;
+    let images = grad_x.par_chunks_mut((pixels * channels).max(1)).zip(grad_y.par_chunks(channels.max(1)));
+    images.for_each(|(grad_x, grad_y)| {
+        for row in grad_x.chunks_exact_mut(channels) {
+            for (dx, &dy) in row.iter_mut().zip(grad_y) {
+                *dx = dy * scale;
+            }
+        }
+    });
+}

@@ -1,0 +1,145 @@
+//! Which source pixels a target pixel reads, and the pixels that read alike.
+//!
+//! Forward and grad-input are the same computation, a gather: every target pixel sums products over some taps, each of
+//! which names one source pixel. Stride, padding and dilation only decide which. Target pixels with the same taps at the
+//! same relative places form a [`Region`]: a 3×3 window with padding 1 has nine (corners, edges, interior), grad-input at
+//! stride 2 has one for every phase. A tile of pixels from one region needs no halo, no bounds check and no
+//! multiplication by a padded zero, whatever image the pixels come from.
+
+use hetconv_core::Conv2dGeometry;
+
+/// For every target index of one axis, the taps that fall inside and the source index each of them reads.
+pub(crate) type Axis = Vec<Vec<(usize, usize)>>;
+
+/// Target pixels that read the same taps at the same offsets.
+#[derive(Debug)]
+pub(crate) struct Region {
+    /// Tap (row-major index in the window) and its source pixel relative to a target's own.
+    pub taps: Vec<(usize, isize)>,
+    /// Source pixel of the first tap, and target pixel, within one image.
+    pub pixels: Vec<(usize, usize)>,
+}
+
+/// Output index → input indices along one axis (0 vertical, 1 horizontal).
+pub(crate) fn forward_axis(geometry: &Conv2dGeometry, axis: usize, input: usize, output: usize) -> Axis {
+    let (kernel, stride, dilation) = (geometry.kernel[axis], geometry.stride[axis], geometry.dilation[axis]);
+    let before = geometry.padding[axis];
+    let reads = |o: usize| {
+        let source = |k: usize| (o * stride + k * dilation).checked_sub(before).filter(|&i| i < input);
+        (0..kernel).filter_map(|k| source(k).map(|i| (k, i))).collect()
+    };
+    (0..output).map(reads).collect()
+}
+
+/// Input index → output indices along one axis: the same pairs, seen from the other side.
+pub(crate) fn backward_axis(geometry: &Conv2dGeometry, axis: usize, input: usize, output: usize) -> Axis {
+    let mut reads = vec![Vec::new(); input];
+    for (o, taps) in forward_axis(geometry, axis, input, output).into_iter().enumerate() {
+        for (k, i) in taps {
+            reads[i].push((k, o));
+        }
+    }
+    for taps in &mut reads {
+        taps.sort_unstable();
+    }
+    reads
+}
+
+/// Groups the target pixels of an image by what they read.
+pub(crate) fn regions(kernel_width: usize, rows: &Axis, columns: &Axis, source_width: usize) -> Vec<Region> {
+    let (row_groups, column_groups) = (alike(rows), alike(columns));
+    let mut regions = Vec::new();
+    for (row_taps, row_members) in &row_groups {
+        for (column_taps, column_members) in &column_groups {
+            let mut taps = Vec::new();
+            for &(ky, dy) in row_taps {
+                for &(kx, dx) in column_taps {
+                    taps.push((ky * kernel_width + kx, dy * source_width as isize + dx));
+                }
+            }
+            let first = |axis: &Axis, index: usize| axis[index].first().map_or(0, |&(_, source)| source);
+            let mut pixels = Vec::with_capacity(row_members.len() * column_members.len());
+            for &y in row_members {
+                for &x in column_members {
+                    let source = if taps.is_empty() { 0 } else { first(rows, y) * source_width + first(columns, x) };
+                    pixels.push((source, y * columns.len() + x));
+                }
+            }
+            regions.push(Region { taps, pixels });
+        }
+    }
+    regions
+}
+
+/// Taps of one axis with source offsets relative to the first of them.
+type RelativeTaps = Vec<(usize, isize)>;
+
+/// The distinct tap lists of an axis, each with the target indices that have it.
+fn alike(axis: &Axis) -> Vec<(RelativeTaps, Vec<usize>)> {
+    let mut groups: Vec<(RelativeTaps, Vec<usize>)> = Vec::new();
+    for (index, taps) in axis.iter().enumerate() {
+        let first = taps.first().map_or(0, |&(_, source)| source as isize);
+        let relative: RelativeTaps = taps.iter().map(|&(k, source)| (k, source as isize - first)).collect();
+        match groups.iter_mut().find(|(known, _)| *known == relative) {
+            Some((_, members)) => members.push(index),
+            None => groups.push((relative, vec![index])),
+        }
+    }
+    groups
+}
+
+/// For one tap, every pair of input pixel and output pixel it joins, in the order of output pixels.
+pub(crate) fn tap_pairs(
+    (ky, kx): (usize, usize),
+    rows: &Axis,
+    columns: &Axis,
+    input_width: usize,
+) -> Vec<(usize, usize)> {
+    let of_tap = |axis: &Axis, k: usize| -> Vec<(usize, usize)> {
+        let read = |(o, taps): (usize, &Vec<(usize, usize)>)| {
+            taps.iter().find(|&&(tap, _)| tap == k).map(|&(_, source)| (source, o))
+        };
+        axis.iter().enumerate().filter_map(read).collect()
+    };
+    let mut pairs = Vec::new();
+    let column_pairs = of_tap(columns, kx);
+    for (iy, oy) in of_tap(rows, ky) {
+        for &(ix, ox) in &column_pairs {
+            pairs.push((iy * input_width + ix, oy * columns.len() + ox));
+        }
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_padded_window_has_nine_regions_that_cover_every_pixel_once() {
+        let geometry = Conv2dGeometry::same(3, 1);
+        let (rows, columns) = (forward_axis(&geometry, 0, 5, 5), forward_axis(&geometry, 1, 4, 4));
+        let regions = regions(3, &rows, &columns, 4);
+        assert_eq!(regions.len(), 9);
+        let mut targets: Vec<usize> = regions.iter().flat_map(|r| r.pixels.iter().map(|p| p.1)).collect();
+        targets.sort_unstable();
+        assert_eq!(targets, (0..20).collect::<Vec<_>>());
+        let taps: usize = regions.iter().map(|r| r.taps.len() * r.pixels.len()).sum();
+        assert_eq!(taps, (2 + 3 * 3 + 2) * (2 + 3 * 2 + 2));
+    }
+
+    #[test]
+    fn backward_is_forward_seen_from_the_other_side() {
+        let geometry = Conv2dGeometry::square(3, 2, 1, 2);
+        let output = geometry.output_size([9, 9]).unwrap()[0];
+        let forward = forward_axis(&geometry, 0, 9, output);
+        let backward = backward_axis(&geometry, 0, 9, output);
+        for (i, taps) in backward.iter().enumerate() {
+            for &(k, o) in taps {
+                assert!(forward[o].contains(&(k, i)));
+            }
+        }
+        let count = |axis: &Axis| axis.iter().map(Vec::len).sum::<usize>();
+        assert_eq!(count(&forward), count(&backward));
+    }
+}

@@ -1,0 +1,188 @@
+//! What the kernel tests share: a random convolution problem, its reference results, and the comparison.
+#![allow(dead_code, missing_docs)]
+
+use hetconv_core::{Arrangement, ChannelOrder, ConvKind};
+use hetconv_kernels::{Conv, ConvSpec, ConvWeights, ConvWeightsMut, Isa, reference};
+
+/// A small counter-based generator: tests need distinct numbers, not good ones.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z >> 40) as f32 / (1u64 << 24) as f32) * 2.0 - 1.0
+    }
+
+    pub fn vec(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.next()).collect()
+    }
+}
+
+/// A layer's weights, owned.
+pub struct Weights {
+    pub main: Vec<f32>,
+    pub ring: Vec<f32>,
+    pub het: bool,
+}
+
+impl Weights {
+    pub fn new(spec: &ConvSpec, mut fill: impl FnMut() -> f32) -> Self {
+        let (main, ring) = spec.weight_lengths();
+        let het = matches!(spec.kind, ConvKind::Het(_));
+        let main: Vec<f32> = (0..main).map(|_| fill()).collect();
+        let mut ring: Vec<f32> = (0..ring).map(|_| fill()).collect();
+        if let ConvKind::Het(pattern) = &spec.kind {
+            let (taps, slots) = (spec.geometry.taps() - 1, pattern.max_spatial());
+            for filter in 0..spec.out_channels {
+                let used = pattern.spatial_channels(filter).count();
+                ring[(filter * slots + used) * taps..(filter + 1) * slots * taps].fill(0.0);
+            }
+        }
+        Self { main, ring, het }
+    }
+
+    pub fn get(&self) -> ConvWeights<'_> {
+        if self.het {
+            ConvWeights::Het { center: &self.main, ring: &self.ring }
+        } else {
+            ConvWeights::Dense(&self.main)
+        }
+    }
+
+    pub fn get_mut(&mut self) -> ConvWeightsMut<'_> {
+        if self.het {
+            ConvWeightsMut::Het { center: &mut self.main, ring: &mut self.ring }
+        } else {
+            ConvWeightsMut::Dense(&mut self.main)
+        }
+    }
+
+    /// Takes this layer's weights out of the dense masked form `[N, M, taps]`.
+    pub fn from_dense(spec: &ConvSpec, dense: &[f32]) -> Self {
+        let mut weights = Self::new(spec, || 0.0);
+        let (m, taps) = (spec.in_channels, spec.geometry.taps());
+        for filter in 0..spec.out_channels {
+            match &spec.kind {
+                ConvKind::Het(pattern) => {
+                    let slots = pattern.max_spatial();
+                    for channel in 0..m {
+                        weights.main[filter * m + channel] = dense[(filter * m + channel) * taps + taps / 2];
+                    }
+                    for (slot, channel) in pattern.spatial_channels(filter).enumerate() {
+                        let off_center = (0..taps).filter(|&tap| tap != taps / 2);
+                        for (ring_tap, tap) in off_center.enumerate() {
+                            weights.ring[(filter * slots + slot) * (taps - 1) + ring_tap] =
+                                dense[(filter * m + channel) * taps + tap];
+                        }
+                    }
+                }
+                ConvKind::Standard => {
+                    let of_filter = filter * m * taps..(filter + 1) * m * taps;
+                    weights.main[of_filter.clone()].copy_from_slice(&dense[of_filter]);
+                }
+                ConvKind::Grouped(groups) => {
+                    let width = m / groups;
+                    let group = filter / (spec.out_channels / groups);
+                    let from = (filter * m + group * width) * taps;
+                    weights.main[filter * width * taps..(filter + 1) * width * taps]
+                        .copy_from_slice(&dense[from..from + width * taps]);
+                }
+            }
+        }
+        weights
+    }
+}
+
+/// Brings NHWC data from natural order into `order`.
+pub fn store(data: &[f32], order: &ChannelOrder) -> Vec<f32> {
+    let channels = order.channels();
+    data.chunks_exact(order.len()).flat_map(|pixel| channels.iter().map(|&c| pixel[c as usize])).collect()
+}
+
+/// Brings NHWC data from `order` into natural order.
+pub fn load(data: &[f32], order: &ChannelOrder) -> Vec<f32> {
+    let positions = order.positions();
+    data.chunks_exact(order.len()).flat_map(|pixel| positions.iter().map(|&p| pixel[p as usize])).collect()
+}
+
+pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: length");
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(got) - want).abs();
+        assert!(error <= tolerance + tolerance * want.abs(), "{what}[{i}]: {got}, expected {want}");
+    }
+}
+
+/// Checks all kernels of one layer against the reference, on random data in the layer's stored orders.
+pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed: u64) {
+    let mut numbers = Numbers(seed);
+    let conv = Conv::new(spec.clone(), in_size).expect("a convolution that fits");
+    let [h, w] = conv.out_size();
+    let (m, n, taps) = (spec.in_channels, spec.out_channels, spec.geometry.taps());
+    let scale = 1.0 / ((m * taps) as f32).sqrt();
+    let weights = Weights::new(spec, || numbers.next() * scale);
+    let input = numbers.vec(batch * in_size[0] * in_size[1] * m);
+    let grad = numbers.vec(batch * h * w * n);
+    let bias = numbers.vec(n);
+    let dense = reference::dense_weights(spec, weights.get());
+    let label = |what: &str| format!("{what} of {spec:?} on {isa:?}, batch {batch}, {in_size:?}");
+
+    let mut want = reference::forward(spec, batch, in_size, &input, &dense);
+    for pixel in want.chunks_exact_mut(n) {
+        for (value, &bias) in pixel.iter_mut().zip(&bias) {
+            *value += f64::from(bias);
+        }
+    }
+    let stored = store(&input, &spec.in_order);
+    let mut output = vec![f32::NAN; want.len()];
+    conv.forward(isa, batch, &stored, weights.get(), Some(&bias), &mut output);
+    assert_close(&label("forward"), &load(&output, &spec.out_order), &want, 1e-5);
+
+    let stored_grad = store(&grad, &spec.out_order);
+    let want = reference::grad_input(spec, batch, in_size, &grad, &dense);
+    let mut grad_input = vec![f32::NAN; want.len()];
+    conv.grad_input(isa, batch, &stored_grad, weights.get(), &mut grad_input);
+    assert_close(&label("grad-input"), &load(&grad_input, &spec.in_order), &want, 2e-5);
+
+    let want = reference::grad_weight(spec, batch, in_size, &input, &grad);
+    let want: Vec<f32> = want.iter().map(|&v| v as f32).collect();
+    let want = Weights::from_dense(spec, &want);
+    let mut got = Weights::new(spec, || f32::NAN);
+    got.ring.fill(f32::NAN);
+    conv.grad_weight(isa, batch, &stored, &stored_grad, got.get_mut());
+    let as_f64 = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+    let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
+    assert_close(&label("grad-weight"), &got.main, &as_f64(&want.main), tolerance);
+    assert_close(&label("grad-weight, ring"), &got.ring, &as_f64(&want.ring), tolerance);
+
+    let mut grad_bias = vec![f32::NAN; n];
+    conv.grad_bias(isa, batch, &stored_grad, &mut grad_bias);
+    let mut want = vec![0.0f64; n];
+    for pixel in grad.chunks_exact(n) {
+        for (sum, &value) in want.iter_mut().zip(pixel) {
+            *sum += f64::from(value);
+        }
+    }
+    assert_close(&label("grad-bias"), &grad_bias, &want, 1e-5);
+}
+
+/// Says which instruction sets a test ran on.
+pub fn each_isa(test: &str, mut run: impl FnMut(Isa)) {
+    let available = Isa::available();
+    println!("{test}: ran on {available:?}");
+    for isa in available {
+        run(isa);
+    }
+}
+
+/// A pattern's arrangement by name, as golden files state it.
+pub fn arrangement(name: &str, parts: usize) -> Arrangement {
+    match name {
+        "shifted" => Arrangement::Shifted { parts },
+        "blocked" => Arrangement::Blocked { parts },
+        other => panic!("arrangement {other}"),
+    }
+}

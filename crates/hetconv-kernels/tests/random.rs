@@ -1,0 +1,131 @@
+//! Random layers against the reference, on every instruction set of this CPU.
+
+mod common;
+
+use common::{check, each_isa};
+use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
+use hetconv_kernels::ConvSpec;
+use proptest::prelude::*;
+
+fn geometry() -> impl Strategy<Value = Conv2dGeometry> {
+    let kernel = prop_oneof![Just([1, 1]), Just([3, 3]), Just([5, 5]), Just([3, 1]), Just([1, 5])];
+    (kernel, [1..4usize, 1..4usize], [0..3usize, 0..3usize, 0..3usize, 0..3usize], [1..3usize, 1..3usize])
+        .prop_map(|(kernel, stride, padding, dilation)| Conv2dGeometry { kernel, stride, padding, dilation })
+}
+
+fn kind(m: usize, n: usize) -> BoxedStrategy<ConvKind> {
+    let shifted = (1..=m).prop_map(move |p| ConvKind::Het(HetPattern::shifted(m, n, p).expect("P ≤ M")));
+    let limit = m.max(n) as u32;
+    let classes = (1..=limit).prop_flat_map(move |top| {
+        (proptest::collection::vec(0..top, m), proptest::collection::vec(0..top, n))
+    });
+    let assigned = classes.prop_map(|(c, f)| ConvKind::Het(HetPattern::assigned(c, f).expect("classes in range")));
+    let divisors: Vec<usize> = (1..=m.min(n)).filter(|g| m % g == 0 && n % g == 0).collect();
+    let blocked = proptest::sample::select(divisors.clone())
+        .prop_map(move |p| ConvKind::Het(HetPattern::blocked(m, n, p).expect("P divides")));
+    let grouped = proptest::sample::select(divisors).prop_map(ConvKind::Grouped);
+    prop_oneof![Just(ConvKind::Standard), grouped, shifted, blocked, assigned].boxed()
+}
+
+/// Natural, by class, interleaved or any order.
+fn order(channels: usize) -> impl Strategy<Value = ChannelOrder> {
+    let shuffled = Just((0..channels as u32).collect::<Vec<_>>()).prop_shuffle();
+    prop_oneof![
+        Just(ChannelOrder::natural(channels)),
+        Just(ChannelOrder::interleaved(channels)),
+        shuffled.prop_map(|channels| ChannelOrder::from_channels(channels).expect("a permutation")),
+    ]
+}
+
+fn spec() -> impl Strategy<Value = ConvSpec> {
+    (1..40usize, 1..40usize, geometry()).prop_flat_map(|(m, n, geometry)| {
+        (kind(m, n), order(m), order(n), any::<bool>()).prop_map(move |(kind, in_order, out_order, by_class)| {
+            if by_class {
+                return ConvSpec::by_class(m, n, geometry.clone(), kind);
+            }
+            ConvSpec { in_channels: m, out_channels: n, geometry: geometry.clone(), kind, in_order, out_order }
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_agree_with_the_reference(
+        spec in spec(), batch in 0..4usize, h in 1..9usize, w in 1..9usize, seed: u64
+    ) {
+        prop_assume!(spec.geometry.output_size([h, w]).is_ok());
+        for isa in hetconv_kernels::Isa::available() {
+            check(&spec, isa, batch, [h, w], seed);
+        }
+    }
+
+    #[test]
+    fn one_part_is_a_standard_convolution(m in 1..20usize, n in 1..20usize, h in 1..7usize, seed: u64) {
+        let geometry = Conv2dGeometry::same(3, 1);
+        let het = ConvSpec::natural(m, n, geometry.clone(), ConvKind::Het(HetPattern::shifted(m, n, 1).expect("P = 1")));
+        let standard = ConvSpec::natural(m, n, geometry, ConvKind::Standard);
+        let mut numbers = common::Numbers(seed);
+        let dense = numbers.vec(n * m * 9);
+        let input = numbers.vec(2 * h * 5 * m);
+        for isa in hetconv_kernels::Isa::available() {
+            let run = |spec: &ConvSpec| {
+                let conv = hetconv_kernels::Conv::new(spec.clone(), [h, 5]).expect("fits");
+                let mut output = vec![f32::NAN; 2 * h * 5 * n];
+                conv.forward(isa, 2, &input, common::Weights::from_dense(spec, &dense).get(), None, &mut output);
+                output
+            };
+            let standard: Vec<f64> = run(&standard).iter().map(|&v| f64::from(v)).collect();
+            common::assert_close("P = 1", &run(&het), &standard, 1e-5);
+        }
+    }
+}
+
+/// Channels, filters and pixels at and around every tile edge.
+#[test]
+fn tile_edges() {
+    each_isa("tile edges", |isa| {
+        let lanes = isa.lanes();
+        let around = |n: usize| [n - 1, n, n + 1];
+        let mut seed = 1;
+        for n in around(lanes).into_iter().chain(around(2 * lanes)) {
+            for m in [1, 5, 6, 7, 8, 9] {
+                for width in 1..=9 {
+                    for kind in [
+                        ConvKind::Standard,
+                        ConvKind::Het(HetPattern::shifted(m, n, 2.min(m)).expect("P ≤ M")),
+                        ConvKind::Het(HetPattern::shifted(m, n, m).expect("P = M")),
+                    ] {
+                        let spec = ConvSpec::by_class(m, n, Conv2dGeometry::same(3, 1), kind);
+                        check(&spec, isa, 1, [3, width], seed);
+                        seed += 1;
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Wide layers: several blocks, several classes a block, several parts of a reduction.
+#[test]
+fn wide_layers() {
+    each_isa("wide layers", |isa| {
+        for (m, n, kind) in [
+            (64, 128, ConvKind::Het(HetPattern::shifted(64, 128, 4).expect("legal"))),
+            (64, 64, ConvKind::Het(HetPattern::shifted(64, 64, 64).expect("legal"))),
+            (96, 48, ConvKind::Het(HetPattern::blocked(96, 48, 8).expect("legal"))),
+            (64, 64, ConvKind::Grouped(4)),
+            (48, 48, ConvKind::Grouped(48)),
+            (64, 64, ConvKind::Standard),
+        ] {
+            for stride in [1, 2] {
+                let spec = ConvSpec::by_class(m, n, Conv2dGeometry::same(3, stride), kind.clone());
+                check(&spec, isa, 5, [7, 6], 7);
+                let order = (ChannelOrder::interleaved(m), ChannelOrder::interleaved(n));
+                let spec = ConvSpec { in_order: order.0, out_order: order.1, ..spec };
+                check(&spec, isa, 19, [2, 2], 8);
+            }
+        }
+    });
+}

@@ -1,0 +1,193 @@
+//! Batches of floats from bytes: normalisation and the paper's augmentation (pad 4, random crop, horizontal flip).
+
+use crate::data::{Normalisation, Split};
+use crate::rng::{Purpose, below, stream};
+
+/// How training images are varied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Augment {
+    /// Each image is shifted by up to so many pixels in both directions; what comes in from outside is the mean colour
+    /// (0 after normalisation).
+    pub pad: usize,
+    /// Whether every other image, at random, is mirrored left to right.
+    pub flip: bool,
+}
+
+impl Augment {
+    /// The paper's: pad by 4, crop at random, flip.
+    pub const PAPER: Self = Self { pad: 4, flip: true };
+    /// Images as they are, for evaluation.
+    pub const NONE: Self = Self { pad: 0, flip: false };
+
+    /// The variation of one sample in one epoch.
+    fn draw(&self, seed: u64, epoch: u64, sample: u32) -> Variation {
+        if *self == Self::NONE {
+            return Variation { down: 0, right: 0, flip: false };
+        }
+        let mut rng = stream(seed, epoch, u64::from(sample), Purpose::Augment);
+        let mut shift = || below(&mut rng, 2 * self.pad as u32 + 1) as isize - self.pad as isize;
+        let (down, right) = (shift(), shift());
+        Variation { down, right, flip: self.flip && below(&mut rng, 2) == 1 }
+    }
+}
+
+/// Where the crop lies relative to the image, and whether it is mirrored afterwards.
+struct Variation {
+    down: isize,
+    right: isize,
+    flip: bool,
+}
+
+/// What becomes of each byte of each channel: `(byte/255 − mean) / std`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PixelTable {
+    channels: Vec<[f32; 256]>,
+}
+
+impl PixelTable {
+    /// The table of a normalisation.
+    pub fn new(normalisation: &Normalisation) -> Self {
+        let channel = |(&mean, &std): (&f32, &f32)| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean) / std);
+        Self { channels: normalisation.mean.iter().zip(&normalisation.std).map(channel).collect() }
+    }
+}
+
+/// Fills a batch: image `i` of `out` is the sample `indices[i]`, varied and normalised, `[height, width, channels]`.
+///
+/// The variation of a sample depends on the seed, the epoch and the sample alone, not on its place in the batch.
+///
+/// # Panics
+/// If `out` does not hold exactly the images asked for, an index is out of range, or the table has not one row a channel.
+pub fn fill_batch(
+    split: &Split,
+    indices: &[u32],
+    augment: &Augment,
+    table: &PixelTable,
+    seed: u64,
+    epoch: u64,
+    out: &mut [f32],
+) {
+    let images = split.images();
+    assert_eq!(out.len(), indices.len() * images.image_len(), "size of the batch buffer");
+    assert_eq!(table.channels.len(), images.shape()[2], "channels of the normalisation");
+    for (&index, out) in indices.iter().zip(out.chunks_exact_mut(images.image_len())) {
+        let variation = augment.draw(seed, epoch, index);
+        fill_image(images.image(index as usize), images.shape(), &variation, table, out);
+    }
+}
+
+fn fill_image(
+    image: &[u8],
+    [height, width, channels]: [usize; 3],
+    variation: &Variation,
+    table: &PixelTable,
+    out: &mut [f32],
+) {
+    for (y, row) in out.chunks_exact_mut(width * channels).enumerate() {
+        let source = y.checked_add_signed(variation.down).filter(|&y| y < height);
+        let source = source.map(|y| &image[y * width * channels..][..width * channels]);
+        for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
+            let x = if variation.flip { width - 1 - x } else { x };
+            let x = x.checked_add_signed(variation.right).filter(|&x| x < width);
+            match source.zip(x) {
+                Some((source, x)) => {
+                    let bytes = &source[x * channels..][..channels];
+                    for ((value, table), &byte) in pixel.iter_mut().zip(&table.channels).zip(bytes) {
+                        *value = table[usize::from(byte)];
+                    }
+                }
+                None => pixel.fill(0.0),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Images;
+
+    /// Two 3×4 images of 2 channels whose bytes are all different, and a table that keeps bytes as they are.
+    fn setting() -> (Split, PixelTable) {
+        let images = Images::new([3, 4, 2], (1..=48).collect()).unwrap();
+        let identity = Normalisation { mean: vec![0.0; 2], std: vec![1.0 / 255.0; 2] };
+        (Split::new(images, vec![0, 1]).unwrap(), PixelTable::new(&identity))
+    }
+
+    /// The oracle: really pads, really crops, really flips.
+    fn padded_crop(image: &[u8], [h, w, c]: [usize; 3], pad: usize, corner: [usize; 2], flip: bool) -> Vec<f32> {
+        let (ph, pw) = (h + 2 * pad, w + 2 * pad);
+        let mut padded = vec![0.0; ph * pw * c];
+        for y in 0..h {
+            for x in 0..w * c {
+                padded[(y + pad) * pw * c + pad * c + x] = f32::from(image[y * w * c + x]);
+            }
+        }
+        let mut out = Vec::new();
+        for y in 0..h {
+            let mut row: Vec<Vec<f32>> = (0..w)
+                .map(|x| {
+                    let at = ((y + corner[0]) * pw + x + corner[1]) * c;
+                    padded[at..at + c].to_vec()
+                })
+                .collect();
+            if flip {
+                row.reverse();
+            }
+            out.extend(row.concat());
+        }
+        out
+    }
+
+    #[test]
+    fn every_shift_and_flip_equals_a_real_padded_crop() {
+        let (split, table) = setting();
+        let shape = split.images().shape();
+        for pad in [1usize, 4] {
+            for (down, right) in (0..=2 * pad).flat_map(|down| (0..=2 * pad).map(move |right| (down, right))) {
+                for flip in [false, true] {
+                    let variation =
+                        Variation { down: down as isize - pad as isize, right: right as isize - pad as isize, flip };
+                    let mut out = vec![f32::NAN; 24];
+                    fill_image(split.images().image(1), shape, &variation, &table, &mut out);
+                    let expected = padded_crop(split.images().image(1), shape, pad, [down, right], flip);
+                    assert!(out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{down} {right} {flip}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_augmentation_images_are_only_normalised() {
+        let (split, _) = setting();
+        let normalisation = split.normalisation();
+        let mut out = vec![f32::NAN; 48];
+        fill_batch(&split, &[1, 0], &Augment::NONE, &PixelTable::new(&normalisation), 3, 1, &mut out);
+        for channel in 0..2 {
+            let values: Vec<f32> = out.iter().copied().skip(channel).step_by(2).collect();
+            let mean = values.iter().sum::<f32>() / 24.0;
+            let variance = values.iter().map(|v| v * v).sum::<f32>() / 24.0;
+            assert!(mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-4, "{mean} {variance}");
+        }
+        assert!(out[0] > out[24], "image 1, which is brighter, comes first");
+    }
+
+    #[test]
+    fn draws_cover_all_shifts_and_depend_on_the_sample_alone() {
+        let draw = |seed, epoch, sample| {
+            let v = Augment::PAPER.draw(seed, epoch, sample);
+            (v.down, v.right, v.flip)
+        };
+        let seen: std::collections::HashSet<_> = (0..4000).map(|sample| draw(1, 2, sample)).collect();
+        assert_eq!(seen.len(), 9 * 9 * 2);
+        let order = |epoch, seed| (0..50).map(|sample| draw(seed, epoch, sample)).collect::<Vec<_>>();
+        assert_ne!(order(2, 1), order(3, 1));
+        assert_ne!(order(2, 1), order(2, 2));
+
+        let (split, table) = setting();
+        let (mut both, mut one) = (vec![0.0; 48], vec![0.0; 24]);
+        fill_batch(&split, &[0, 1], &Augment::PAPER, &table, 5, 6, &mut both);
+        fill_batch(&split, &[1], &Augment::PAPER, &table, 5, 6, &mut one);
+        assert_eq!(both[24..], one);
+    }
+}

@@ -1,0 +1,40 @@
+//! One image file to bytes.
+
+use image::imageops::{FilterType, crop_imm, resize};
+use image::{ImageReader, Limits};
+use std::io::Cursor;
+
+/// The longest side of an image that is decoded, in pixels.
+const SIDE_LIMIT: u32 = 16_384;
+/// The most memory one decoder may ask for, in bytes.
+const MEMORY_LIMIT: u64 = 1 << 30;
+
+/// A decoded image: `[height, width, 3]` bytes, channels interleaved.
+pub(super) struct Decoded {
+    /// Height and width.
+    pub size: [usize; 2],
+    /// Whether the file has no colours, so that the three channels are equal.
+    pub is_grey: bool,
+    pub rgb: Vec<u8>,
+}
+
+/// Decodes a JPEG, PNG or BMP; with a size, scales the square in its middle to size × size pixels.
+pub(super) fn decode(bytes: &[u8], size: Option<usize>) -> Result<Decoded, String> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(SIDE_LIMIT);
+    limits.max_image_height = Some(SIDE_LIMIT);
+    limits.max_alloc = Some(MEMORY_LIMIT);
+    reader.limits(limits);
+    let image = reader.decode().map_err(|e| e.to_string())?;
+    let is_grey = !image.color().has_color();
+    let mut rgb = image.into_rgb8();
+    if let Some(size) = size.map(|size| size as u32).filter(|&size| rgb.dimensions() != (size, size)) {
+        let (width, height) = rgb.dimensions();
+        // Cropping first keeps the memory small whatever the image's proportions.
+        let side = width.min(height);
+        let square = crop_imm(&rgb, (width - side) / 2, (height - side) / 2, side, side);
+        rgb = resize(&*square, size, size, FilterType::Triangle);
+    }
+    Ok(Decoded { size: [rgb.height() as usize, rgb.width() as usize], is_grey, rgb: rgb.into_raw() })
+}

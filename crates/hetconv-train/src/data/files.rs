@@ -1,0 +1,207 @@
+//! Files below a folder or inside a .zip archive, seen alike. Nothing an archive says about itself is believed.
+
+use super::DataError;
+use std::fs;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use zip::ZipArchive;
+
+/// The most that is read of one file, compressed or not.
+const FILE_LIMIT: u64 = 64 << 20;
+/// How deep folders may nest; ends the walk through a folder that contains itself.
+const DEPTH_LIMIT: usize = 8;
+
+/// A file or folder, by its path with `/` between the parts.
+pub(super) struct Entry {
+    pub path: String,
+    pub is_folder: bool,
+    /// What [`Files::read`] wants to know.
+    pub handle: usize,
+}
+
+/// Some files: a folder or an archive.
+pub(super) trait Files: Sync {
+    /// All files and folders; hidden ones are left out.
+    fn entries(&self) -> &[Entry];
+    /// The bytes of a file.
+    fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError>;
+    /// How messages name a file.
+    fn display(&self, path: &str) -> String;
+}
+
+/// Whether a part of a path is one that people don't mean: dotfiles and the resource forks of macOS.
+fn is_hidden(part: &str) -> bool {
+    part.starts_with('.') || part == "__MACOSX"
+}
+
+/// Reads to the end, but never more than [`FILE_LIMIT`].
+fn read_limited(source: impl Read, name: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    let name = match source.take(FILE_LIMIT + 1).read_to_end(&mut bytes) {
+        Ok(_) if bytes.len() as u64 <= FILE_LIMIT => return Ok(bytes),
+        Ok(_) => return Err(DataError::TooLarge { file: name(), limit: FILE_LIMIT }),
+        Err(source) => (name(), source),
+    };
+    Err(DataError::Io { path: name.0.into(), source: name.1 })
+}
+
+/// The `train/`, `test/` and `val/` folders of a folder, or of the folders directly inside it.
+pub(super) struct Folder {
+    root: PathBuf,
+    entries: Vec<Entry>,
+}
+
+impl Folder {
+    pub fn open(root: &Path) -> Result<Self, DataError> {
+        let mut folder = Self { root: root.to_owned(), entries: Vec::new() };
+        folder.splits("")?;
+        for (name, is_folder) in list(root)? {
+            if is_folder && !is_split(&name) {
+                folder.splits(&format!("{name}/"))?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Walks through the splits of one folder. Anything else is left alone: the root may be a person's home.
+    fn splits(&mut self, prefix: &str) -> Result<(), DataError> {
+        // A neighbouring folder that may not be read holds no data set of ours.
+        let Ok(inside) = list(&self.root.join(prefix)) else { return Ok(()) };
+        for (name, is_folder) in inside {
+            if is_folder && is_split(&name) {
+                self.walk(format!("{prefix}{name}"), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, path: String, depth: usize) -> Result<(), DataError> {
+        let place = self.root.join(&path);
+        if depth > DEPTH_LIMIT {
+            return Err(DataError::malformed(&place, format!("folders nest more than {DEPTH_LIMIT} deep")));
+        }
+        for (name, is_folder) in list(&place)? {
+            let path = format!("{path}/{name}");
+            self.entries.push(Entry { path: path.clone(), is_folder, handle: 0 });
+            if is_folder {
+                self.walk(path, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_split(name: &str) -> bool {
+    matches!(name, "train" | "test" | "val")
+}
+
+/// What a folder holds, sorted by name.
+fn list(folder: &Path) -> Result<Vec<(String, bool)>, DataError> {
+    let mut inside = Vec::new();
+    for entry in fs::read_dir(folder).map_err(DataError::io(folder))? {
+        let entry = entry.map_err(DataError::io(folder))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            return Err(DataError::malformed(&entry.path(), "its name is not Unicode"));
+        };
+        if !is_hidden(&name) {
+            // Follows symbolic links, which people use to put data sets together.
+            inside.push((name, entry.path().is_dir()));
+        }
+    }
+    inside.sort_unstable();
+    Ok(inside)
+}
+
+impl Files for Folder {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError> {
+        let path = self.root.join(&entry.path);
+        read_limited(fs::File::open(&path).map_err(DataError::io(&path))?, || self.display(&entry.path))
+    }
+
+    fn display(&self, path: &str) -> String {
+        self.root.join(path).display().to_string()
+    }
+}
+
+/// A .zip archive, its compressed bytes in memory so that threads read entries independently.
+pub(super) struct Archive {
+    path: PathBuf,
+    zip: ZipArchive<Cursor<Arc<[u8]>>>,
+    entries: Vec<Entry>,
+}
+
+impl Archive {
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let fault = |fault| DataError::Archive { path: path.to_owned(), fault };
+        let bytes: Arc<[u8]> = fs::read(path).map_err(DataError::io(path))?.into();
+        let zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| fault(format!("not a readable .zip archive: {e}")))?;
+        let mut entries = Vec::new();
+        for handle in 0..zip.len() {
+            let file = zip.by_index_data(handle).map_err(|e| fault(format!("entry {handle}: {e}")))?;
+            let name = file.name().map_err(|e| fault(format!("the name of entry {handle}: {e}")))?.into_owned();
+            if file.is_symlink() {
+                return Err(fault(format!("{name:?} is a symbolic link; only files and folders are read")));
+            }
+            let path = plain_path(&name)
+                .ok_or_else(|| fault(format!("{name:?} is no plain relative path; such an archive is not read")))?;
+            if !path.split('/').any(is_hidden) {
+                entries.push(Entry { path: path.to_owned(), is_folder: name.ends_with('/'), handle });
+            }
+        }
+        entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self { path: path.to_owned(), zip, entries })
+    }
+}
+
+/// An entry's name without a `./` before or a `/` behind it, if that is a path without tricks.
+fn plain_path(name: &str) -> Option<&str> {
+    let path = name.strip_prefix("./").unwrap_or(name);
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let plain = !path.contains(['\\', ':', '\0']) && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    plain.then_some(path)
+}
+
+impl Files for Archive {
+    fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError> {
+        let fault = |e: zip::result::ZipError| DataError::Archive {
+            path: self.path.clone(),
+            fault: format!("{}: {e}", entry.path),
+        };
+        // The clone shares bytes and directory; it only has a position of its own.
+        let mut zip = self.zip.clone();
+        read_limited(zip.by_index(entry.handle).map_err(fault)?, || self.display(&entry.path))
+    }
+
+    fn display(&self, path: &str) -> String {
+        format!("{}:{path}", self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_paths_are_taken() {
+        assert_eq!(plain_path("./train/a/1.png"), Some("train/a/1.png"));
+        assert_eq!(plain_path("train/a/"), Some("train/a"));
+        for odd in ["../x.png", "a/../../x.png", "/etc/x.png", "a//x.png", "a\\..\\x.png", "C:/x.png", "a/./x.png", ""] {
+            assert_eq!(plain_path(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn reading_stops_at_the_limit() {
+        let error = read_limited(std::io::repeat(0), || "big".into()).unwrap_err();
+        assert!(matches!(error, DataError::TooLarge { ref file, limit: FILE_LIMIT } if file == "big"));
+    }
+}
