@@ -1,61 +1,13 @@
 //! The same operations composed of Burn's own differentiable ones, for devices that our kernels do not run on.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use burn::tensor::module::{conv2d, max_pool2d};
 use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
-use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use burn::tensor::{Device, Tensor, TensorData, activation};
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::Conv;
 
-use crate::ops::{ConvTensors, Moments, NormTensors, relu_if};
-
-/// A constant of a layer, uploaded once to the device it is used on.
-#[derive(Clone, Debug)]
-struct Constant<T> {
-    data: TensorData,
-    uploaded: Arc<Mutex<Option<T>>>,
-}
-
-impl<T: Clone> Constant<T> {
-    fn new(data: TensorData) -> Self {
-        Self { data, uploaded: Arc::default() }
-    }
-
-    fn get(&self, upload: impl FnOnce(TensorData) -> T, is_here: impl FnOnce(&T) -> bool) -> T {
-        let mut uploaded = self.uploaded.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*uploaded {
-            Some(tensor) if is_here(tensor) => tensor.clone(),
-            _ => uploaded.insert(upload(self.data.clone())).clone(),
-        }
-    }
-}
-
-/// A permutation or selection of channels; `None` if it changes nothing.
-#[derive(Clone, Debug)]
-pub(crate) struct Selection(Option<Constant<Tensor<1, Int>>>);
-
-impl Selection {
-    pub(crate) fn identity() -> Self {
-        Self(None)
-    }
-
-    /// Index `i` of the result is `indices[i]` of the operand.
-    pub(crate) fn new(indices: &[u32], operands: usize) -> Self {
-        if indices.len() == operands && indices.iter().enumerate().all(|(i, &index)| i == index as usize) {
-            return Self(None);
-        }
-        let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
-        Self(Some(Constant::new(TensorData::from(indices.as_slice()))))
-    }
-
-    pub(crate) fn apply<const D: usize>(&self, tensor: Tensor<D>, axis: usize) -> Tensor<D> {
-        let Some(constant) = &self.0 else { return tensor };
-        let device = tensor.device().inner();
-        let indices = constant.get(|data| Tensor::from_data(data, &device), |indices| indices.device() == device);
-        tensor.select(axis, indices)
-    }
-}
+use crate::ops::{ConvTensors, Moments, NormTensors};
+use crate::selection::{Constant, Selection};
 
 /// Bringing values per channel from natural into stored order.
 fn to_stored(order: &ChannelOrder) -> Selection {
@@ -87,7 +39,7 @@ struct Ring {
     /// For every channel its slot.
     slots: Selection,
     /// `[N, M, 1]`: 1 where a filter sees a channel through its whole window.
-    mask: Constant<Tensor<3>>,
+    mask: Constant<3>,
 }
 
 impl ComposedConv {
@@ -134,7 +86,7 @@ impl ComposedConv {
         let center = center.reshape([filters, channels, 1]);
         let dense = match &self.ring {
             Some(Ring { slots, mask }) => {
-                let mask = mask.get(|data| Tensor::from_data(data, &device), |mask| mask.device() == device);
+                let mask = mask.on(&device);
                 let ring = slots.apply(ring, 1) * mask;
                 let before = ring.clone().narrow(2, 0, middle);
                 let after = ring.narrow(2, middle, taps - 1 - middle);
@@ -208,10 +160,11 @@ impl ComposedNorm {
     }
 
     fn finish(&self, y: Tensor<4>, residual: Option<Tensor<4>>) -> Tensor<4> {
-        relu_if(self.relu, match residual {
+        let y = match residual {
             Some(residual) => y + residual,
             None => y,
-        })
+        };
+        if self.relu { activation::relu(y) } else { y }
     }
 }
 

@@ -82,6 +82,9 @@ pub enum LayerError {
     /// An even kernel has no centre.
     #[error("HetConv needs an odd kernel to have a centre, got {}×{}", .0[0], .0[1])]
     EvenKernel([usize; 2]),
+    /// A 1×1 kernel has nothing but a centre.
+    #[error("a 1×1 kernel is the same for every filter and channel; use an ordinary convolution")]
+    PointwiseKernel,
     /// The instruction set asked for cannot be used.
     #[error(transparent)]
     Isa(#[from] IsaError),

@@ -13,16 +13,17 @@ mod composed;
 mod error;
 mod implementation;
 mod kernel;
-
+mod layer;
 mod module;
 pub mod ops;
 mod optim;
 mod parameters;
 mod program;
+mod selection;
 
 pub use error::{LayerError, ModuleError, VelocityError};
 pub use implementation::Implementation;
-
+pub use layer::{HetArrangement, HetConv2d, HetConv2dConfig};
 pub use module::{GraphModule, StepOutput, TrainingPass};
 pub use optim::{DecayScope, Sgd, SgdConfig};
 pub use parameters::Gradients;

@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation};
-use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
+use hetconv_core::{Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, ChannelPlan, Graph, Op, Shape, ValueId};
 use hetconv_kernels::{Conv, ConvSpec};
 
-use crate::composed::Selection;
 use crate::ops::{ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, global_avg_pool};
 use crate::parameters::Leaves;
+use crate::selection::Selection;
 use crate::{Implementation, ModuleError};
 
 /// A compiled graph.
@@ -51,7 +51,7 @@ struct Operand {
 
 #[derive(Debug)]
 enum Step {
-    Input(Selection),
+    Input,
     Conv { op: ConvOp, weights: ConvWeightIds, bias: Option<usize> },
     Norm(Norm),
     Pool(PoolOp),
@@ -59,8 +59,8 @@ enum Step {
     Activation(Activation),
     Add,
     Mul,
-    Concat(Selection),
-    Flatten { to_natural: Selection, to_stored: Selection },
+    Concat,
+    Flatten,
     Softmax,
     Gather { selection: Selection, zeros: bool, stride: usize },
 }
@@ -112,7 +112,7 @@ impl Program {
             _ => output,
         };
         let plan = ChannelPlan::new(graph)?;
-        let mut compiler = Compiler { graph, shapes: &shapes, plan: &plan, implementation, indices: indices(graph)? };
+        let compiler = Compiler { graph, shapes: &shapes, plan: &plan, implementation, indices: indices(graph)? };
         let mut instructions = Vec::with_capacity(graph.nodes.len());
         let fused = fuse(graph, &plan, logits);
         for id in 0..graph.nodes.len() {
@@ -154,7 +154,7 @@ impl Program {
             };
             let operands: Vec<Tensor<4>> = instruction.operands.iter().map(&mut read).collect();
             let result = match &instruction.step {
-                Step::Input(selection) => selection.apply(images.take().expect("one input"), 3),
+                Step::Input => images.take().expect("one input"),
                 step => self.step(step, operands, parameters, &mut pass),
             };
             if instruction.output == wanted {
@@ -173,7 +173,7 @@ impl Program {
         let mut operands = operands.into_iter();
         let mut next = || operands.next().expect("shape inference checked the number of operands");
         match step {
-            Step::Input(_) => unreachable!("read by `run`"),
+            Step::Input => unreachable!("read by `run`"),
             Step::Conv { op, weights, bias } => {
                 let weights = match *weights {
                     ConvWeightIds::Dense(weight) => ConvTensors::Dense(parameters.get(weight)),
@@ -217,12 +217,12 @@ impl Program {
                 let first = next();
                 operands.fold(first, |product, operand| product * operand)
             }
-            Step::Concat(selection) => selection.apply(Tensor::cat(operands.collect(), 3), 3),
-            Step::Flatten { to_natural, to_stored } => {
+            Step::Concat => Tensor::cat(operands.collect(), 3),
+            // Features are numbered channel by channel; the plan has several pixels' channels in natural order.
+            Step::Flatten => {
                 let image = next();
                 let [batch, height, width, channels] = image.dims();
-                let image = to_natural.apply(image, 3).permute([0, 3, 1, 2]);
-                to_stored.apply(image.reshape([batch, 1, 1, channels * height * width]), 3)
+                image.permute([0, 3, 1, 2]).reshape([batch, 1, 1, channels * height * width])
             }
             Step::Softmax => activation::softmax(next(), 3),
             Step::Gather { selection, zeros, stride } => {
@@ -350,19 +350,6 @@ impl Compiler<'_> {
         self.indices[&format!("{}.{suffix}", self.graph.nodes[node].name)]
     }
 
-    /// The order in which a node reads an operand.
-    fn read_order(&self, node: ValueId, side: usize) -> ChannelOrder {
-        let value = self.graph.nodes[node].inputs[side];
-        let stored = self.plan.order(value);
-        match self.plan.gather(node, side) {
-            None => stored.clone(),
-            Some(gather) => {
-                let channels = gather.iter().map(|&position| stored.channels()[position as usize]).collect();
-                ChannelOrder::from_channels(channels).expect("a gather between channel orders is a permutation")
-            }
-        }
-    }
-
     fn norm(&self, chain: Chain, output: ValueId) -> Result<Instruction, ModuleError> {
         let Op::BatchNorm { epsilon, .. } = self.graph.nodes[chain.norm].op else {
             unreachable!("chains start at a batch-norm")
@@ -371,7 +358,7 @@ impl Compiler<'_> {
         operands.extend(chain.sum.map(|(sum, side)| self.operand(sum, side)));
         let index = |suffix: &str| self.index(chain.norm, suffix);
         let step = Step::Norm(Norm {
-            op: NormOp::new(self.read_order(chain.norm, 0), epsilon, chain.relu, self.implementation),
+            op: NormOp::new(self.plan.input_order(chain.norm, 0).clone(), epsilon, chain.relu, self.implementation),
             scale: index("weight"),
             shift: index("bias"),
             mean: index("running_mean"),
@@ -394,12 +381,12 @@ impl Compiler<'_> {
         pool.map(Step::Pool).map_err(|source| ModuleError::Pool { node: node.name.clone(), source })
     }
 
-    fn instruction(&mut self, id: ValueId) -> Result<Instruction, ModuleError> {
+    fn instruction(&self, id: ValueId) -> Result<Instruction, ModuleError> {
         let node = &self.graph.nodes[id];
         let operands = (0..node.inputs.len()).map(|side| self.operand(id, side)).collect();
         let out_order = self.plan.order(id).clone();
         let step = match &node.op {
-            Op::Input { .. } => Step::Input(Selection::new(out_order.channels(), out_order.len())),
+            Op::Input { .. } => Step::Input,
             Op::Conv2d { in_channels, out_channels, geometry, kind, bias } => {
                 let weights = match kind {
                     ConvKind::Standard | ConvKind::Grouped(_) => ConvWeightIds::Dense(self.index(id, "weight")),
@@ -412,7 +399,7 @@ impl Compiler<'_> {
                     out_channels: *out_channels,
                     geometry: geometry.clone(),
                     kind: kind.clone(),
-                    in_order: self.read_order(id, 0),
+                    in_order: self.plan.input_order(id, 0).clone(),
                     out_order,
                 };
                 self.conv(id, spec, weights, *bias)?
@@ -423,7 +410,7 @@ impl Compiler<'_> {
                     out_channels: *out_features,
                     geometry: Conv2dGeometry::same(1, 1),
                     kind: ConvKind::Standard,
-                    in_order: self.read_order(id, 0),
+                    in_order: self.plan.input_order(id, 0).clone(),
                     out_order,
                 };
                 self.conv(id, spec, ConvWeightIds::Linear(self.index(id, "weight")), *bias)?
@@ -432,52 +419,24 @@ impl Compiler<'_> {
             Op::Activation { function } => Step::Activation(*function),
             Op::Add => Step::Add,
             Op::Mul => Step::Mul,
-            Op::Concat => Step::Concat(self.concat(id, &out_order)),
+            Op::Concat => Step::Concat,
             Op::MaxPool { geometry } => self.pool(id, PoolKind::Max, geometry)?,
             Op::AvgPool { geometry, count_padding } => {
                 self.pool(id, PoolKind::Avg { count_padding: *count_padding }, geometry)?
             }
             Op::GlobalAvgPool => Step::GlobalAvgPool,
-            Op::Flatten => self.flatten(id, &out_order),
+            Op::Flatten => Step::Flatten,
             Op::Softmax => Step::Softmax,
-            Op::Gather { channels, stride } => self.gather(id, channels, *stride, &out_order),
+            Op::Gather { stride, .. } => self.gather(id, *stride),
         };
         Ok(Instruction { step, operands, output: id })
     }
 
-    /// From the operands' orders one after another to the result's.
-    fn concat(&self, id: ValueId, out_order: &ChannelOrder) -> Selection {
-        let mut joined = Vec::with_capacity(out_order.len());
-        for side in 0..self.graph.nodes[id].inputs.len() {
-            let first = joined.len() as u32;
-            joined.extend(self.read_order(id, side).channels().iter().map(|&channel| first + channel));
-        }
-        let joined = ChannelOrder::from_channels(joined).expect("every operand's order is a permutation");
-        Selection::new(&out_order.gather_from(&joined), out_order.len())
-    }
-
-    /// Features are numbered channel by channel, so several pixels need channels in natural order.
-    fn flatten(&self, id: ValueId, out_order: &ChannelOrder) -> Step {
-        let in_order = self.read_order(id, 0);
-        let one_pixel = self.shapes[self.graph.nodes[id].inputs[0]].size() == [1, 1];
-        let (to_natural, produced) = if one_pixel {
-            (Selection::identity(), in_order)
-        } else {
-            (Selection::new(&in_order.positions(), in_order.len()), ChannelOrder::natural(out_order.len()))
-        };
-        Step::Flatten { to_natural, to_stored: Selection::new(&out_order.gather_from(&produced), out_order.len()) }
-    }
-
-    fn gather(&self, id: ValueId, channels: &[Option<u32>], stride: usize, out_order: &ChannelOrder) -> Step {
-        let in_order = self.read_order(id, 0);
-        let positions = in_order.positions();
-        let zeros = channels.contains(&None);
-        let source = |&channel: &u32| match channels[channel as usize] {
-            Some(channel) => positions[channel as usize],
-            None => in_order.len() as u32,
-        };
-        let sources: Vec<u32> = out_order.channels().iter().map(source).collect();
-        let selection = Selection::new(&sources, in_order.len() + usize::from(zeros));
-        Step::Gather { selection, zeros, stride }
+    fn gather(&self, id: ValueId, stride: usize) -> Step {
+        let sources = self.plan.sources(id).expect("the plan has the sources of every gather");
+        let zero = self.channels(self.graph.nodes[id].inputs[0]);
+        let zeros = sources.contains(&None);
+        let sources: Vec<u32> = sources.iter().map(|source| source.unwrap_or(zero as u32)).collect();
+        Step::Gather { selection: Selection::new(&sources, zero + usize::from(zeros)), zeros, stride }
     }
 }

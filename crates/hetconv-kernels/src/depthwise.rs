@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
-use crate::parallel::{reduction_parts, rows_per_part};
+use crate::parallel::{reduction_parts, images_per_part};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 
@@ -57,7 +57,7 @@ impl<'a> Depthwise<'a> {
                 *slot = bias[channel as usize];
             }
         }
-        let images = rows_per_part(batch, 4 * source_len.max(target_len), 1);
+        let images = images_per_part(batch, 4 * source_len.max(target_len), 1);
         target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len)).for_each(
             |(target, source)| {
                 for (target, source) in target.chunks_exact_mut(target_len).zip(source.chunks_exact(source_len)) {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::isa::Isa;
 use crate::pack::{Block, Layout};
-use crate::parallel::rows_per_part;
+use crate::parallel::images_per_part;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 
@@ -50,7 +50,7 @@ impl Gather<'_> {
         if target.is_empty() {
             return;
         }
-        let images = rows_per_part(batch, 4 * source_len.max(target_len), 4);
+        let images = images_per_part(batch, 4 * source_len.max(target_len), isa.tile_rows());
         let parts = target.par_chunks_mut(images * target_len).enumerate();
         parts.for_each(|(part, target)| {
             let first = part * images * source_len;

@@ -85,6 +85,17 @@ impl Isa {
         }
     }
 
+    /// Rows of a convolution tile.
+    pub(crate) fn tile_rows(self) -> usize {
+        match self.0 {
+            Kind::Portable(_) => Portable::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => Avx2::ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => Avx512::ROWS,
+        }
+    }
+
     /// Runs a task compiled for this instruction set.
     #[inline]
     pub fn run<T: Task>(self, task: T) -> T::Output {

@@ -179,32 +179,39 @@ impl Classes {
     }
 }
 
-/// Calls `visit(packed index, filter, channel, tap)` for every weight of one block, in an order that walks both the
-/// packed and the canonical side in small steps.
-fn visit_block(
-    block: &Block,
-    layout: &Layout,
-    outputs: &ChannelOrder,
-    inputs: &ChannelOrder,
-    taps: usize,
-    mut visit: impl FnMut(usize, usize, usize, usize),
-) {
-    const CHUNK: usize = 16;
-    let stride = block.vectors * layout.lanes;
-    let span = block.center.start.min(block.ring.start)..block.center.end.max(block.ring.end);
-    for chunk in span.clone().step_by(CHUNK) {
-        for (lane, &output) in outputs.channels()[block.outputs.clone()].iter().enumerate() {
-            for position in chunk..(chunk + CHUNK).min(span.end) {
-                let input = inputs.channels()[position];
-                for tap in 0..taps {
-                    let range = block.range(Some(tap) == layout.center);
-                    if range.contains(&position) {
-                        let packed = block.taps[tap] + (position - range.start) * stride + lane;
-                        visit(packed, output as usize, input as usize, tap);
-                    }
-                }
-            }
+/// Taps whose weights stand side by side in one canonical tensor.
+struct TapGroup {
+    taps: Vec<usize>,
+    is_center: bool,
+}
+
+impl Classes {
+    /// HetConv's centre and its ring, or all taps of any other convolution.
+    fn tap_groups(&self, spec: &ConvSpec) -> Vec<TapGroup> {
+        let taps = spec.geometry.taps();
+        match spec.geometry.center_tap().filter(|_| self.dense_center) {
+            None => vec![TapGroup { taps: (0..taps).collect(), is_center: false }],
+            Some(center) => vec![
+                TapGroup { taps: vec![center], is_center: true },
+                TapGroup { taps: (0..taps).filter(|&tap| tap != center).collect(), is_center: false },
+            ],
         }
+    }
+
+    /// Where the weights of a filter and a channel start within the filter's row of a group's tensor; `None` where the
+    /// layer has none.
+    #[inline(always)]
+    fn place(&self, group: &TapGroup, filter: usize, channel: usize) -> Option<usize> {
+        if group.is_center {
+            return Some(channel);
+        }
+        let same = self.filters[filter] == self.channels[channel];
+        same.then(|| self.slots[channel] * group.taps.len())
+    }
+
+    /// Length of a filter's row in a group's tensor.
+    fn row(&self, group: &TapGroup) -> usize {
+        if group.is_center { self.channels.len() } else { self.width * group.taps.len() }
     }
 }
 
@@ -217,54 +224,100 @@ pub(crate) fn pack(
     weights: ConvWeights<'_>,
 ) -> Vec<f32> {
     let mut packed = vec![0.0f32; layout.len];
-    let taps = spec.geometry.taps();
-    let (outputs, inputs) = match direction {
-        Direction::Forward => (&spec.out_order, &spec.in_order),
-        Direction::GradInput => (&spec.in_order, &spec.out_order),
-    };
-    split_blocks(&mut packed, layout).into_par_iter().for_each(|(block, packed)| {
-        let first = block.weights.start;
-        visit_block(block, layout, outputs, inputs, taps, |index, output, input, tap| {
-            let (filter, channel) = match direction {
-                Direction::Forward => (output, input),
-                Direction::GradInput => (input, output),
+    for group in &classes.tap_groups(spec) {
+        let source = match weights {
+            ConvWeights::Dense(weight) => weight,
+            ConvWeights::Het { center, .. } if group.is_center => center,
+            ConvWeights::Het { ring, .. } => ring,
+        };
+        let row = classes.row(group);
+        split_blocks(&mut packed, layout).into_par_iter().for_each(|(block, packed)| {
+            let range = block.range(group.is_center);
+            let stride = block.vectors * layout.lanes;
+            let mut copy = |filter: u32, channel: u32, position: usize, lane: usize| {
+                let (filter, channel) = (filter as usize, channel as usize);
+                let Some(place) = classes.place(group, filter, channel) else { return };
+                let from = &source[filter * row + place..][..group.taps.len()];
+                let at = (position - range.start) * stride + lane;
+                for (&tap, &weight) in group.taps.iter().zip(from) {
+                    packed[block.taps[tap] - block.weights.start + at] = weight;
+                }
             };
-            if let Some(place) = classes.place(spec, filter, channel, tap) {
-                packed[index - first] = match (weights, place) {
-                    (ConvWeights::Dense(weight), Place::Main(at)) => weight[at],
-                    (ConvWeights::Het { center, .. }, Place::Main(at)) => center[at],
-                    (ConvWeights::Het { ring, .. }, Place::Ring(at)) => ring[at],
-                    (ConvWeights::Dense(_), Place::Ring(_)) => unreachable!("only HetConv has a ring"),
-                };
+            // A filter's weights are neighbours in memory: the inner loop stays in one row.
+            match direction {
+                Direction::Forward => {
+                    let filters = &spec.out_order.channels()[block.outputs.clone()];
+                    for chunk in range.clone().step_by(CHUNK) {
+                        for (lane, &filter) in filters.iter().enumerate() {
+                            for position in chunk..(chunk + CHUNK).min(range.end) {
+                                copy(filter, spec.in_order.channels()[position], position, lane);
+                            }
+                        }
+                    }
+                }
+                Direction::GradInput => {
+                    let channels = &spec.in_order.channels()[block.outputs.clone()];
+                    for position in range.clone() {
+                        let filter = spec.out_order.channels()[position];
+                        for (lane, &channel) in channels.iter().enumerate() {
+                            copy(filter, channel, position, lane);
+                        }
+                    }
+                }
             }
         });
-    });
+    }
     packed
 }
 
+/// Input positions that are packed together: their packed and canonical weights share the first-level cache.
+const CHUNK: usize = 32;
+
 /// Brings a packed grad-weight (forward layout) into canonical form; spare ring slots become +0.
-pub(crate) fn unpack(
-    spec: &ConvSpec,
-    classes: &Classes,
-    layout: &Layout,
-    packed: &[f32],
-    mut grad: ConvWeightsMut<'_>,
-) {
-    if let ConvWeightsMut::Het { ring, .. } = &mut grad {
-        ring.fill(0.0);
-    }
-    let taps = spec.geometry.taps();
-    for block in &layout.blocks {
-        visit_block(block, layout, &spec.out_order, &spec.in_order, taps, |index, filter, channel, tap| {
-            let Some(place) = classes.place(spec, filter, channel, tap) else { return };
-            match (&mut grad, place) {
-                (ConvWeightsMut::Dense(weight), Place::Main(at)) => weight[at] = packed[index],
-                (ConvWeightsMut::Het { center, .. }, Place::Main(at)) => center[at] = packed[index],
-                (ConvWeightsMut::Het { ring, .. }, Place::Ring(at)) => ring[at] = packed[index],
-                (ConvWeightsMut::Dense(_), Place::Ring(_)) => unreachable!("only HetConv has a ring"),
+pub(crate) fn unpack(spec: &ConvSpec, classes: &Classes, layout: &Layout, packed: &[f32], grad: ConvWeightsMut<'_>) {
+    let (mut main, mut ring) = match grad {
+        ConvWeightsMut::Dense(weight) => (weight, None),
+        ConvWeightsMut::Het { center, ring } => (center, Some(ring)),
+    };
+    for group in &classes.tap_groups(spec) {
+        let target = match &mut ring {
+            Some(ring) if !group.is_center => {
+                ring.fill(0.0);
+                ring
+            }
+            _ => &mut main,
+        };
+        let row = classes.row(group);
+        if row == 0 {
+            continue;
+        }
+        let mut rows: Vec<_> = target.chunks_exact_mut(row).map(Some).collect();
+        let of_block = |block| (block, rows_of(block, &spec.out_order, &mut rows));
+        let work: Vec<(&Block, Vec<&mut [f32]>)> = layout.blocks.iter().map(of_block).collect();
+        work.into_par_iter().for_each(|(block, mut rows)| {
+            let range = block.range(group.is_center);
+            let stride = block.vectors * layout.lanes;
+            let filters = &spec.out_order.channels()[block.outputs.clone()];
+            for chunk in range.clone().step_by(CHUNK) {
+                for (lane, (&filter, row)) in filters.iter().zip(&mut rows).enumerate() {
+                    for position in chunk..(chunk + CHUNK).min(range.end) {
+                        let channel = spec.in_order.channels()[position] as usize;
+                        let Some(place) = classes.place(group, filter as usize, channel) else { continue };
+                        let at = (position - range.start) * stride + lane;
+                        for (&tap, slot) in group.taps.iter().zip(&mut row[place..]) {
+                            *slot = packed[block.taps[tap] + at];
+                        }
+                    }
+                }
             }
         });
     }
+}
+
+/// Takes the rows of a block's filters.
+fn rows_of<'a>(block: &Block, order: &ChannelOrder, rows: &mut [Option<&'a mut [f32]>]) -> Vec<&'a mut [f32]> {
+    let filters = &order.channels()[block.outputs.clone()];
+    filters.iter().map(|&filter| rows[filter as usize].take().expect("a filter is in one block")).collect()
 }
 
 /// Pairs every block with its part of the packed buffer.
@@ -276,32 +329,4 @@ pub(crate) fn split_blocks<'a>(mut packed: &'a mut [f32], layout: &'a Layout) ->
         packed = rest;
     }
     parts
-}
-
-/// Where a weight stands in the canonical tensors.
-enum Place {
-    /// `weight`, or HetConv's `center`.
-    Main(usize),
-    /// HetConv's `ring`.
-    Ring(usize),
-}
-
-impl Classes {
-    /// Where the weight of filter, channel and tap stands; `None` where the layer has none.
-    #[inline]
-    fn place(&self, spec: &ConvSpec, filter: usize, channel: usize, tap: usize) -> Option<Place> {
-        let taps = spec.geometry.taps();
-        let center = spec.geometry.center_tap().filter(|_| self.dense_center);
-        if Some(tap) == center {
-            return Some(Place::Main(filter * spec.in_channels + channel));
-        }
-        if self.filters[filter] != self.channels[channel] {
-            return None;
-        }
-        let slot = filter * self.width + self.slots[channel];
-        Some(match center {
-            Some(center) => Place::Ring(slot * (taps - 1) + tap - usize::from(tap > center)),
-            None => Place::Main(slot * taps + tap),
-        })
-    }
 }

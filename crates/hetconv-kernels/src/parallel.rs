@@ -1,15 +1,15 @@
 //! How work is split: into parts that depend on shapes only, so that results don't depend on the number of threads.
 
-/// Rows (or images) of each part when `rows` of them, `bytes` each, are worked on independently.
+/// Images of each part when `images` of them, `bytes` each, are worked on independently.
 ///
 /// A part's data should stay in a core's second-level cache, and there should be enough parts for a straggler not to
-/// matter; `multiple` rows together fill a kernel's tile.
-pub(crate) fn rows_per_part(rows: usize, bytes: usize, multiple: usize) -> usize {
+/// matter. Where images are small, their number is a multiple of a tile's `rows`: a region that has one pixel an image
+/// then fills whole tiles.
+pub(crate) fn images_per_part(images: usize, bytes: usize, rows: usize) -> usize {
     const CACHE: usize = 256 << 10;
     const PARTS: usize = 8;
-    let cached = CACHE / bytes.max(1);
-    let balanced = rows.div_ceil(PARTS);
-    cached.clamp(1, balanced.max(1)).next_multiple_of(if cached >= multiple { multiple } else { 1 })
+    let cached = (CACHE / bytes.max(1)).clamp(1, images.div_ceil(PARTS).max(1));
+    if cached > rows / 2 { cached.next_multiple_of(rows) } else { cached }
 }
 
 /// Number of parts for a reduction over `rows` that needs `floats` of scratch for each part.

@@ -7,7 +7,6 @@ use crate::augment::{Augment, PixelTable, fill_batch};
 use crate::data::{Normalisation, Split};
 use crate::rng::permutation;
 use serde::{Deserialize, Serialize};
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
@@ -194,10 +193,8 @@ impl Drop for BatchLoader {
     fn drop(&mut self) {
         // Without a receiver the thread's next send fails, and it ends.
         self.batches = None;
-        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join)
-            && !std::thread::panicking()
-        {
-            resume_unwind(panic);
+        if self.thread.take().map(JoinHandle::join).is_some_and(|end| end.is_err()) {
+            tracing::error!("the batch loader's thread had failed before it was dropped");
         }
     }
 }

@@ -79,9 +79,9 @@ pub fn synthetic(options: &SyntheticOptions) -> Result<Dataset, DataError> {
 }
 
 /// Strength of the noise under the ranking, from the clearest to the noisiest image; patterns reach from −1 to 1.
-const NOISE: [f32; 2] = [0.5, 1.7];
+const NOISE: [f32; 2] = [0.2, 0.8];
 /// Strength of the other class's pattern.
-const DISTRACTOR: [f32; 2] = [0.0, 0.6];
+const DISTRACTOR: [f32; 2] = [0.0, 0.3];
 
 /// Draws one image of a class: `[row][column][channel]` bytes.
 fn draw(rng: &mut ChaCha8Rng, class: usize, image: &mut [u8]) {

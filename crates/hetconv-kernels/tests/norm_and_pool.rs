@@ -1,0 +1,201 @@
+//! Batch-norm and pooling against their definitions in `f64`, and their gradients against the chain rule by definition or
+//! finite differences.
+
+mod common;
+
+use common::{Numbers, assert_close, each_isa};
+use hetconv_core::Conv2dGeometry;
+use hetconv_kernels::{norm, pool};
+
+/// Batch-norm, residual and ReLU by the definition.
+#[allow(clippy::too_many_arguments)]
+fn batch_norm(x: &[f64], r: Option<&[f64]>, gamma: &[f64], beta: &[f64], relu: bool, epsilon: f64) -> Vec<f64> {
+    let channels = gamma.len();
+    let rows = x.len() / channels;
+    let mut y = vec![0.0; x.len()];
+    for c in 0..channels {
+        let column = |row: usize| x[row * channels + c];
+        let mean = (0..rows).map(column).sum::<f64>() / rows as f64;
+        let variance = (0..rows).map(|row| (column(row) - mean).powi(2)).sum::<f64>() / rows as f64;
+        for row in 0..rows {
+            let at = row * channels + c;
+            let value = gamma[c] * (x[at] - mean) / (variance + epsilon).sqrt() + beta[c] + r.map_or(0.0, |r| r[at]);
+            y[at] = if relu { value.max(0.0) } else { value };
+        }
+    }
+    y
+}
+
+fn exact(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| f64::from(v)).collect()
+}
+
+#[test]
+fn batch_norm_and_its_gradients() {
+    each_isa("batch-norm", |isa| {
+        for (rows, channels, relu, with_residual) in
+            [(1, 3, false, false), (7, 1, true, true), (300, 17, true, true), (65, 16, true, false), (130, 33, false, true)]
+        {
+            let mut numbers = Numbers((rows * channels) as u64);
+            let len = rows * channels;
+            // A mean well away from 0, as activations have it.
+            let x: Vec<f32> = numbers.vec(len).iter().map(|v| v * 2.0 + 1.5).collect();
+            let residual = with_residual.then(|| numbers.vec(len));
+            let gamma: Vec<f32> = numbers.vec(channels).iter().map(|v| v + 1.5).collect();
+            let (beta, dy) = (numbers.vec(channels), numbers.vec(len));
+            let mut y = vec![f32::NAN; len];
+            let r = residual.as_deref();
+            let stats = norm::batch_norm_forward(isa, channels, &x, r, &gamma, &beta, 1e-5, relu, &mut y);
+            let r64 = residual.as_deref().map(exact);
+            let (x64, gamma64, beta64) = (exact(&x), exact(&gamma), exact(&beta));
+            let want = batch_norm(&x64, r64.as_deref(), &gamma64, &beta64, relu, f64::from(1e-5f32));
+            // A single row has no variance: 1/√ε magnifies rounding, and the result is β + residual.
+            assert_close("y", &y, &want, if rows == 1 { 1e-3 } else { 2e-5 });
+
+            let (mut dx, mut dr) = (vec![f32::NAN; len], vec![f32::NAN; len]);
+            let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
+            let grad_residual = with_residual.then_some(&mut dr[..]);
+            norm::batch_norm_backward(
+                isa, channels, &x, &y, &gamma, &stats, relu, &dy, &mut dx, grad_residual, &mut dgamma, &mut dbeta,
+            );
+            let dz: Vec<f64> = (0..len).map(|i| if relu && want[i] <= 0.0 { 0.0 } else { f64::from(dy[i]) }).collect();
+            if with_residual {
+                assert_close("grad-residual", &dr, &dz, 0.0);
+            }
+            if rows == 1 {
+                continue;
+            }
+            // Σ dz·∂z/∂(one number), by central differences without the ReLU, whose gate is in dz.
+            let along = |step: &dyn Fn(f64) -> (Vec<f64>, Vec<f64>, Vec<f64>)| {
+                let at = |h: f64| {
+                    let (x, gamma, beta) = step(h);
+                    batch_norm(&x, None, &gamma, &beta, false, f64::from(1e-5f32))
+                };
+                let (up, down) = (at(1e-4), at(-1e-4));
+                (0..len).map(|i| dz[i] * (up[i] - down[i]) / 2e-4).sum::<f64>()
+            };
+            let moved = |values: &[f64], i: usize, h: f64| {
+                let mut values = values.to_vec();
+                values[i] += h;
+                values
+            };
+            for i in [0, len / 2, len - 1] {
+                let numeric = along(&|h| (moved(&x64, i, h), gamma64.clone(), beta64.clone()));
+                assert_close("grad-x", &dx[i..=i], &[numeric], 1e-4);
+            }
+            for c in 0..channels {
+                let numeric = along(&|h| (x64.clone(), moved(&gamma64, c, h), beta64.clone()));
+                assert_close("grad-gamma", &dgamma[c..=c], &[numeric], 1e-4);
+                let numeric = along(&|h| (x64.clone(), gamma64.clone(), moved(&beta64, c, h)));
+                assert_close("grad-beta", &dbeta[c..=c], &[numeric], 1e-4);
+            }
+        }
+    });
+}
+
+#[test]
+fn known_statistics_scale_and_shift() {
+    each_isa("scale and shift", |isa| {
+        let x = [1.0, -2.0, 3.0, 4.0, f32::NAN, 6.0];
+        let mut y = [0.0; 6];
+        norm::scale_shift(isa, 3, &x, Some(&[10.0, 0.0, 0.0, 0.0, 0.0, -1.0]), &[2.0, 1.0, 0.5], &[1.0, 0.0, -5.0], true, &mut y);
+        assert_eq!((y[0], y[1], y[2], y[3], y[5]), (13.0, 0.0, 0.0, 9.0, 0.0));
+        assert!(y[4].is_nan());
+    });
+}
+
+#[test]
+fn pools_and_their_gradients() {
+    each_isa("pooling", |isa| {
+        let geometries = [
+            Conv2dGeometry::square(2, 2, 0, 1),
+            Conv2dGeometry::square(3, 2, 1, 1),
+            Conv2dGeometry { kernel: [3, 2], stride: [1, 2], padding: [1, 0, 0, 1], dilation: [1, 2] },
+        ];
+        for geometry in geometries {
+            let (batch, [h, w], channels) = (2, [7, 6], 5);
+            let [oh, ow] = geometry.output_size([h, w]).expect("fits");
+            let mut numbers = Numbers(3);
+            let x = numbers.vec(batch * h * w * channels);
+            let dy = numbers.vec(batch * oh * ow * channels);
+            let mut want = [vec![f64::NEG_INFINITY; dy.len()], vec![0.0; dy.len()], vec![0.0; dy.len()]];
+            let mut grads = [vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; x.len()]];
+            for b in 0..batch {
+                for oy in 0..oh {
+                    for ox in 0..ow {
+                        for c in 0..channels {
+                            let mut window = Vec::new();
+                            for ky in 0..geometry.kernel[0] {
+                                for kx in 0..geometry.kernel[1] {
+                                    let y = (oy * geometry.stride[0] + ky * geometry.dilation[0]) as isize;
+                                    let x = (ox * geometry.stride[1] + kx * geometry.dilation[1]) as isize;
+                                    let (y, x) = (y - geometry.padding[0] as isize, x - geometry.padding[1] as isize);
+                                    if (0..h as isize).contains(&y) && (0..w as isize).contains(&x) {
+                                        window.push(((b * h + y as usize) * w + x as usize) * channels + c);
+                                    }
+                                }
+                            }
+                            let at = ((b * oh + oy) * ow + ox) * channels + c;
+                            let best = window.iter().copied().fold(window[0], |a, i| if x[i] > x[a] { i } else { a });
+                            want[0][at] = f64::from(x[best]);
+                            grads[0][best] += f64::from(dy[at]);
+                            for (k, count) in [(1, window.len()), (2, geometry.taps())] {
+                                for &i in &window {
+                                    want[k][at] += f64::from(x[i]) / count as f64;
+                                    grads[k][i] += f64::from(dy[at]) / count as f64;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+            let (mut y, mut dx) = (vec![f32::NAN; dy.len()], vec![f32::NAN; x.len()]);
+            let mut argmax = vec![0; dy.len()];
+            pool::max_pool_forward(isa, &geometry, batch, [h, w], channels, &x, &mut y, &mut argmax);
+            assert_close("max", &y, &want[0], 0.0);
+            pool::max_pool_backward(isa, &geometry, batch, [h, w], channels, &argmax, &dy, &mut dx);
+            assert_close("max gradient", &dx, &grads[0], 1e-6);
+            for (k, count_padding) in [(1, false), (2, true)] {
+                pool::avg_pool_forward(isa, &geometry, batch, [h, w], channels, count_padding, &x, &mut y);
+                assert_close("mean", &y, &want[k], 1e-6);
+                pool::avg_pool_backward(isa, &geometry, batch, [h, w], channels, count_padding, &dy, &mut dx);
+                assert_close("mean gradient", &dx, &grads[k], 1e-6);
+            }
+        }
+    });
+}
+
+#[test]
+fn global_average_and_its_gradient() {
+    each_isa("global average", |isa| {
+        let mut numbers = Numbers(9);
+        let (x, dy) = (numbers.vec(2 * 6 * 3), numbers.vec(2 * 3));
+        let (mut y, mut dx) = ([f32::NAN; 6], [f32::NAN; 36]);
+        pool::global_avg_forward(isa, 2, 6, 3, &x, &mut y);
+        pool::global_avg_backward(isa, 2, 6, 3, &dy, &mut dx);
+        for image in 0..2 {
+            for c in 0..3 {
+                let mean = (0..6).map(|p| f64::from(x[(image * 6 + p) * 3 + c])).sum::<f64>() / 6.0;
+                assert_close("mean", &y[image * 3 + c..=image * 3 + c], &[mean], 1e-6);
+                for p in 0..6 {
+                    let at = (image * 6 + p) * 3 + c;
+                    assert_close("gradient", &dx[at..=at], &[f64::from(dy[image * 3 + c]) / 6.0], 1e-6);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_nan_wins_the_window_and_padding_never_does() {
+    each_isa("max of unusual values", |isa| {
+        let geometry = Conv2dGeometry::square(2, 2, 0, 1);
+        let (mut y, mut argmax) = ([0.0; 1], [0; 1]);
+        pool::max_pool_forward(isa, &geometry, 1, [2, 2], 1, &[1.0, f32::NAN, 3.0, 2.0], &mut y, &mut argmax);
+        assert!(y[0].is_nan() && argmax[0] == 1);
+        let padded = Conv2dGeometry::square(2, 1, 1, 1);
+        let (mut y, mut argmax) = ([0.0; 4], [0; 4]);
+        pool::max_pool_forward(isa, &padded, 1, [1, 1], 1, &[-7.0], &mut y, &mut argmax);
+        assert_eq!((y, argmax), ([-7.0; 4], [0; 4]));
+    });
+}

@@ -1,0 +1,258 @@
+//! `config.toml`: everything that decides what a run computes.
+
+use crate::recipe::{Recipe, RecipeName};
+use hetconv_graph::{ModelName, NameError, atomic_write};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where a run computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The processor, with this project's kernels.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// A GPU through Vulkan.
+    Vulkan,
+    /// An Apple GPU.
+    Metal,
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+            Device::Vulkan => "vulkan",
+            Device::Metal => "metal",
+        })
+    }
+}
+
+/// A run's settings, all of them filled in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The network's name, such as `vgg16-cifar_p4`.
+    pub model: String,
+    /// The data set, as [`crate::Dataset::open`] takes it.
+    pub data: String,
+    /// The recipe that the settings below complete.
+    pub recipe: RecipeName,
+    /// Number of epochs.
+    pub epochs: u64,
+    /// Images in a batch.
+    pub batch_size: usize,
+    /// The recipe's highest learning rate.
+    pub lr: f64,
+    /// Seed of weights, order and augmentation; at most 2⁶³ − 1, the largest integer of TOML.
+    pub seed: u64,
+    /// Batches whose gradients make one step.
+    #[serde(default = "one")]
+    pub accumulate: u64,
+    /// Only so many training images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit_train: Option<usize>,
+    /// Scale images to so many pixels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<usize>,
+    /// Steps between checkpoints; without it, one at the end of every epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every: Option<u64>,
+    /// Where to compute.
+    #[serde(default)]
+    pub device: Device,
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// Why a configuration could not be read, written or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is no configuration.
+    #[error("{} is malformed: {fault}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        fault: String,
+    },
+    /// A setting that no run can have.
+    #[error("{setting} = {value}: {accepted}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        value: String,
+        /// What would be accepted.
+        accepted: &'static str,
+    },
+}
+
+impl RunConfig {
+    /// The recipe's own settings for a network and a data set; seed 0, on the processor.
+    ///
+    /// # Errors
+    /// A name that means no network.
+    ///
+    /// # Examples
+    /// ```
+    /// use hetconv_train::{RecipeName, RunConfig};
+    ///
+    /// let config = RunConfig::new("resnet20_p4", "cifar10", RecipeName::OneCycle)?;
+    /// assert_eq!((config.batch_size, config.lr), (128, 0.4));
+    /// # Ok::<(), hetconv_graph::NameError>(())
+    /// ```
+    pub fn new(model: &str, data: &str, recipe: RecipeName) -> Result<Self, NameError> {
+        let name: ModelName = model.parse()?;
+        let own = Recipe::named(recipe, &name.architecture);
+        Ok(Self {
+            model: model.to_owned(),
+            data: data.to_owned(),
+            recipe,
+            epochs: own.epochs,
+            batch_size: own.batch_size,
+            lr: own.schedule.peak(),
+            seed: 0,
+            accumulate: 1,
+            limit_train: None,
+            image_size: None,
+            checkpoint_every: None,
+            device: Device::Cpu,
+        })
+    }
+
+    /// The recipe with this run's epochs, batch size and learning rate.
+    ///
+    /// # Errors
+    /// A name that means no network.
+    pub fn complete_recipe(&self) -> Result<Recipe, NameError> {
+        let name: ModelName = self.model.parse()?;
+        let own = Recipe::named(self.recipe, &name.architecture);
+        let schedule = own.schedule.with_peak(self.lr);
+        Ok(Recipe { epochs: self.epochs, batch_size: self.batch_size, schedule, ..own })
+    }
+
+    /// Checks that the settings are possible.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let check = |possible: bool, setting, value: String, accepted| {
+            if possible { Ok(()) } else { Err(ConfigError::Setting { setting, value, accepted }) }
+        };
+        check(self.epochs >= 1, "epochs", self.epochs.to_string(), "at least 1 is needed")?;
+        check(self.batch_size >= 1, "batch_size", self.batch_size.to_string(), "at least 1 is needed")?;
+        check(self.accumulate >= 1, "accumulate", self.accumulate.to_string(), "at least 1 is needed")?;
+        let lr = self.lr.is_finite() && self.lr > 0.0;
+        check(lr, "lr", self.lr.to_string(), "a positive number is needed")?;
+        check(i64::try_from(self.seed).is_ok(), "seed", self.seed.to_string(), "at most 2^63 - 1 is possible")?;
+        let counts =
+            [("checkpoint_every", self.checkpoint_every), ("limit_train", self.limit_train.map(|n| n as u64))];
+        for (setting, count) in counts {
+            check(count != Some(0), setting, "0".into(), "at least 1 is needed")?;
+        }
+        Ok(())
+    }
+
+    /// SHA-256, in hexadecimal, of all settings that change what the run computes: two runs with the same digest end
+    /// with the same weights. How often checkpoints are made is left out.
+    pub fn digest(&self) -> String {
+        let relevant = Self { checkpoint_every: None, ..self.clone() };
+        // The derived form of a struct of plain fields cannot fail to be JSON.
+        let text = serde_json::to_string(&relevant).unwrap_or_default();
+        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Reads and checks a `config.toml`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, an unknown or missing setting, or one that is not possible.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+        let malformed = |e: toml::de::Error| ConfigError::Malformed { path: path.to_owned(), fault: e.to_string() };
+        let config: Self = toml::from_str(&text).map_err(malformed)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Writes a `config.toml`, whole or not at all.
+    ///
+    /// # Errors
+    /// Settings that are not possible, or a file that cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), ConfigError> {
+        self.validate()?;
+        toml::to_string(self)
+            .map_err(io::Error::other)
+            .and_then(|text| atomic_write(path, |file| file.write_all(text.as_bytes())))
+            .map_err(|source| ConfigError::Io { path: path.to_owned(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> RunConfig {
+        RunConfig {
+            seed: 12,
+            limit_train: Some(1000),
+            checkpoint_every: Some(50),
+            lr: 0.123,
+            ..RunConfig::new("resnet56_p4", "cifar10", RecipeName::Paper).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_file_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        config().save(&path).unwrap();
+        assert_eq!(RunConfig::load(&path).unwrap(), config());
+        let recipe = RunConfig::load(&path).unwrap().complete_recipe().unwrap();
+        assert_eq!((recipe.schedule.peak(), recipe.epochs, recipe.optimizer.weight_decay), (0.123, 164, 1e-4));
+    }
+
+    #[test]
+    fn unknown_and_impossible_settings_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        config().save(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let fault = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            RunConfig::load(&path).unwrap_err().to_string()
+        };
+        assert!(fault(&format!("speed = 3\n{text}")).contains("speed"));
+        assert!(fault(&text.replace("epochs = 164\n", "")).contains("epochs"));
+        assert!(fault(&text.replace("epochs = 164", "epochs = 0")).contains("epochs = 0"));
+        assert!(fault(&text.replace("lr = 0.123", "lr = -1.0")).contains("lr = -1"));
+        assert!(fault(&text.replace("limit_train = 1000", "limit_train = 0")).contains("limit_train = 0"));
+        assert!(RunConfig { seed: u64::MAX, ..config() }.save(&path).unwrap_err().to_string().contains("seed"));
+    }
+
+    #[test]
+    fn the_digest_is_of_what_matters() {
+        let digest = config().digest();
+        assert_eq!(digest.len(), 64);
+        assert_eq!(RunConfig { checkpoint_every: None, ..config() }.digest(), digest);
+        assert_ne!(RunConfig { seed: 13, ..config() }.digest(), digest);
+        assert_ne!(RunConfig { lr: 0.124, ..config() }.digest(), digest);
+    }
+}

@@ -1,0 +1,341 @@
+//! Recipes: optimizer, batch size, label smoothing and learning-rate schedule.
+//!
+//! Two are built in for every architecture. `paper` is the paper's for VGG-16 and MobileNet and He et al.'s for ResNets;
+//! `onecycle` is a short one: the rate rises linearly to its peak over the first quarter of all steps and then falls as
+//! a cosine. Weight decay pulls on the kernels of convolutions and linear layers only; published runs that also decay
+//! biases and batch-norm differ from this by little.
+
+use hetconv_graph::WeightRole;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
+use std::fmt;
+use std::str::FromStr;
+
+/// How a network is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The number of epochs if nobody says otherwise.
+    pub epochs: u64,
+    /// Images in a batch.
+    pub batch_size: usize,
+    /// How much of each target's probability is spread evenly over all classes, from 0 to 1.
+    pub label_smoothing: f64,
+    /// How gradients change weights.
+    pub optimizer: Sgd,
+    /// The learning rate over time.
+    pub schedule: Schedule,
+}
+
+/// Stochastic gradient descent: `v ← momentum·v + g + decay·w`, then `w ← w − lr·v`, or with Nesterov's look-ahead
+/// `w ← w − lr·(g + decay·w + momentum·v)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sgd {
+    /// How much of the velocity survives a step.
+    pub momentum: f64,
+    /// Whether to look ahead.
+    pub nesterov: bool,
+    /// How strongly weights are pulled to 0.
+    pub weight_decay: f64,
+    /// Whether the decay also pulls on biases and batch-norm.
+    pub decay_norm: bool,
+}
+
+impl Sgd {
+    /// The decay of a weight tensor of this role.
+    pub fn decay(&self, role: &WeightRole) -> f64 {
+        if role.decays() || (self.decay_norm && role.trainable()) { self.weight_decay } else { 0.0 }
+    }
+}
+
+/// The learning rate as a function of the step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Schedule {
+    /// A constant rate that is multiplied by a factor at every milestone.
+    Steps {
+        /// The first rate.
+        initial: f64,
+        /// What it is multiplied by.
+        factor: f64,
+        /// When.
+        milestones: Milestones,
+    },
+    /// Linear warm-up to a peak, then half a cosine down.
+    OneCycle {
+        /// The highest rate.
+        peak: f64,
+        /// The part of all steps that the way up takes, from 0 to 1.
+        warmup_fraction: f64,
+        /// The last rate, as a fraction of the peak.
+        final_fraction: f64,
+    },
+}
+
+/// When a stepwise schedule changes the rate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Milestones {
+    /// After every so many epochs.
+    EveryEpochs(u64),
+    /// At the beginning of these epochs, counted from 0.
+    Epochs(Vec<u64>),
+    /// At these steps of the run, counted from 0, whatever the epochs.
+    Iterations(Vec<u64>),
+}
+
+impl Milestones {
+    fn passed(&self, step: u64, steps_per_epoch: u64) -> u64 {
+        let epoch = step / steps_per_epoch.max(1);
+        let count = |milestones: &[u64], now: u64| milestones.iter().filter(|&&at| at <= now).count() as u64;
+        match self {
+            Milestones::EveryEpochs(every) => epoch.checked_div(*every).unwrap_or(0),
+            Milestones::Epochs(epochs) => count(epochs, epoch),
+            Milestones::Iterations(steps) => count(steps, step),
+        }
+    }
+}
+
+impl Schedule {
+    /// The learning rate of a step of the run, counted from 0.
+    ///
+    /// # Examples
+    /// ```
+    /// use hetconv_train::{Milestones, Schedule};
+    ///
+    /// let schedule = Schedule::Steps { initial: 0.1, factor: 0.1, milestones: Milestones::EveryEpochs(50) };
+    /// assert_eq!(schedule.lr(49 * 390, 390, 200 * 390), 0.1);
+    /// assert!((schedule.lr(50 * 390, 390, 200 * 390) - 0.01).abs() < 1e-12);
+    /// ```
+    pub fn lr(&self, step: u64, steps_per_epoch: u64, total_steps: u64) -> f64 {
+        match self {
+            Schedule::Steps { initial, factor, milestones } => {
+                // Not powi, whose result may differ between machines: a run must be repeatable.
+                (0..milestones.passed(step, steps_per_epoch)).fold(*initial, |rate, _| rate * factor)
+            }
+            Schedule::OneCycle { peak, warmup_fraction, final_fraction } => {
+                let warmup = (warmup_fraction * total_steps as f64).round();
+                // The first step already learns, and the last one, total − 1, ends at the final rate.
+                let now = step as f64 + 1.0;
+                if now <= warmup {
+                    return peak * now / warmup;
+                }
+                let way = ((now - warmup) / (total_steps as f64 - warmup).max(1.0)).min(1.0);
+                peak * (final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + (PI * way).cos()))
+            }
+        }
+    }
+
+    /// The highest rate: the initial one or the peak.
+    pub fn peak(&self) -> f64 {
+        match self {
+            Schedule::Steps { initial, .. } => *initial,
+            Schedule::OneCycle { peak, .. } => *peak,
+        }
+    }
+
+    /// The same course with another highest rate.
+    #[must_use]
+    pub fn with_peak(mut self, rate: f64) -> Self {
+        match &mut self {
+            Schedule::Steps { initial, .. } => *initial = rate,
+            Schedule::OneCycle { peak, .. } => *peak = rate,
+        }
+        self
+    }
+}
+
+/// The built-in recipes by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecipeName {
+    /// As in the paper, per architecture; long.
+    Paper,
+    /// Warm-up and cosine; short.
+    OneCycle,
+}
+
+impl fmt::Display for RecipeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RecipeName::Paper => "paper",
+            RecipeName::OneCycle => "onecycle",
+        })
+    }
+}
+
+/// No recipe of that name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown recipe {0:?}; there are \"paper\" and \"onecycle\"")]
+pub struct UnknownRecipe(String);
+
+impl FromStr for RecipeName {
+    type Err = UnknownRecipe;
+
+    fn from_str(name: &str) -> Result<Self, UnknownRecipe> {
+        match name {
+            "paper" => Ok(RecipeName::Paper),
+            "onecycle" => Ok(RecipeName::OneCycle),
+            _ => Err(UnknownRecipe(name.to_owned())),
+        }
+    }
+}
+
+impl Recipe {
+    /// A built-in recipe for an architecture, such as `vgg16-cifar`.
+    pub fn named(name: RecipeName, architecture: &str) -> Self {
+        match name {
+            RecipeName::Paper => Self::paper(architecture),
+            RecipeName::OneCycle => Self::onecycle(architecture),
+        }
+    }
+
+    /// The paper's recipe for an architecture; He et al.'s for ResNets.
+    pub fn paper(architecture: &str) -> Self {
+        let family = family(architecture);
+        let (weight_decay, milestones, epochs) = match family.course {
+            Course::Every50Of200 => (5e-4, Milestones::EveryEpochs(50), 200),
+            Course::Iterations64k => (1e-4, Milestones::Iterations(vec![32_000, 48_000]), 164),
+            Course::Every30Of90 => (1e-4, Milestones::EveryEpochs(30), 90),
+        };
+        Self {
+            epochs,
+            batch_size: family.batch_size,
+            label_smoothing: 0.0,
+            optimizer: Sgd { momentum: 0.9, nesterov: false, weight_decay, decay_norm: false },
+            schedule: Schedule::Steps { initial: family.initial, factor: 0.1, milestones },
+        }
+    }
+
+    /// The short recipe for an architecture: Nesterov momentum 0.9, weight decay 5·10⁻⁴, label smoothing 0.1.
+    pub fn onecycle(architecture: &str) -> Self {
+        let family = family(architecture);
+        Self {
+            epochs: 10,
+            batch_size: family.batch_size,
+            label_smoothing: 0.1,
+            optimizer: Sgd { momentum: 0.9, nesterov: true, weight_decay: 5e-4, decay_norm: false },
+            schedule: Schedule::OneCycle { peak: family.peak, warmup_fraction: 0.25, final_fraction: 0.0 },
+        }
+    }
+}
+
+/// How the paper's recipe goes on over time.
+#[derive(Clone, Copy)]
+enum Course {
+    /// VGG-16 and MobileNet: ×0.1 every 50 of 200 epochs.
+    Every50Of200,
+    /// ResNets for CIFAR: ×0.1 at 32,000 and 48,000 of 64,000 iterations, 164 epochs of 390.
+    Iterations64k,
+    /// ImageNet: ×0.1 every 30 of 90 epochs.
+    Every30Of90,
+}
+
+/// What recipes need to know about an architecture.
+struct Family {
+    /// The architectures that begin with this.
+    prefix: &'static str,
+    course: Course,
+    batch_size: usize,
+    /// First rate of `paper`.
+    initial: f64,
+    /// Highest rate of `onecycle`.
+    peak: f64,
+}
+
+/// The first that fits counts, and the last fits all.
+#[rustfmt::skip]
+const FAMILIES: [Family; 6] = [
+    Family { prefix: "small",     course: Course::Every50Of200,  batch_size: 128, initial: 0.1,  peak: 0.2 },
+    Family { prefix: "vgg16-",    course: Course::Every50Of200,  batch_size: 128, initial: 0.1,  peak: 0.2 },
+    Family { prefix: "resnet20",  course: Course::Iterations64k, batch_size: 128, initial: 0.1,  peak: 0.4 },
+    Family { prefix: "resnet56",  course: Course::Iterations64k, batch_size: 128, initial: 0.1,  peak: 0.4 },
+    Family { prefix: "mobilenet", course: Course::Every50Of200,  batch_size: 128, initial: 0.1,  peak: 0.4 },
+    // ImageNet: resnet34, resnet50, vgg16.
+    Family { prefix: "",          course: Course::Every30Of90,   batch_size: 256, initial: 0.1,  peak: 0.4 },
+];
+
+fn family(architecture: &str) -> &'static Family {
+    FAMILIES.iter().find(|family| architecture.starts_with(family.prefix)).unwrap_or(&FAMILIES[FAMILIES.len() - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rates(recipe: &Recipe, steps_per_epoch: u64, steps: &[u64]) -> Vec<f64> {
+        let total = recipe.epochs * steps_per_epoch;
+        steps.iter().map(|&step| recipe.schedule.lr(step, steps_per_epoch, total)).collect()
+    }
+
+    fn assert_close(found: &[f64], expected: &[f64]) {
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9 * b.max(1e-3)), "{found:?} {expected:?}");
+    }
+
+    #[test]
+    fn papers_recipes() {
+        let vgg = Recipe::paper("vgg16-cifar");
+        assert_eq!((vgg.batch_size, vgg.epochs, vgg.optimizer.weight_decay), (128, 200, 5e-4));
+        assert!(!vgg.optimizer.nesterov && vgg.label_smoothing == 0.0);
+        let at = [0, 50 * 390 - 1, 50 * 390, 100 * 390, 199 * 390];
+        assert_close(&rates(&vgg, 390, &at), &[0.1, 0.1, 0.01, 0.001, 0.0001]);
+        assert_eq!(Recipe::paper("mobilenet-cifar"), vgg);
+
+        for name in ["resnet20", "resnet56"] {
+            let resnet = Recipe::paper(name);
+            assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (128, 164, 1e-4));
+            assert_close(&rates(&resnet, 390, &[31_999, 32_000, 47_999, 48_000]), &[0.1, 0.01, 0.01, 0.001]);
+        }
+        for name in ["resnet34", "resnet50"] {
+            let resnet = Recipe::paper(name);
+            assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (256, 90, 1e-4));
+            let at = [0, 30 * 5000 - 1, 30 * 5000, 60 * 5000];
+            assert_close(&rates(&resnet, 5000, &at), &[0.1, 0.1, 0.01, 0.001]);
+        }
+    }
+
+    #[test]
+    fn onecycle_rises_linearly_and_falls_as_a_cosine() {
+        let recipe = Recipe { epochs: 1, ..Recipe::onecycle("resnet20") };
+        // 100 steps: 25 up, 75 down; halfway down is half the peak.
+        assert_close(&rates(&recipe, 100, &[0, 4, 24, 99]), &[0.016, 0.08, 0.4, 0.0]);
+        let schedule = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.2, final_fraction: 0.1 };
+        assert_close(&[schedule.lr(59, 10, 100), schedule.lr(99, 10, 100)], &[0.55, 0.1]);
+        assert_eq!(Recipe::onecycle("vgg16-cifar").schedule.peak(), 0.2);
+        assert_eq!(Recipe::onecycle("small-cifar").schedule.peak(), 0.2);
+        assert_eq!(recipe.schedule.with_peak(0.3).peak(), 0.3);
+        let none = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.0, final_fraction: 0.0 };
+        assert!(none.lr(0, 1, 1).is_finite() && none.lr(5, 0, 0).is_finite());
+    }
+
+    #[test]
+    fn milestones_may_be_listed() {
+        let milestones = Milestones::Epochs(vec![2, 3]);
+        let schedule = Schedule::Steps { initial: 1.0, factor: 0.5, milestones };
+        let found: Vec<f64> = (0..5).map(|epoch| schedule.lr(epoch * 7, 7, 35)).collect();
+        assert_eq!(found, [1.0, 1.0, 0.5, 0.25, 0.25]);
+        let never = Schedule::Steps { initial: 1.0, factor: 0.5, milestones: Milestones::EveryEpochs(0) };
+        assert_eq!(never.lr(100, 0, 100), 1.0);
+    }
+
+    #[test]
+    fn decay_is_for_kernels_unless_asked_otherwise() {
+        let mut sgd = Recipe::paper("vgg16-cifar").optimizer;
+        assert_eq!(sgd.decay(&WeightRole::Linear { fan_in: 3 }), 5e-4);
+        assert_eq!(sgd.decay(&WeightRole::NormScale), 0.0);
+        sgd.decay_norm = true;
+        assert_eq!(sgd.decay(&WeightRole::NormScale), 5e-4);
+        assert_eq!(sgd.decay(&WeightRole::RunningMean), 0.0);
+    }
+
+    #[test]
+    fn recipes_survive_toml() {
+        for recipe in [Recipe::paper("vgg16-cifar"), Recipe::paper("resnet56"), Recipe::onecycle("resnet20")] {
+            let text = toml::to_string(&recipe).unwrap();
+            assert_eq!(toml::from_str::<Recipe>(&text).unwrap(), recipe, "{text}");
+            assert!(toml::from_str::<Recipe>(&format!("speed = 1\n{text}")).is_err());
+        }
+        assert!("fast".parse::<RecipeName>().unwrap_err().to_string().contains("onecycle"));
+    }
+}
