@@ -130,7 +130,12 @@ impl ComposedNorm {
         Self { to_stored: to_stored(order), to_natural: to_natural(order), epsilon, relu }
     }
 
-    pub(crate) fn forward(&self, x: Tensor<4>, affine: NormTensors, residual: Option<Tensor<4>>) -> (Tensor<4>, Moments) {
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<4>,
+        affine: NormTensors,
+        residual: Option<Tensor<4>>,
+    ) -> (Tensor<4>, Moments) {
         let channels = x.dims()[3];
         let mean = x.clone().mean_dims(&[0, 1, 2]);
         let centered = x - mean.clone();

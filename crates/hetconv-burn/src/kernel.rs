@@ -29,12 +29,7 @@ pub(crate) trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
     fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Self::Side, Self::Saved);
 
     /// The gradient of every input that is `wanted`.
-    fn backward(
-        &self,
-        saved: Self::Saved,
-        grad_output: FlexTensor,
-        wanted: [bool; N],
-    ) -> [Option<FlexTensor>; N];
+    fn backward(&self, saved: Self::Saved, grad_output: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N];
 }
 
 type Tracked = FloatTensor<Autodiff<Flex>>;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::config::Config;
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
 use hetconv_core::{Conv2dGeometry, ConvKind, GeometryError, HetPattern};
 use hetconv_kernels::{Conv, ConvSpec};
 
@@ -110,13 +110,14 @@ impl HetConv2dConfig {
         let sizes = pattern.class_sizes();
         let spatial = |f: usize| sizes[pattern.filter_classes()[f] as usize];
         let bounds: Vec<f32> = (0..filters).map(|f| 1.0 / ((channels + taps * spatial(f)) as f32).sqrt()).collect();
-        let used: Vec<f32> =
-            (0..filters).flat_map(|f| (0..slots).map(move |s| (f, s))).map(|(f, s)| f32::from(s < spatial(f))).collect();
+        let spare = (0..filters * slots * taps).map(|i| i / taps % slots >= spatial(i / (taps * slots)));
+        let spare = TensorData::new(spare.collect::<Vec<bool>>(), [filters, slots, taps]);
         let bounds = Tensor::<1>::from_data(bounds.as_slice(), device);
-        let used = Tensor::<3>::from_data(TensorData::new(used, [filters, slots, 1]), device);
+        let spare = Tensor::<3, Bool>::from_data(spare, device);
         let unit = Distribution::Uniform(-1.0, 1.0);
         let center = Tensor::random([filters, channels], unit, device) * bounds.clone().reshape([filters, 1]);
-        let ring = Tensor::random([filters, slots, taps], unit, device) * bounds.clone().reshape([filters, 1, 1]) * used;
+        let ring = Tensor::random([filters, slots, taps], unit, device) * bounds.clone().reshape([filters, 1, 1]);
+        let ring = ring.mask_fill(spare, 0.0);
         let bias = self.bias.then(|| Param::from_tensor((Tensor::random([filters], unit, device) * bounds).detach()));
         Ok(HetConv2d {
             center: Param::from_tensor(center.detach()),

@@ -27,3 +27,8 @@ pub use layer::{HetArrangement, HetConv2d, HetConv2dConfig};
 pub use module::{GraphModule, StepOutput, TrainingPass};
 pub use optim::{DecayScope, Sgd, SgdConfig};
 pub use parameters::Gradients;
+
+/// The README's example compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

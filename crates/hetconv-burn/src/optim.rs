@@ -151,14 +151,7 @@ impl SgdConfig {
         hetconv_kernels::optim::sgd_step(isa, weight, velocity, gradient, rate, self.momentum, decay, self.nesterov);
     }
 
-    fn composed(
-        &self,
-        parameter: &mut Parameter,
-        velocity: &mut Velocity,
-        gradient: Gradient,
-        rate: f32,
-        decay: f32,
-    ) {
+    fn composed(&self, parameter: &mut Parameter, velocity: &mut Velocity, gradient: Gradient, rate: f32, decay: f32) {
         with_rank!(velocity.shape, D => {
             let weight: Tensor<D> = parameter.tensor();
             let gradient = Tensor::<D>::from_dispatch(gradient.value).inner() + weight.clone() * decay;

@@ -33,10 +33,22 @@ impl Parameter {
 macro_rules! with_rank {
     ($shape:expr, $rank:ident => $body:expr) => {
         match $shape.len() {
-            1 => { const $rank: usize = 1; $body }
-            2 => { const $rank: usize = 2; $body }
-            3 => { const $rank: usize = 3; $body }
-            4 => { const $rank: usize = 4; $body }
+            1 => {
+                const $rank: usize = 1;
+                $body
+            }
+            2 => {
+                const $rank: usize = 2;
+                $body
+            }
+            3 => {
+                const $rank: usize = 3;
+                $body
+            }
+            4 => {
+                const $rank: usize = 4;
+                $body
+            }
             rank => unreachable!("no parameter has rank {rank}"),
         }
     };
@@ -91,7 +103,11 @@ impl Leaves {
             let grad = with_rank!(shape, D => {
                 Tensor::<D>::from_dispatch(leaf).grad_remove(&mut grads).map(Tensor::into_dispatch)
             });
-            entries.extend(grad.map(|value| Gradient { name: parameter.spec.name.clone(), shape: shape.clone(), value }));
+            entries.extend(grad.map(|value| Gradient {
+                name: parameter.spec.name.clone(),
+                shape: shape.clone(),
+                value,
+            }));
         }
         Gradients(entries)
     }
@@ -118,5 +134,34 @@ impl Gradients {
     pub fn get(&self, name: &str) -> Option<Vec<f32>> {
         let gradient = self.0.iter().find(|gradient| gradient.name == name)?;
         Some(download(&gradient.shape, &gradient.value))
+    }
+
+    /// The sum of two backward passes over the same parameters, for batches that make one step together.
+    ///
+    /// # Panics
+    /// If the gradients belong to different networks.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        assert_eq!(self.0.len(), other.0.len(), "gradients of different networks");
+        let sum = |(a, b): (Gradient, Gradient)| {
+            assert_eq!(a.name, b.name, "gradients of different networks");
+            let value = with_rank!(a.shape, D => {
+                (Tensor::<D>::from_dispatch(a.value) + Tensor::from_dispatch(b.value)).into_dispatch()
+            });
+            Gradient { value, ..a }
+        };
+        Self(self.0.into_iter().zip(other.0).map(sum).collect())
+    }
+
+    /// All gradients times a number.
+    #[must_use]
+    pub fn scaled(self, factor: f32) -> Self {
+        let scale = |gradient: Gradient| {
+            let value = with_rank!(gradient.shape, D => {
+                (Tensor::<D>::from_dispatch(gradient.value) * factor).into_dispatch()
+            });
+            Gradient { value, ..gradient }
+        };
+        Self(self.0.into_iter().map(scale).collect())
     }
 }

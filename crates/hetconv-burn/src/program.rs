@@ -114,9 +114,8 @@ impl Program {
         let plan = ChannelPlan::new(graph)?;
         let compiler = Compiler { graph, shapes: &shapes, plan: &plan, implementation, indices: indices(graph)? };
         let mut instructions = Vec::with_capacity(graph.nodes.len());
-        let fused = fuse(graph, &plan, logits);
-        for id in 0..graph.nodes.len() {
-            match fused[id] {
+        for (id, place) in fuse(graph, &plan, logits).into_iter().enumerate() {
+            match place {
                 Place::Inside => {}
                 Place::Own => instructions.push(compiler.instruction(id)?),
                 Place::Last(chain) => instructions.push(compiler.norm(chain, id)?),
@@ -438,5 +437,72 @@ impl Compiler<'_> {
         let zeros = sources.contains(&None);
         let sources: Vec<u32> = sources.iter().map(|source| source.unwrap_or(zero as u32)).collect();
         Step::Gather { selection: Selection::new(&sources, zero + usize::from(zeros)), zeros, stride }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hetconv_graph::{GraphBuilder, ModelName, zoo};
+
+    fn places(graph: &Graph) -> Vec<(String, Place)> {
+        let plan = ChannelPlan::new(graph).unwrap();
+        let names = graph.nodes.iter().map(|node| node.name.clone());
+        names.zip(fuse(graph, &plan, graph.outputs[0])).collect()
+    }
+
+    fn of(places: &[(String, Place)], name: &str) -> Place {
+        places.iter().find(|(found, _)| found == name).unwrap().1
+    }
+
+    #[test]
+    fn every_batch_norm_of_a_residual_network_is_fused() {
+        let graph = zoo::build(&"resnet20_p4".parse::<ModelName>().unwrap(), 10).unwrap();
+        let own = |op: &Op| matches!(op, Op::Add | Op::Activation { .. } | Op::BatchNorm { .. });
+        let plan = ChannelPlan::new(&graph).unwrap();
+        let places = fuse(&graph, &plan, graph.outputs[0]);
+        let alone = graph.nodes.iter().zip(&places).filter(|(node, place)| own(&node.op) && **place == Place::Own);
+        assert_eq!(alone.count(), 0);
+        let sums = places.iter().filter(|place| matches!(place, Place::Last(Chain { sum: Some(_), relu: true, .. })));
+        assert_eq!(sums.count(), 9);
+    }
+
+    #[test]
+    fn of_two_batch_norms_in_a_sum_the_later_takes_it() {
+        let mut b = GraphBuilder::new("two");
+        let x = b.input("image", [4, 2, 2]);
+        let first = b.batch_norm("first", x);
+        let second = b.batch_norm("second", x);
+        let sum = b.add("sum", &[second, first]);
+        let y = b.relu("relu", sum);
+        let y = b.global_avg_pool("pool", y);
+        let y = b.flatten("flatten", y);
+        let graph = b.finish([y]).unwrap();
+        let places = places(&graph);
+        let chain = |norm, sum, relu| Place::Last(Chain { norm, sum, relu });
+        assert_eq!(of(&places, "first"), chain(first, None, false));
+        assert_eq!(of(&places, "second"), Place::Inside);
+        assert_eq!(of(&places, "sum"), Place::Inside);
+        assert_eq!(of(&places, "relu"), chain(second, Some((sum, 1)), true));
+    }
+
+    #[test]
+    fn a_value_that_others_read_is_not_taken_in() {
+        let mut b = GraphBuilder::new("shared");
+        let x = b.input("image", [4, 2, 2]);
+        let norm = b.batch_norm("norm", x);
+        let twice = b.add("twice", &[norm, norm]);
+        let read = b.batch_norm("read", twice);
+        let relu = b.relu("relu", read);
+        let sum = b.add("sum", &[relu, read]);
+        let y = b.global_avg_pool("pool", sum);
+        let y = b.flatten("flatten", y);
+        let graph = b.finish([y]).unwrap();
+        let places = places(&graph);
+        for alone in [norm, read] {
+            let name = graph.nodes[alone].name.as_str();
+            assert_eq!(of(&places, name), Place::Last(Chain { norm: alone, sum: None, relu: false }));
+        }
+        assert!(["twice", "relu", "sum"].iter().all(|name| of(&places, name) == Place::Own));
     }
 }

@@ -51,4 +51,3 @@ impl Selection {
         tensor.select(axis, constant.on(&device))
     }
 }
-

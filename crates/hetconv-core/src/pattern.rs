@@ -92,7 +92,9 @@ pub enum PatternError {
         limit: usize,
     },
     /// Written-out classes that do not match the stated M and N.
-    #[error("classes are given for {channels} channels and {filters} filters, but M = {in_channels} and N = {out_channels}")]
+    #[error(
+        "classes are given for {channels} channels and {filters} filters, but M = {in_channels} and N = {out_channels}"
+    )]
     Lengths {
         /// Channels with a class.
         channels: usize,

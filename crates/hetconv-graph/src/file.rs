@@ -240,10 +240,10 @@ fn check_version(description: &Value) -> Result<(), FileFault> {
 /// A HetConv pattern is stored as two sizes and P, but held as a class for every channel and filter: a few bytes could
 /// ask for gigabytes. A layer has N·M centre taps, so honest sizes are bounded by the numbers in the file.
 fn check_claims(description: &Value, elements: u64) -> Result<(), FileFault> {
-    let nodes = description.get("graph").and_then(|graph| graph.get("nodes")).and_then(Value::as_array);
+    let nodes = description.pointer("/graph/nodes").and_then(Value::as_array);
     let mut claimed = 0_u64;
     for node in nodes.into_iter().flatten() {
-        let Some(pattern) = node.get("kind").and_then(|kind| kind.get("het")) else { continue };
+        let Some(pattern) = node.pointer("/op/kind/het") else { continue };
         let size = |key| pattern.get(key).and_then(Value::as_u64).unwrap_or(0);
         claimed = claimed.saturating_add(size("in_channels").saturating_mul(size("out_channels")));
     }

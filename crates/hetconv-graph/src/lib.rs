@@ -48,3 +48,7 @@ pub use rewrite::{ArrangementKind, NameFilter, NoteKind, RewriteNote, RewriteOpt
 pub use se::squeeze_excite;
 pub use shape::Shape;
 pub use weights::{WeightError, WeightRole, WeightSpec, WeightTensor, Weights};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -136,5 +136,7 @@ impl FromStr for ModelName {
 
 /// The candidate most like the text.
 fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    candidates.min_by_key(|candidate| strsim::damerau_levenshtein(text, candidate)).unwrap_or_default().to_owned()
+    // Jaro and Winkler's similarity values a common beginning, which in these names is the architecture.
+    let unlike = |candidate: &str| 1.0 - strsim::jaro_winkler(text, candidate);
+    candidates.min_by(|a, b| unlike(a).total_cmp(&unlike(b))).unwrap_or_default().to_owned()
 }

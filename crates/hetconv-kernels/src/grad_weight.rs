@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
 use crate::pack::{Block, Layout, split_blocks};
@@ -30,16 +31,17 @@ impl GradWeight<'_> {
     const RUN: usize = 192;
 
     /// The packed gradient.
-    pub fn run(&self, isa: Isa) -> Vec<f32> {
+    pub fn run(&self, isa: Isa) -> Aligned {
         let (batch, len) = (self.images.batch, self.layout.len);
         let parts = reduction_parts(batch, len);
         let images_per_part = batch.div_ceil(parts).max(1);
         let out_pixels = self.images.out_size[0] * self.images.out_size[1];
         let group = (Self::RUN / out_pixels.max(1)).clamp(1, images_per_part);
         let runs: Vec<Vec<Run>> = self.pairs.iter().map(|pairs| self.runs_of_group(pairs, group)).collect();
-        let mut partial = vec![0.0f32; parts * len];
+        let stride = len.next_multiple_of(16);
+        let mut partial = Aligned::zeroed(parts * stride);
         let mut work = Vec::new();
-        for (part, packed) in partial.chunks_mut(len.max(1)).enumerate() {
+        for (part, packed) in partial.chunks_mut(stride.max(1)).enumerate() {
             let first = (part * images_per_part).min(batch);
             let last = (first + images_per_part).min(batch);
             work.extend(split_blocks(packed, self.layout).into_iter().map(|(block, out)| (first..last, block, out)));
@@ -47,7 +49,8 @@ impl GradWeight<'_> {
         work.into_par_iter().for_each(|(images, block, out)| {
             isa.run(Part { grad: self, runs: &runs, group, first: images.start, last: images.end, block, out });
         });
-        sum_parts(partial, len)
+        sum_parts(&mut partial, stride);
+        partial
     }
 
     /// The pairs of `group` consecutive images, cut into runs.
@@ -65,12 +68,12 @@ impl GradWeight<'_> {
     }
 }
 
-/// Sums the parts, in order.
-fn sum_parts(mut partial: Vec<f32>, len: usize) -> Vec<f32> {
-    if len == 0 || partial.len() == len {
-        return partial;
-    }
+/// Adds all parts to the first, in order.
+fn sum_parts(partial: &mut [f32], len: usize) {
     const STRETCH: usize = 1 << 14;
+    if partial.len() == len {
+        return;
+    }
     let (sum, others) = partial.split_at_mut(len);
     sum.par_chunks_mut(STRETCH).enumerate().for_each(|(stretch, sum)| {
         for other in others.chunks_exact(len) {
@@ -79,8 +82,6 @@ fn sum_parts(mut partial: Vec<f32>, len: usize) -> Vec<f32> {
             }
         }
     });
-    partial.truncate(len);
-    partial
 }
 
 /// One block over some images, for one thread.

@@ -15,6 +15,7 @@
 //! Work is split into parts that depend on shapes only, never on the number of threads, and partial results are summed
 //! in a fixed order: the same instruction set gives the same bits on any number of threads.
 
+mod aligned;
 mod conv;
 mod depthwise;
 mod gather;
@@ -26,6 +27,7 @@ mod simd;
 mod taps;
 
 pub mod loss;
+pub mod measure;
 pub mod norm;
 pub mod optim;
 pub mod pool;

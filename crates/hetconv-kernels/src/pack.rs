@@ -10,6 +10,7 @@ use std::ops::Range;
 use hetconv_core::{ChannelOrder, ConvKind};
 use rayon::prelude::*;
 
+use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, ConvWeights, ConvWeightsMut};
 
 /// Outputs that are computed together.
@@ -222,8 +223,8 @@ pub(crate) fn pack(
     layout: &Layout,
     direction: Direction,
     weights: ConvWeights<'_>,
-) -> Vec<f32> {
-    let mut packed = vec![0.0f32; layout.len];
+) -> Aligned {
+    let mut packed = Aligned::zeroed(layout.len);
     for group in &classes.tap_groups(spec) {
         let source = match weights {
             ConvWeights::Dense(weight) => weight,

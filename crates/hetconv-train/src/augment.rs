@@ -1,7 +1,8 @@
 //! Batches of floats from bytes: normalisation and the paper's augmentation (pad 4, random crop, horizontal flip).
 
-use crate::data::{Normalisation, Split};
+use crate::data::Split;
 use crate::rng::{Purpose, below, stream};
+use hetconv_graph::Normalisation;
 
 /// How training images are varied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

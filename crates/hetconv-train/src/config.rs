@@ -162,8 +162,7 @@ impl RunConfig {
         let lr = self.lr.is_finite() && self.lr > 0.0;
         check(lr, "lr", self.lr.to_string(), "a positive number is needed")?;
         check(i64::try_from(self.seed).is_ok(), "seed", self.seed.to_string(), "at most 2^63 - 1 is possible")?;
-        let counts =
-            [("checkpoint_every", self.checkpoint_every), ("limit_train", self.limit_train.map(|n| n as u64))];
+        let counts = [("checkpoint_every", self.checkpoint_every), ("limit_train", self.limit_train.map(|n| n as u64))];
         for (setting, count) in counts {
             check(count != Some(0), setting, "0".into(), "at least 1 is needed")?;
         }
@@ -184,8 +183,7 @@ impl RunConfig {
     /// # Errors
     /// A file that cannot be read, an unknown or missing setting, or one that is not possible.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
         let malformed = |e: toml::de::Error| ConfigError::Malformed { path: path.to_owned(), fault: e.to_string() };
         let config: Self = toml::from_str(&text).map_err(malformed)?;
         config.validate()?;

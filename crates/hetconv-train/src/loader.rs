@@ -1,11 +1,12 @@
 //! Batches prepared by a thread of their own while the network computes.
 //!
-//! The thread works alone: filling a batch of 128 CIFAR images takes well under a millisecond, and a loader that
-//! borrowed the compute threads would only disturb them. What a batch holds is a function of seed, epoch and step.
+//! The thread works alone: filling a batch takes a few milliseconds at most, a small part of a training step, and a
+//! loader that borrowed the compute threads would only disturb them. What a batch holds is a function of seed, epoch and step.
 
 use crate::augment::{Augment, PixelTable, fill_batch};
-use crate::data::{Normalisation, Split};
+use crate::data::Split;
 use crate::rng::permutation;
+use hetconv_graph::Normalisation;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
@@ -223,5 +224,127 @@ impl Workbench {
         let labels = indices.iter().map(|&i| split.labels()[i as usize]).collect();
         let shape = [indices.len(), height, width, channels];
         self.ready.send(Batch { position, shape, images, labels }).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Images;
+
+    /// Ten 2×2 images of one channel, image `i` all `10·i`, of class `i`.
+    fn split() -> Arc<Split> {
+        let pixels = (0..10u8).flat_map(|i| [10 * i; 4]).collect();
+        Arc::new(Split::new(Images::new([2, 2, 1], pixels).unwrap(), (0..10).collect()).unwrap())
+    }
+
+    fn identity() -> Normalisation {
+        Normalisation { mean: vec![0.0], std: vec![1.0 / 255.0] }
+    }
+
+    fn batches(start: Position) -> TrainingBatches {
+        TrainingBatches { batch_size: 3, augment: Augment { pad: 1, flip: true }, seed: 4, start, epochs: 3 }
+    }
+
+    fn train(start: Position) -> Vec<Batch> {
+        BatchLoader::training(split(), &identity(), batches(start)).unwrap().map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn epochs_are_shuffled_and_lose_only_the_remainder() {
+        let all = train(Position::default());
+        assert_eq!(all.len(), 9);
+        let epoch = |epoch: u64| -> Vec<u16> {
+            all.iter().filter(|b| b.position.epoch == epoch).flat_map(|b| b.labels.clone()).collect()
+        };
+        for e in 0..3 {
+            let order: Vec<u16> = permutation(4, e, 10).into_iter().take(9).map(|i| i as u16).collect();
+            assert_eq!(epoch(e), order);
+        }
+        assert_ne!(epoch(0), epoch(1));
+        for batch in &all {
+            assert_eq!(batch.shape, [3, 2, 2, 1]);
+            for (image, &label) in batch.images.chunks_exact(4).zip(&batch.labels) {
+                let value = f32::from(label) * 10.0;
+                assert!(image.iter().all(|&v| v == 0.0 || (v - value).abs() < 1e-3), "{image:?} {label}");
+            }
+        }
+    }
+
+    #[test]
+    fn from_any_position_a_loader_goes_on_as_if_never_interrupted() {
+        let all = train(Position::default());
+        for (n, batch) in all.iter().enumerate() {
+            assert_eq!(train(batch.position), all[n..]);
+        }
+        assert_eq!(train(Position { epoch: 3, step: 0 }), []);
+        // The position after an epoch's last step is the beginning of the next.
+        assert_eq!(train(Position { epoch: 0, step: 3 }), all[3..]);
+    }
+
+    #[test]
+    fn recycled_memory_changes_nothing() {
+        let mut loader = BatchLoader::training(split(), &identity(), batches(Position::default())).unwrap();
+        let mut seen = Vec::new();
+        while let Some(batch) = loader.next() {
+            let batch = batch.unwrap();
+            seen.push(batch.clone());
+            loader.recycle(vec![f32::NAN; batch.images.len() + 5]);
+            loader.recycle(batch.images);
+        }
+        assert_eq!(seen, train(Position::default()));
+    }
+
+    #[test]
+    fn evaluation_keeps_order_pixels_and_remainder() {
+        let all: Vec<Batch> = BatchLoader::evaluation(split(), &identity(), 4).unwrap().map(Result::unwrap).collect();
+        assert_eq!(all.iter().map(|batch| batch.shape[0]).collect::<Vec<_>>(), [4, 4, 2]);
+        assert_eq!(all.iter().flat_map(|batch| batch.labels.clone()).collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
+        for (i, value) in all.iter().flat_map(|batch| batch.images.clone()).enumerate() {
+            assert!((value - (i / 4 * 10) as f32).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn impossible_loaders_are_refused() {
+        let with = |batch_size| {
+            let batches = TrainingBatches { batch_size, ..batches(Position::default()) };
+            BatchLoader::training(split(), &identity(), batches).map(drop)
+        };
+        assert!(matches!(with(0), Err(LoaderError::EmptyBatch)));
+        assert!(matches!(with(11), Err(LoaderError::TooFewSamples { samples: 10, batch_size: 11 })));
+        let three = Normalisation { mean: vec![0.0; 3], std: vec![1.0; 3] };
+        let result = BatchLoader::evaluation(split(), &three, 4).map(drop);
+        assert!(matches!(result, Err(LoaderError::Channels { expected: 1, found: 3 })));
+    }
+
+    #[test]
+    fn a_panic_in_the_thread_becomes_one_error() {
+        let mut loader = BatchLoader::spawn(|mut work| {
+            let table = PixelTable::new(&identity());
+            assert!(work.put(&split(), &[1], &Augment::NONE, &table, 0, Position::default()));
+            panic!("the disk is on fire");
+        })
+        .unwrap();
+        assert_eq!(loader.next().unwrap().unwrap().labels, [1]);
+        let error = loader.next().unwrap().unwrap_err().to_string();
+        assert!(error.contains("the disk is on fire"), "{error}");
+        assert!(loader.next().is_none());
+    }
+
+    #[test]
+    fn dropping_a_loader_ends_its_thread() {
+        let alive = Arc::new(());
+        let theirs = alive.clone();
+        let split = split();
+        let mut loader = BatchLoader::spawn(move |mut work| {
+            let _theirs = theirs;
+            let table = PixelTable::new(&identity());
+            while work.put(&split, &[1], &Augment::NONE, &table, 0, Position::default()) {}
+        })
+        .unwrap();
+        loader.next().unwrap().unwrap();
+        drop(loader);
+        assert_eq!(Arc::strong_count(&alive), 1);
     }
 }

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// One line of `metrics.csv`. Losses are means per image in nats; top-1 and top-5 are fractions from 0 to 1.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EpochMetrics {
     /// Number of epochs finished: the first line says 1.
@@ -150,17 +150,8 @@ impl MetricsWriter {
 }
 
 /// The columns, in the order of the fields.
-const COLUMNS: [&str; 9] = [
-    "epoch",
-    "lr",
-    "train_loss",
-    "train_top1",
-    "eval_loss",
-    "eval_top1",
-    "eval_top5",
-    "images_per_second",
-    "seconds",
-];
+const COLUMNS: [&str; 9] =
+    ["epoch", "lr", "train_loss", "train_top1", "eval_loss", "eval_top1", "eval_top5", "images_per_second", "seconds"];
 
 fn line(row: &EpochMetrics) -> io::Result<Vec<u8>> {
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());

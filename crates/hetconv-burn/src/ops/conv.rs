@@ -13,6 +13,8 @@ use crate::kernel::{Kernel, apply, tensor, values};
 
 /// The weights of a convolution, in canonical form and natural order.
 #[derive(Clone, Debug)]
+// Made for one call and taken apart by it.
+#[allow(clippy::large_enum_variant)]
 pub enum ConvTensors {
     /// Standard and grouped: `[N, M/groups, kh, kw]`.
     Dense(Tensor<4>),
@@ -35,7 +37,7 @@ pub struct ConvOp {
 #[derive(Clone, Debug)]
 enum Form {
     Kernels(Isa),
-    Composed(ComposedConv),
+    Composed(Arc<ComposedConv>),
 }
 
 impl ConvOp {
@@ -43,7 +45,7 @@ impl ConvOp {
     pub fn new(conv: Arc<Conv>, implementation: Implementation) -> Self {
         let form = match implementation {
             Implementation::Kernels(isa) => Form::Kernels(isa),
-            Implementation::Composed => Form::Composed(ComposedConv::new(&conv)),
+            Implementation::Composed => Form::Composed(Arc::new(ComposedConv::new(&conv))),
         };
         Self { conv, form }
     }

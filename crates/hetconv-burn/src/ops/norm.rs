@@ -1,5 +1,7 @@
 //! Batch normalisation with the residual sum and the ReLU that follow it.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use hetconv_core::ChannelOrder;
@@ -40,7 +42,7 @@ pub struct NormOp {
 #[derive(Clone, Debug)]
 enum Form {
     Kernels(Isa),
-    Composed(ComposedNorm),
+    Composed(Arc<ComposedNorm>),
 }
 
 impl NormOp {
@@ -48,7 +50,7 @@ impl NormOp {
     pub fn new(order: ChannelOrder, epsilon: f32, relu: bool, implementation: Implementation) -> Self {
         let form = match implementation {
             Implementation::Kernels(isa) => Form::Kernels(isa),
-            Implementation::Composed => Form::Composed(ComposedNorm::new(&order, epsilon, relu)),
+            Implementation::Composed => Form::Composed(Arc::new(ComposedNorm::new(&order, epsilon, relu))),
         };
         Self { order, epsilon, relu, form }
     }

@@ -88,9 +88,7 @@ impl PoolOp {
 /// * result: `[batch, 1, 1, channels]`
 pub fn global_avg_pool(implementation: Implementation, input: Tensor<4>) -> Tensor<4> {
     match implementation {
-        Implementation::Kernels(isa) => {
-            Tensor::from_dispatch(apply(GlobalAvgKernel(isa), [input.into_dispatch()]).0)
-        }
+        Implementation::Kernels(isa) => Tensor::from_dispatch(apply(GlobalAvgKernel(isa), [input.into_dispatch()]).0),
         Implementation::Composed => input.mean_dim(2).mean_dim(1),
     }
 }
@@ -155,7 +153,16 @@ impl Kernel<1> for AvgKernel {
         let [batch, _, _, channels] = shape;
         let mut grad_input = vec![0.0; shape.iter().product()];
         let grad = values(&grad);
-        pool::avg_pool_backward(self.isa, geometry, batch, *in_size, channels, self.count_padding, grad, &mut grad_input);
+        pool::avg_pool_backward(
+            self.isa,
+            geometry,
+            batch,
+            *in_size,
+            channels,
+            self.count_padding,
+            grad,
+            &mut grad_input,
+        );
         [Some(tensor(grad_input, shape))]
     }
 }

@@ -415,7 +415,7 @@ fn random_conv(r: &mut Random, b: &mut GraphBuilder, name: &str, from: ValueId) 
     let (n, kind) = match r.below(8) {
         0..=2 => (n, ConvKind::Het(HetPattern::shifted(m, n, 1 + r.below(m)).unwrap())),
         3 => {
-            let parts = [4, 3, 2, 1].into_iter().find(|&p| m % p == 0 && n % p == 0).unwrap();
+            let parts = [4, 3, 2, 1].into_iter().find(|&p| m.is_multiple_of(p) && n.is_multiple_of(p)).unwrap();
             (n, ConvKind::Het(HetPattern::blocked(m, n, parts).unwrap()))
         }
         4 => {
@@ -423,7 +423,8 @@ fn random_conv(r: &mut Random, b: &mut GraphBuilder, name: &str, from: ValueId) 
             (n, ConvKind::Het(HetPattern::assigned(channels, filters).unwrap()))
         }
         5 => (m, ConvKind::Grouped(m)),
-        6 => (2 * m.min(8), ConvKind::Grouped(if m.min(8) == m { m } else { 1 })),
+        6 if m.is_multiple_of(2) => (n, ConvKind::Grouped(2)),
+        6 => (2 * m, ConvKind::Grouped(m)),
         _ => (n, ConvKind::Standard),
     };
     b.conv(name, from, n, geometry, kind, bias)

@@ -137,7 +137,10 @@ mod tests {
     #[test]
     fn an_unknown_name_says_where_and_suggests() {
         let error = find("fashon-mnist", &["/nowhere".into()]).unwrap_err().to_string();
-        assert!(error.contains("/nowhere/fashon-mnist") && error.contains("did you mean \"fashion-mnist\"?"), "{error}");
+        assert!(
+            error.contains("/nowhere/fashon-mnist") && error.contains("did you mean \"fashion-mnist\"?"),
+            "{error}"
+        );
         let error = find("some/odd/path", &["/nowhere".into()]).unwrap_err().to_string();
         assert!(!error.contains("did you mean") && !error.contains("/nowhere/"), "{error}");
     }

@@ -43,7 +43,8 @@ pub(super) fn detect(path: &Path) -> Option<Layout> {
     })
 }
 
-const TEN: [&str; 5] = ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
+const TEN: [&str; 5] =
+    ["data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin"];
 const HUNDRED: [&str; 1] = ["train.bin"];
 
 pub(super) fn open(layout: &Layout, path: &Path, options: &LoadOptions) -> Result<Dataset, DataError> {

@@ -36,7 +36,7 @@ fn is_hidden(part: &str) -> bool {
 }
 
 /// Reads to the end, but never more than [`FILE_LIMIT`].
-fn read_limited(source: impl Read, name: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
+pub(super) fn read_limited(source: impl Read, name: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
     let name = match source.take(FILE_LIMIT + 1).read_to_end(&mut bytes) {
         Ok(_) if bytes.len() as u64 <= FILE_LIMIT => return Ok(bytes),
@@ -139,7 +139,8 @@ impl Archive {
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let fault = |fault| DataError::Archive { path: path.to_owned(), fault };
         let bytes: Arc<[u8]> = fs::read(path).map_err(DataError::io(path))?.into();
-        let zip = ZipArchive::new(Cursor::new(bytes)).map_err(|e| fault(format!("not a readable .zip archive: {e}")))?;
+        let zip =
+            ZipArchive::new(Cursor::new(bytes)).map_err(|e| fault(format!("not a readable .zip archive: {e}")))?;
         let mut entries = Vec::new();
         for handle in 0..zip.len() {
             let file = zip.by_index_data(handle).map_err(|e| fault(format!("entry {handle}: {e}")))?;
@@ -194,7 +195,8 @@ mod tests {
     fn only_plain_paths_are_taken() {
         assert_eq!(plain_path("./train/a/1.png"), Some("train/a/1.png"));
         assert_eq!(plain_path("train/a/"), Some("train/a"));
-        for odd in ["../x.png", "a/../../x.png", "/etc/x.png", "a//x.png", "a\\..\\x.png", "C:/x.png", "a/./x.png", ""] {
+        for odd in ["../x.png", "a/../../x.png", "/etc/x.png", "a//x.png", "a\\..\\x.png", "C:/x.png", "a/./x.png", ""]
+        {
             assert_eq!(plain_path(odd), None, "{odd}");
         }
     }

@@ -83,7 +83,10 @@ fn read<const D: usize>(path: &Path) -> Result<([usize; D], Vec<u8>), DataError>
 fn parse<const D: usize>(mut source: impl Read, path: &Path) -> Result<([usize; D], Vec<u8>), DataError> {
     let mut word = || {
         let mut bytes = [0; 4];
-        source.read_exact(&mut bytes).map(|()| bytes).map_err(|e| DataError::malformed(path, format!("its header: {e}")))
+        source
+            .read_exact(&mut bytes)
+            .map(|()| bytes)
+            .map_err(|e| DataError::malformed(path, format!("its header: {e}")))
     };
     let magic = word()?;
     if magic != [0, 0, 8, D as u8] {

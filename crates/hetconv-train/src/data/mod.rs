@@ -8,11 +8,11 @@ mod files;
 mod folder;
 mod idx;
 mod normalisation;
+mod single;
 mod synthetic;
 
 pub use catalog::{CatalogEntry, KNOWN, KnownDataset, catalog, search_folders};
 pub use error::DataError;
-pub use normalisation::Normalisation;
 pub use synthetic::{SyntheticOptions, synthetic};
 
 use std::path::Path;

@@ -1,21 +1,11 @@
 //! Mean and standard deviation of each channel.
 
 use super::Split;
-use serde::{Deserialize, Serialize};
-
-/// What is subtracted from each channel, and by what it is then divided; of pixels between 0 and 1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Normalisation {
-    /// The mean of each channel.
-    pub mean: Vec<f32>,
-    /// The standard deviation of each channel.
-    pub std: Vec<f32>,
-}
+use hetconv_graph::Normalisation;
 
 impl Split {
-    /// The normalisation that gives each channel mean 0 and variance 1 over this split. A channel that is the same
-    /// everywhere keeps its scale. Sums are of integers, hence exact in any order.
+    /// The normalisation that gives each channel mean 0 and variance 1 over this split, of pixels between 0 and 1. A
+    /// channel that is the same everywhere keeps its scale. Sums are of integers, hence exact in any order.
     pub fn normalisation(&self) -> Normalisation {
         let channels = self.images().shape()[2];
         let mut sums = vec![(0u64, 0u64); channels];

@@ -135,10 +135,11 @@ fn pattern(rng: &mut ChaCha8Rng, class: usize) -> [f32; PIXELS] {
     let phase = [uniform(rng), uniform(rng)];
     let centre = [between(rng, [4.0, 28.0]), between(rng, [4.0, 28.0])];
     let (bend, bend_period) = (between(rng, [2.5, 4.0]), between(rng, [10.0, 14.0]));
-    let signs: Vec<[f32; 2]> =
-        (0..7).map(|_| [between(rng, [2.0, 30.0]), between(rng, [2.0, 30.0])]).collect();
+    let signs: Vec<[f32; 2]> = (0..7).map(|_| [between(rng, [2.0, 30.0]), between(rng, [2.0, 30.0])]).collect();
     let (arm, thickness) = (between(rng, [4.0, 6.0]), between(rng, [0.8, 1.3]));
-    let turned = |x: f32, y: f32| if swap { (cos * y + sin * x, cos * x - sin * y) } else { (cos * x + sin * y, cos * y - sin * x) };
+    let turned = |x: f32, y: f32| {
+        if swap { (cos * y + sin * x, cos * x - sin * y) } else { (cos * x + sin * y, cos * y - sin * x) }
+    };
 
     std::array::from_fn(|i| {
         let (x, y) = ((i % SIDE) as f32, (i / SIDE) as f32);

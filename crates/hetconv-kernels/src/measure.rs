@@ -1,0 +1,127 @@
+//! What this machine can do at most: the yardsticks that kernels are held against.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use crate::{Isa, Simd, Task};
+
+/// The rate at which one thread can multiply and add with this instruction set, in 10⁹ floating-point operations per
+/// second; a multiply-accumulate is two of them.
+///
+/// The fastest of many short trials: whatever else the machine does only ever slows a trial down. Takes a few hundredths
+/// of a second.
+///
+/// ```
+/// use hetconv_kernels::{Isa, measure};
+/// let peak = measure::fma_peak(Isa::selected()?);
+/// assert!(peak > 0.0);
+/// # Ok::<(), hetconv_kernels::IsaError>(())
+/// ```
+pub fn fma_peak(isa: Isa) -> f64 {
+    const ROUNDS: usize = 100_000;
+    let trial = |_| {
+        let start = Instant::now();
+        let sum = isa.run(Chains { rounds: ROUNDS, factor: black_box(0.999), summand: black_box(0.001) });
+        black_box(sum);
+        start.elapsed()
+    };
+    let operations = 2 * CHAINS * isa.lanes() * ROUNDS;
+    rate(operations, (0..32).map(trial))
+}
+
+/// The sum of [`fma_peak`] over the threads of the current pool, all of them measured at the same time: less than so many
+/// times one thread's rate where threads share a core.
+pub fn fma_peak_all_threads(isa: Isa) -> f64 {
+    rayon::broadcast(|_| fma_peak(isa)).into_iter().sum()
+}
+
+/// The rate at which the threads of the current pool together copy memory that no cache holds, in 10⁹ bytes per second;
+/// a byte that is read and written counts twice.
+pub fn memory_bandwidth() -> f64 {
+    const BYTES: usize = 128 << 20;
+    const PART: usize = 1 << 20;
+    let source = vec![1u8; BYTES];
+    let mut target = vec![0u8; BYTES];
+    let mut trial = |_| {
+        let start = Instant::now();
+        target.par_chunks_mut(PART).zip(source.par_chunks(PART)).for_each(|(to, from)| to.copy_from_slice(from));
+        black_box(&mut target);
+        start.elapsed()
+    };
+    // The first trial faults the pages in, and is never the fastest.
+    rate(2 * BYTES, (0..6).map(&mut trial))
+}
+
+/// Billions per second in the fastest trial.
+fn rate(work: usize, trials: impl Iterator<Item = Duration>) -> f64 {
+    let fastest = trials.map(|time| time.as_secs_f64()).fold(f64::INFINITY, f64::min);
+    work as f64 / fastest / 1e9
+}
+
+/// Independent chains of multiply-adds: more than twice four cycles' latency, and few enough for sixteen registers.
+const CHAINS: usize = 12;
+
+/// `x ← x·factor + summand` over and over, on every lane of every chain. Floating-point arithmetic is not associative, so
+/// no compiler may shorten it.
+struct Chains {
+    rounds: usize,
+    factor: f32,
+    summand: f32,
+}
+
+impl Task for Chains {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        let (factor, summand) = (simd.splat(self.factor), simd.splat(self.summand));
+        let mut chains = [simd.splat(1.0); CHAINS];
+        for (i, chain) in chains.iter_mut().enumerate() {
+            *chain = simd.splat(i as f32);
+        }
+        for _ in 0..self.rounds {
+            for chain in &mut chains {
+                *chain = simd.mul_add(*chain, factor, summand);
+            }
+        }
+        let sum = chains.into_iter().fold(simd.splat(0.0), |sum, chain| simd.add(sum, chain));
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: a vector has at most sixteen lanes, and `lanes` holds sixteen values.
+        unsafe { simd.store(lanes.as_mut_ptr(), sum) };
+        lanes.into_iter().sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_multiply_add_is_carried_out() {
+        for isa in Isa::available() {
+            let run = |rounds| isa.run(Chains { rounds, factor: 0.5, summand: 1.0 });
+            // After one round chain i holds i/2 + 1: 66/2 + 12 on every lane. The limit is 2.
+            assert_eq!(run(1), 45.0 * isa.lanes() as f32, "{isa:?}");
+            assert_eq!(run(200), 24.0 * isa.lanes() as f32, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn the_time_grows_with_the_rounds() {
+        // If the loop were folded, ten times the rounds would take no longer.
+        for isa in Isa::available() {
+            let time = |rounds| {
+                let trials = (0..20).map(|_| {
+                    let start = Instant::now();
+                    black_box(isa.run(Chains { rounds, factor: black_box(0.999), summand: black_box(0.001) }));
+                    start.elapsed()
+                });
+                trials.min().unwrap_or_default()
+            };
+            let (short, long) = (time(10_000), time(100_000));
+            assert!(long > short * 4, "{isa:?}: {short:?} and {long:?}");
+        }
+    }
+}

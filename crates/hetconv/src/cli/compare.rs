@@ -1,0 +1,319 @@
+//! `hetconv compare`: the same network with several convolutions, trained by one recipe.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::Device;
+use hetconv::burn::GraphModule;
+use hetconv::graph::{ModelName, Substitution, atomic_write};
+use hetconv::kernels::Isa;
+use hetconv::report::{Report, Variant};
+use hetconv::train::{Dataset, RecipeName, RunConfig, run_files};
+use hetconv::units::{count, duration, grouped, milliseconds};
+use serde::Serialize;
+
+use super::output::{Output, table};
+use super::runs::{self, FinishedRun};
+use super::train::{Settings, open_data, train_one};
+use super::usage::bad_usage;
+use super::{checks, model, report};
+
+/// Train one network with several convolutions and set them side by side: the main job
+#[derive(clap::Args)]
+#[command(after_help = "\
+Without arguments it takes a few minutes on two cores: a small network on generated images. Every network gets the same
+recipe, data and seeds. Each run is a folder OUT/runs/NAME-seedS; when a comparison that was stopped is started again,
+finished runs are kept and an unfinished one goes on where it was.
+
+Writes OUT/compare.csv (accuracies as shares from 0 to 1) and OUT/report.html.
+
+Examples:
+  hetconv compare
+  hetconv compare --model resnet20 --variants standard,p2,p4,gwc4_pwc,dwc_pwc --data cifar10 --epochs 10 --seeds 1,2")]
+pub struct Args {
+    /// The architecture (see `hetconv list`), perhaps with _se
+    #[arg(long, value_name = "ARCH", default_value = "small-cifar")]
+    model: String,
+
+    /// What takes the place of its standard convolutions: standard, pP, pc, gwcG_pwc, dwc_pwc
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "standard,p2,p4,gwc4_pwc,dwc_pwc")]
+    variants: Vec<String>,
+
+    /// The data set: a path or a known name (see `hetconv data list`)
+    #[arg(long, value_name = "PATH", default_value = "synthetic")]
+    data: String,
+
+    /// Seeds; each variant is trained once with each
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
+    seeds: Vec<u64>,
+
+    #[command(flatten)]
+    settings: Settings,
+
+    /// Where results go
+    #[arg(long, value_name = "OUT", default_value = "runs/compare")]
+    out: PathBuf,
+}
+
+/// Epochs for the built-in data, where a few are enough.
+const SYNTHETIC_EPOCHS: u64 = 6;
+/// Images in a batch when inference is timed.
+const TIMED_BATCH: usize = 64;
+
+/// One line of `compare.csv`, and of the JSON.
+#[derive(Serialize)]
+struct Row {
+    variant: String,
+    model: String,
+    params: u64,
+    macs: u64,
+    flops: u64,
+    macs_reduction_percent: f64,
+    stages: u64,
+    /// Mean over the seeds, from 0 to 1.
+    top1: f64,
+    /// Half the range over the seeds; empty with one seed.
+    top1_spread: Option<f64>,
+    ms_per_image: f64,
+    train_seconds: f64,
+    seeds: usize,
+    epochs: u64,
+    data: String,
+    recipe: String,
+}
+
+#[derive(Serialize)]
+struct Compared {
+    variants: Vec<Row>,
+    csv: PathBuf,
+    report: PathBuf,
+    #[serde(skip)]
+    table: Vec<Variant>,
+}
+
+/// One network of the comparison.
+struct Candidate {
+    label: String,
+    name: ModelName,
+}
+
+pub fn run(args: &Args, output: &Output) -> Result<()> {
+    let candidates = candidates(args)?;
+    let configs: Vec<Vec<RunConfig>> =
+        candidates.iter().map(|candidate| configs(args, candidate)).collect::<Result<_>>()?;
+    let data = open_data(&configs[0][0])?;
+    // Everything that can be known to be wrong is said before hours are spent.
+    let shape = data.train.images().shape();
+    for candidate in &candidates {
+        model::build_quietly(&candidate.name, data.classes.len(), Some([shape[2], shape[0], shape[1]]))?;
+    }
+
+    let mut trained = Vec::new();
+    for (candidate, configs) in candidates.iter().zip(&configs) {
+        let mut runs = Vec::new();
+        for config in configs {
+            runs.push(train_or_reuse(candidate, config, &data, &args.out)?);
+        }
+        trained.push(runs);
+    }
+    let times = time_inference(&candidates, &configs, &args.out)?;
+
+    let label = |i: usize| candidates[i].label.clone();
+    let variant = |(i, runs): (usize, &Vec<FinishedRun>)| {
+        runs::variant(label(i), runs[0].size, Some(times[i]), &runs.iter().collect::<Vec<_>>())
+    };
+    let variants: Vec<Variant> = trained.iter().enumerate().map(variant).collect();
+    let rows = candidates.iter().zip(&configs).zip(&variants);
+    let rows = rows.map(|((candidate, configs), variant)| row(candidate, &configs[0], variant));
+    let compared = Compared {
+        variants: rows.collect::<Option<_>>().context("a variant has no run")?,
+        csv: args.out.join("compare.csv"),
+        report: args.out.join("report.html"),
+        table: variants.clone(),
+    };
+    write_csv(&compared.csv, &compared.variants)?;
+    report::write(&compared.report, &page(args, &configs[0][0], &data, variants))?;
+    output.result(&compared, text)
+}
+
+fn candidates(args: &Args) -> Result<Vec<Candidate>> {
+    let base: ModelName = args.model.parse()?;
+    if base.substitution != Substitution::Standard {
+        bad_usage!(
+            "--model {} is a variant already; give the architecture, {}, and name variants with --variants",
+            args.model,
+            base.with_substitution(Substitution::Standard)
+        );
+    }
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for variant in &args.variants {
+        let substitution: Substitution = variant.trim().parse().with_context(|| format!("--variants {variant}"))?;
+        let candidate = Candidate { label: substitution.to_string(), name: base.with_substitution(substitution) };
+        if candidates.iter().any(|other| other.label == candidate.label) {
+            bad_usage!("--variants names {} twice", candidate.label);
+        }
+        candidates.push(candidate);
+    }
+    if args.seeds.iter().enumerate().any(|(i, seed)| args.seeds[..i].contains(seed)) {
+        bad_usage!("--seeds names one twice; different seeds are needed to see how much chance there is");
+    }
+    Ok(candidates)
+}
+
+/// The settings of one network's runs, one for each seed.
+fn configs(args: &Args, candidate: &Candidate) -> Result<Vec<RunConfig>> {
+    let mut config = args.settings.config(&candidate.name.to_string(), &args.data, RecipeName::OneCycle)?;
+    if args.data == "synthetic" && args.settings.epochs.is_none() && args.settings.recipe.is_none() {
+        config.epochs = SYNTHETIC_EPOCHS;
+    }
+    let configs: Vec<RunConfig> = args.seeds.iter().map(|&seed| RunConfig { seed, ..config.clone() }).collect();
+    configs.iter().try_for_each(RunConfig::validate)?;
+    Ok(configs)
+}
+
+fn folder(out: &Path, config: &RunConfig) -> PathBuf {
+    out.join("runs").join(format!("{}-seed{}", config.model, config.seed))
+}
+
+/// Takes a finished run of these very settings as it is; otherwise trains, from where an unfinished one was.
+fn train_or_reuse(candidate: &Candidate, config: &RunConfig, data: &Dataset, out: &Path) -> Result<FinishedRun> {
+    let folder = folder(out, config);
+    let stored = folder.join(run_files::CONFIG);
+    if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
+        bail!(
+            "{} holds a run with other settings than these; choose another --out, or remove the folder",
+            folder.display()
+        );
+    }
+    let name = format!("{} seed {}", candidate.label, config.seed);
+    if runs::is_finished(&folder) {
+        eprintln!("{name}: already trained, in {}", folder.display());
+    } else {
+        train_one(config, data, &folder, true, &name)?;
+    }
+    runs::load(&folder)
+}
+
+/// Milliseconds per image of every network: forward passes in evaluation. The networks take turns, so that whatever
+/// else the machine does hits them alike.
+fn time_inference(candidates: &[Candidate], configs: &[Vec<RunConfig>], out: &Path) -> Result<Vec<f64>> {
+    const ROUNDS: usize = 9;
+    let load = |configs: &Vec<RunConfig>| {
+        let file = model::load(&folder(out, &configs[0]).join(run_files::MODEL))?;
+        let size: usize = file.graph.input_shape().unwrap_or_default().iter().product();
+        anyhow::Ok((GraphModule::new(&file.graph, &file.weights, &Device::flex())?, size))
+    };
+    let networks = configs.iter().map(load).collect::<Result<Vec<_>>>()?;
+    let mut times = vec![Vec::new(); candidates.len()];
+    for round in 0..=ROUNDS {
+        for ((network, size), times) in networks.iter().zip(&mut times) {
+            // Values that look like normalised pixels; the kernels don't care.
+            let pixels = (0..TIMED_BATCH * size).map(|i| ((i * 31) % 97) as f32 / 24.0 - 2.0).collect();
+            let images = network.upload_images(pixels, TIMED_BATCH)?;
+            let started = Instant::now();
+            // Reading the result waits for it.
+            network.logits(images)?.into_data();
+            // The first round warms caches and memory up.
+            if round > 0 {
+                times.push(started.elapsed().as_secs_f64() * 1e3 / TIMED_BATCH as f64);
+            }
+        }
+    }
+    Ok(times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            times[ROUNDS / 2]
+        })
+        .collect())
+}
+
+fn row(candidate: &Candidate, config: &RunConfig, variant: &Variant) -> Option<Row> {
+    Some(Row {
+        variant: candidate.label.clone(),
+        model: candidate.name.to_string(),
+        params: variant.params,
+        macs: variant.macs,
+        flops: 2 * variant.macs,
+        macs_reduction_percent: variant.macs_reduction_percent?,
+        stages: variant.stages,
+        top1: variant.top1()? / 100.0,
+        top1_spread: variant.top1_spread().map(|spread| spread / 100.0),
+        ms_per_image: variant.ms_per_image?,
+        train_seconds: variant.seconds()?,
+        seeds: variant.runs.len(),
+        epochs: config.epochs,
+        data: config.data.clone(),
+        recipe: config.recipe.to_string(),
+    })
+}
+
+fn write_csv(path: &Path, rows: &[Row]) -> Result<()> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    rows.iter().try_for_each(|row| writer.serialize(row))?;
+    let bytes = writer.into_inner()?;
+    atomic_write(path, |file| file.write_all(&bytes)).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>) -> Report {
+    let images = |n: usize| grouped(n as u64);
+    let [height, width, channels] = data.train.images().shape();
+    let isa = Isa::selected().map_or("none", Isa::name);
+    let threads = rayon::current_num_threads();
+    let seeds: Vec<String> = args.seeds.iter().map(u64::to_string).collect();
+    let setup = [
+        (
+            "Data",
+            format!(
+                "{}: {} images to learn from, {} held out, {} classes, {channels}×{height}×{width}",
+                data.name,
+                images(data.train.len()),
+                images(data.test.len()),
+                data.classes.len()
+            ),
+        ),
+        ("Recipe", format!("{}, {} epochs, batch {}, learning rate {}", config.recipe, config.epochs, config.batch_size, config.lr)),
+        ("Seeds", seeds.join(", ")),
+        ("Machine", format!("{}, {threads} threads, {isa}", checks::cpu_name())),
+        ("Time per image", format!("batch of {TIMED_BATCH}")),
+        ("Program", format!("hetconv {}", env!("CARGO_PKG_VERSION"))),
+    ];
+    Report {
+        title: format!("{}: one network, {} convolutions", args.model, number(variants.len())),
+        subtitle: "The same network trained by the same recipe on the same images. Only its convolutions differ."
+            .to_owned(),
+        setup: setup.map(|(name, value)| (name.to_owned(), value)).into(),
+        reference: variants.iter().position(|variant| variant.label == Substitution::Standard.to_string()),
+        variants,
+    }
+}
+
+fn number(n: usize) -> String {
+    const WORDS: [&str; 10] = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"];
+    WORDS.get(n).map_or_else(|| n.to_string(), |word| (*word).to_owned())
+}
+
+fn text(compared: &Compared) -> String {
+    let heads = ["variant", "params", "MACs", "fewer", "stages", "top-1", "time per image", "training"];
+    let mut rows = table(&heads, &["variant"]);
+    for variant in &compared.table {
+        let percent = variant.macs_reduction_percent.filter(|&percent| percent != 0.0);
+        rows.add_row([
+            variant.label.clone(),
+            count(variant.params),
+            count(variant.macs),
+            percent.map_or("–".to_owned(), |percent| format!("{percent:.2} %")),
+            variant.stages.to_string(),
+            variant.top1_text(),
+            variant.ms_per_image.map_or("–".to_owned(), milliseconds),
+            variant.seconds().map_or("–".to_owned(), duration),
+        ]);
+    }
+    format!(
+        "{rows}\n\nMACs per image are what the HetConv paper calls FLOPs (here FLOPs = 2 · MACs); stages are convolutions \
+         one after another.\nReport  {}\nTable   {}",
+        compared.report.display(),
+        compared.csv.display()
+    )
+}

@@ -1,0 +1,174 @@
+//! `hetconv data`
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use clap::Subcommand;
+use hetconv::graph::Normalisation;
+use hetconv::train::{CatalogEntry, Dataset, LoadOptions, Split, catalog, search_folders};
+use hetconv::units::grouped;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::output::{Output, table};
+use super::usage::bad_usage;
+
+/// Say which data sets are known and where they are, or check one
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the data sets known by name, where each is looked for and how to get it
+    #[command(after_help = "Example:\n  hetconv data list")]
+    List,
+    /// Decode a whole data set and say what is in it, or what is wrong with it
+    #[command(after_help = "\
+A data set is `synthetic`, a known name, a folder or .zip of class folders (train/CLASS/IMAGE and test/CLASS/IMAGE or
+val/), a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files (MNIST family).
+
+Examples:
+  hetconv data prepare synthetic
+  hetconv data prepare photos.zip --image-size 224")]
+    Prepare {
+        /// Path or known name
+        data: String,
+        /// Scale the middle square of every image file to so many pixels
+        #[arg(long, value_name = "PIXELS")]
+        image_size: Option<usize>,
+    },
+    /// Say where a known data set is; if it isn't here, how to get it
+    #[command(after_help = "\
+Nothing is downloaded: the answer names the place it comes from and the folders it may be put into. The exit status is 0
+if the data set is there and 1 if it is not.
+
+Example:
+  hetconv data fetch fashion-mnist")]
+    Fetch {
+        /// A name from `hetconv data list`
+        name: String,
+    },
+}
+
+pub fn run(args: &Args, output: &Output) -> Result<()> {
+    match &args.command {
+        Command::List => output.result(&catalog(&search_folders()), |entries| list(entries)),
+        Command::Prepare { data, image_size } => prepare(data, *image_size, output),
+        Command::Fetch { name } => fetch(name, output),
+    }
+}
+
+fn list(entries: &[CatalogEntry]) -> String {
+    let mut rows = table(&["name", "what it is", "here"], &["name", "what it is", "here"]);
+    for entry in entries {
+        rows.add_row([entry.name, entry.description, &place(entry)]);
+    }
+    let folders: Vec<String> = search_folders().iter().map(|folder| folder.display().to_string()).collect();
+    format!(
+        "{rows}\n\nLooked for in {} ($HETCONV_DATA names another folder). Any path to a data set will do as well.",
+        folders.join(", ")
+    )
+}
+
+fn place(entry: &CatalogEntry) -> String {
+    match &entry.path {
+        Some(path) => path.display().to_string(),
+        None if entry.present => "built in".to_owned(),
+        None => format!("no: hetconv data fetch {}", entry.name),
+    }
+}
+
+fn fetch(name: &str, output: &Output) -> Result<()> {
+    let entries = catalog(&search_folders());
+    let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
+        let names = entries.iter().map(|entry| entry.name);
+        let nearest = names.clone().min_by_key(|known| strsim::damerau_levenshtein(known, name)).unwrap_or_default();
+        let all: Vec<&str> = names.collect();
+        bad_usage!("no data set {name:?} is known; did you mean {nearest:?}? Known are {}", all.join(", "));
+    };
+    if entry.present {
+        return output.result(entry, |entry| format!("{}: {}", entry.name, place(entry)));
+    }
+    let looked: Vec<String> = entry.looked.iter().map(|path| path.display().to_string()).collect();
+    bail!("{name} is not here (looked for {}); to get it, {}", looked.join(", "), entry.how)
+}
+
+/// What `prepare` found.
+#[derive(Serialize)]
+struct Prepared {
+    data: String,
+    /// Height, width, channels.
+    image: [usize; 3],
+    train: Half,
+    test: Half,
+    classes: Vec<String>,
+    /// Of the training split, for pixels between 0 and 1.
+    normalisation: Normalisation,
+    memory_mib: f64,
+}
+
+#[derive(Serialize)]
+struct Half {
+    images: usize,
+    /// Images of each class, in the order of `classes`.
+    per_class: Vec<usize>,
+    /// Of all decoded pixels and then all labels, as little-endian 16-bit numbers.
+    sha256: String,
+}
+
+impl Half {
+    fn new(split: &Split, classes: usize) -> Self {
+        let mut per_class = vec![0; classes];
+        let mut digest = Sha256::new();
+        digest.update(split.images().pixels());
+        for &label in split.labels() {
+            per_class[usize::from(label)] += 1;
+            digest.update(label.to_le_bytes());
+        }
+        let sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { images: split.len(), per_class, sha256 }
+    }
+}
+
+fn prepare(data: &str, image_size: Option<usize>, output: &Output) -> Result<()> {
+    let set = Dataset::open(data, &LoadOptions { image_size, limit_train: None })?;
+    let bytes = set.train.images().pixels().len() + set.test.images().pixels().len();
+    let prepared = Prepared {
+        data: set.name.clone(),
+        image: set.train.images().shape(),
+        train: Half::new(&set.train, set.classes.len()),
+        test: Half::new(&set.test, set.classes.len()),
+        normalisation: set.train.normalisation(),
+        memory_mib: bytes as f64 / f64::from(1 << 20),
+        classes: set.classes,
+    };
+    output.result(&prepared, text)
+}
+
+fn text(prepared: &Prepared) -> String {
+    let mut classes = table(&["class", "training images", "test images"], &["class"]);
+    let (train, test) = (&prepared.train, &prepared.test);
+    for (i, class) in prepared.classes.iter().enumerate() {
+        classes.add_row([class.clone(), grouped(train.per_class[i] as u64), grouped(test.per_class[i] as u64)]);
+    }
+    classes.add_row(["all".to_owned(), grouped(train.images as u64), grouped(test.images as u64)]);
+    let [height, width, channels] = prepared.image;
+    let Normalisation { mean, std } = &prepared.normalisation;
+    let name = Path::new(&prepared.data).display();
+    format!(
+        "{name}: {channels}×{height}×{width} (channels, height, width), {:.1} MiB in memory\n\n{classes}\n\n\
+         Mean      {}\nStd       {}\nSHA-256   training {}\n          test     {}",
+        prepared.memory_mib,
+        numbers(mean),
+        numbers(std),
+        train.sha256,
+        test.sha256
+    )
+}
+
+fn numbers(values: &[f32]) -> String {
+    values.iter().map(|value| format!("{value:.4}")).collect::<Vec<_>>().join(", ")
+}

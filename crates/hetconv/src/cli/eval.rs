@@ -1,0 +1,97 @@
+//! `hetconv eval`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use burn::tensor::Device;
+use hetconv::burn::GraphModule;
+use hetconv::train::{Dataset, LoadOptions, evaluate};
+use hetconv::units::{duration, grouped};
+use serde::Serialize;
+
+use super::output::Output;
+use super::usage::bad_usage;
+use super::model;
+
+/// Measure a trained network on the held-out images of a data set
+#[derive(clap::Args)]
+#[command(after_help = "\
+In JSON top1 and top5 are shares from 0 to 1, and the loss is in nats.
+
+Example:
+  hetconv eval runs/resnet20_p4/model.safetensors --data cifar10")]
+pub struct Args {
+    /// The model file
+    file: PathBuf,
+
+    /// The data set: a path or a known name (see `hetconv data list`)
+    #[arg(long, value_name = "PATH")]
+    data: String,
+
+    /// Images in a batch
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: u32,
+}
+
+#[derive(Serialize)]
+struct Evaluated {
+    model: String,
+    top1: f64,
+    top5: f64,
+    loss: f64,
+    images: usize,
+    seconds: f64,
+}
+
+pub fn run(args: &Args, output: &Output) -> Result<()> {
+    let file = model::load(&args.file)?;
+    let input = file.graph.input_shape().unwrap_or_default();
+    // Image files are scaled to what the network takes; other data sets have a size of their own.
+    let options = LoadOptions { image_size: Some(input[1]).filter(|_| input[1] == input[2]), limit_train: None };
+    let data = Dataset::open(&args.data, &options)?;
+    let [height, width, channels] = data.test.images().shape();
+    if input != [channels, height, width] {
+        let [c, h, w] = input;
+        bad_usage!(
+            "{} takes images of {c}×{h}×{w} (channels, height, width), but {} has {channels}×{height}×{width}",
+            args.file.display(),
+            data.name
+        );
+    }
+    let network = GraphModule::new(&file.graph, &file.weights, &Device::flex())?;
+    if network.classes() != data.classes.len() || (!file.classes.is_empty() && file.classes != data.classes) {
+        bad_usage!(
+            "{} was trained for other classes than those of {}: {} against {}",
+            args.file.display(),
+            data.name,
+            name_some(&file.classes, network.classes()),
+            name_some(&data.classes, data.classes.len())
+        );
+    }
+    let found = evaluate(&network, &data.test, &file.normalisation, args.batch_size as usize)?;
+    let evaluated = Evaluated {
+        model: file.graph.name,
+        top1: found.top1,
+        top5: found.top5,
+        loss: found.loss,
+        images: found.images,
+        seconds: found.seconds,
+    };
+    output.result(&evaluated, |found| {
+        format!(
+            "{}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} images, in {}",
+            found.model,
+            100.0 * found.top1,
+            100.0 * found.top5,
+            found.loss,
+            grouped(found.images as u64),
+            duration(found.seconds)
+        )
+    })
+}
+
+fn name_some(classes: &[String], number: usize) -> String {
+    let first: Vec<&str> = classes.iter().take(3).map(String::as_str).collect();
+    let more = if classes.len() > first.len() { ", …" } else { "" };
+    if first.is_empty() { format!("{number}") } else { format!("{number} ({}{more})", first.join(", ")) }
+}

@@ -1,0 +1,93 @@
+//! The command line: what is common to all commands.
+
+mod benchmark;
+mod checks;
+mod compare;
+mod data;
+mod eval;
+mod list;
+mod model;
+mod output;
+mod predict;
+mod progress;
+mod report;
+mod runs;
+mod summary;
+mod train;
+mod usage;
+
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use output::{Format, Output};
+
+/// Networks with heterogeneous convolutions (HetConv): train them, compare them, count them.
+#[derive(Parser)]
+#[command(version, max_term_width = 110, after_help = "Begin with `hetconv compare`.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// How results are printed; JSON goes to stdout alone
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    format: Format,
+
+    /// Threads to compute with; all cores unless given
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Compare(compare::Args),
+    List(list::Args),
+    Summary(summary::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    Predict(predict::Args),
+    Benchmark(benchmark::Args),
+    Data(data::Args),
+    Report(report::Args),
+    Checks(checks::Args),
+}
+
+/// Runs the command line of this process: 0 when what was asked for was done, 1 for a failed run, 2 for bad usage.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Only logs; results and errors do not depend on the variable.
+    let filter = EnvFilter::try_from_env("HETCONV_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::from(usage::exit_code(&error))
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = cli.threads {
+        pool = pool.num_threads(threads.get());
+    }
+    pool.build_global().context("cannot start the threads")?;
+    let output = Output::new(cli.format);
+    match cli.command {
+        Command::Compare(args) => compare::run(&args, &output),
+        Command::List(args) => list::run(&args, &output),
+        Command::Summary(args) => summary::run(&args, &output),
+        Command::Train(args) => train::run(&args, &output),
+        Command::Eval(args) => eval::run(&args, &output),
+        Command::Predict(args) => predict::run(&args, &output),
+        Command::Benchmark(args) => benchmark::run(&args, &output),
+        Command::Data(args) => data::run(&args, &output),
+        Command::Report(args) => report::run(&args, &output),
+        Command::Checks(args) => checks::run(&args, &output),
+    }
+}

@@ -1,0 +1,109 @@
+//! A run that is killed at any moment and resumed, or that has another number of threads, ends with the very same model.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+fn train(out: &Path, threads: &str, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hetconv"));
+    command.args(["--threads", threads, "train", "--model", "small-cifar_p4", "--data", "synthetic"]);
+    command.args(["--limit-train", "320", "--batch-size", "32", "--seed", "7"]);
+    command.arg("--out").arg(out).args(more).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn finish(mut command: Command) -> Output {
+    command.output().expect("the program starts")
+}
+
+fn model(out: &Path) -> Vec<u8> {
+    std::fs::read(out.join("model.safetensors")).expect("a model file")
+}
+
+/// Lines of metrics.csv without the two columns of time.
+fn metrics(out: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(out.join("metrics.csv")).expect("metrics");
+    text.lines().map(|line| line.rsplitn(3, ',').last().unwrap_or_default().to_owned()).collect()
+}
+
+/// Lets a run go on until it has made a checkpoint, and a little longer.
+fn kill_later(mut run: Child, out: &Path, extra: Duration) -> bool {
+    let newest = || {
+        let entries = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten();
+        entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name())).max()
+    };
+    let before = newest();
+    while newest() == before && run.try_wait().expect("a child").is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(extra);
+    let running = run.try_wait().expect("a child").is_none();
+    run.kill().expect("a signal");
+    run.wait().expect("a child");
+    running
+}
+
+#[test]
+fn killed_and_resumed_runs_end_with_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = folder.path().join("whole");
+    let done = finish(train(&whole, "2", &["--epochs", "3"]));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+
+    let broken = folder.path().join("broken");
+    let more = ["--epochs", "3", "--checkpoint-every", "2", "--resume"];
+    let mut killed = 0;
+    for extra in [0, 3, 11, 29, 47, 5, 17] {
+        let run = train(&broken, "2", &more).spawn().expect("the program starts");
+        killed += usize::from(kill_later(run, &broken, Duration::from_millis(extra)));
+    }
+    assert!(killed >= 3, "only {killed} runs were killed on the way");
+    let done = finish(train(&broken, "1", &more));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(model(&whole) == model(&broken), "{killed} kills changed the model");
+    assert_eq!(metrics(&whole), metrics(&broken));
+    assert_eq!(metrics(&whole).len(), 4);
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |threads: &str| {
+        let out = folder.path().join(threads);
+        let done = finish(train(&out, threads, &["--epochs", "1"]));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        model(&out)
+    };
+    assert!(run("1") == run("2"), "two threads give another model than one");
+}
+
+#[test]
+fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    let done = finish(train(&out, "2", &["--epochs", "3", "--checkpoint-every", "1", "--lr", "1e9"]));
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{error}");
+    assert!(error.contains("diverged") && error.contains("epoch 1, step "), "{error}");
+    assert!(!out.join("model.safetensors").exists());
+    let (path, checkpoint) = hetconv::train::Checkpoint::latest(&out.join("checkpoints"))
+        .expect("readable checkpoints")
+        .expect("a checkpoint from before");
+    assert!(error.contains(&path.display().to_string()), "{error}");
+    assert!(checkpoint.model.weights.iter().all(|(_, tensor)| tensor.data.iter().all(|v| v.is_finite())));
+}
+
+#[test]
+fn a_folder_with_a_run_is_not_overwritten() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    assert!(finish(train(&out, "2", &["--epochs", "1"])).status.success());
+    let before = model(&out);
+    let again = finish(train(&out, "2", &["--epochs", "1"]));
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("already holds a run"));
+    let other = finish(train(&out, "2", &["--epochs", "2", "--resume"]));
+    assert_eq!(other.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("other settings"));
+    assert!(model(&out) == before);
+}
