@@ -76,6 +76,9 @@ impl Sgd {
     }
 
     /// Changes every parameter that has a gradient.
+    ///
+    /// # Panics
+    /// If the gradients are another network's.
     pub fn step(&mut self, network: &mut GraphModule, gradients: Gradients, learning_rate: f32) {
         let implementation = network.implementation();
         let device = network.device().clone();
@@ -99,6 +102,7 @@ impl Sgd {
                 Implementation::Composed => self.config.composed(parameter, velocity, gradient, learning_rate, decay),
             }
         }
+        assert!(gradients.next().is_none(), "gradients of another network");
     }
 
     /// The velocities by parameter name, with their shapes, copied from the device.

@@ -121,9 +121,10 @@ fn evaluation_equals_the_plain_interpreter() {
                 GraphModule::with_implementation(&graph, &weights, &Device::flex(), implementation).expect("a network");
             for (wanted, softmax) in [(graph.outputs[0], true), (logits_node(&graph), false)] {
                 let want = run(&graph, &mut weights64(&weights), &wide(&images), false, wanted).concat();
-                let x = network.upload_images(images.clone(), 3).expect("images");
-                let y = if softmax { network.forward(x) } else { network.logits(x) };
-                let got: Vec<f32> = y.expect("a result").into_data().iter::<f32>().collect();
+                let x = network.upload_images(images.clone(), 3).expect("images").autodiff().require_grad();
+                let y = if softmax { network.forward(x) } else { network.logits(x) }.expect("a result");
+                assert!(!y.is_autodiff(), "evaluation keeps no graph");
+                let got: Vec<f32> = y.into_data().iter::<f32>().collect();
                 assert_close(&format!("{} {implementation:?}", graph.name), &got, &want, 2e-5);
             }
         }

@@ -239,7 +239,7 @@ impl Conv {
             let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
             return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, &self.pairs, grad);
         }
-        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, isa.lanes());
+        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, isa);
         let packed = GradWeight { layout: &layout, pairs: &self.pairs, images: &images, spec: &self.spec }.run(isa);
         crate::pack::unpack(&self.spec, &self.classes, &layout, &packed, grad);
     }
@@ -306,7 +306,7 @@ impl GatherCall<'_> {
             let pixels = [source_pixels, target_pixels];
             return depthwise.gather(isa, self.batch, regions, pixels, self.source, weight, self.bias, self.target);
         }
-        let layout = Layout::new(spec, classes, self.direction, isa.lanes());
+        let layout = Layout::new(spec, classes, self.direction, isa);
         let packed = crate::pack::pack(spec, classes, &layout, self.direction, self.weights);
         let bias = self.bias.map(|bias| spec.out_order.channels().iter().map(|&f| bias[f as usize]).collect());
         let (source_channels, target_channels) = match self.direction {

@@ -32,8 +32,8 @@ pub(crate) struct Gather<'a> {
 /// One tap over one range of channels.
 #[derive(Clone, Copy)]
 struct Segment {
-    /// First channel value relative to the tile pixel's own first.
-    source: isize,
+    /// First channel value of each vector, relative to the tile pixel's own first.
+    sources: [isize; 2],
     /// Number of channels.
     channels: usize,
     /// First weight in the packed buffer.
@@ -81,10 +81,10 @@ impl Task for Part<'_> {
             for region in regions {
                 segments.clear();
                 segments.extend(region.taps.iter().filter_map(|&(tap, offset)| {
-                    let range = block.range(Some(tap) == layout.center);
-                    let source = offset * source_channels as isize + range.start as isize;
-                    let segment = Segment { source, channels: range.len(), weights: block.taps[tap] };
-                    (!range.is_empty()).then_some(segment)
+                    let ranges = block.ranges(Some(tap) == layout.center);
+                    let channels = ranges[0].len();
+                    let sources = ranges.map(|range| offset * source_channels as isize + range.start as isize);
+                    (channels > 0).then_some(Segment { sources, channels, weights: block.taps[tap] })
                 }));
                 let mut tile = Tile {
                     segments: &segments,
@@ -112,18 +112,17 @@ impl Task for Part<'_> {
                         }
                     }
                 }
-                // SAFETY: as above. A tile that is not full repeats its last pixel: the same value is stored again.
-                unsafe {
-                    match tile.rows {
-                        0 => {}
-                        1 => tile.compute_single(simd),
-                        rows => {
-                            let (source, target) = (tile.sources[rows - 1], tile.targets[rows - 1]);
-                            tile.sources[rows..].fill(source);
-                            tile.targets[rows..].fill(target);
-                            tile.compute_full(simd);
-                        }
-                    }
+                if tile.rows > 1 {
+                    // A tile that is not full repeats its last pixel: the same value is stored again.
+                    let last = tile.rows - 1;
+                    let (source, target) = (tile.sources[last], tile.targets[last]);
+                    tile.sources[last..].fill(source);
+                    tile.targets[last..].fill(target);
+                    // SAFETY: as above.
+                    unsafe { tile.compute_full(simd) };
+                } else if tile.rows == 1 {
+                    // SAFETY: as above.
+                    unsafe { tile.compute_single(simd) };
                 }
             }
         }
@@ -150,11 +149,11 @@ impl Tile<'_> {
     unsafe fn compute_full<S: Simd>(&self, simd: S) {
         // SAFETY: the caller's.
         unsafe {
-            match (S::ROWS, self.block.vectors) {
-                (8, 2) => self.compute::<S, 8, 2>(simd, &self.sources, &self.targets),
-                (8, _) => self.compute::<S, 8, 1>(simd, &self.sources, &self.targets),
-                (_, 2) => self.compute::<S, 6, 2>(simd, &self.sources, &self.targets),
-                (_, _) => self.compute::<S, 6, 1>(simd, &self.sources, &self.targets),
+            match (S::ROWS, self.block.half) {
+                (8, false) => self.compute_rows::<S, 8>(simd),
+                (8, true) => self.compute_rows::<S::Half, 8>(simd.half()),
+                (_, false) => self.compute_rows::<S, 6>(simd),
+                (_, true) => self.compute_rows::<S::Half, 6>(simd.half()),
             }
         }
     }
@@ -167,9 +166,25 @@ impl Tile<'_> {
     unsafe fn compute_single<S: Simd>(&self, simd: S) {
         // SAFETY: the caller's.
         unsafe {
+            if self.block.half {
+                self.compute_rows::<S::Half, 1>(simd.half());
+            } else {
+                self.compute_rows::<S, 1>(simd);
+            }
+        }
+    }
+
+    /// Computes `R` pixels.
+    ///
+    /// # Safety
+    /// As [`Tile::compute`].
+    #[inline(always)]
+    unsafe fn compute_rows<S: Simd, const R: usize>(&self, simd: S) {
+        // SAFETY: the caller's.
+        unsafe {
             match self.block.vectors {
-                2 => self.compute::<S, 1, 2>(simd, &self.sources, &self.targets),
-                _ => self.compute::<S, 1, 1>(simd, &self.sources, &self.targets),
+                2 => self.compute::<S, R, 2>(simd),
+                _ => self.compute::<S, R, 1>(simd),
             }
         }
     }
@@ -178,16 +193,12 @@ impl Tile<'_> {
     ///
     /// # Safety
     /// For each of the first `R` pixels, every segment's channels are readable from its source pointer, and the block's
-    /// outputs are writable at its target pointer; the segments' weights lie inside the packed buffer.
+    /// outputs are writable at its target pointer; the segments' weights lie inside the packed buffer. `S` has the lanes
+    /// that the block was made for.
     #[inline(always)]
-    unsafe fn compute<S: Simd, const R: usize, const V: usize>(
-        &self,
-        simd: S,
-        sources: &[*const f32; MAX_ROWS],
-        targets: &[*mut f32; MAX_ROWS],
-    ) {
+    unsafe fn compute<S: Simd, const R: usize, const V: usize>(&self, simd: S) {
+        let (sources, targets) = (&self.sources, &self.targets);
         let outputs = self.bias.len();
-        let whole = outputs == V * S::LANES;
         let mut sums = [[simd.splat(0.0); V]; R];
         for (v, lane) in (0..outputs).step_by(S::LANES).enumerate().take(V) {
             let left = outputs - lane;
@@ -201,19 +212,34 @@ impl Tile<'_> {
             }
         }
         for segment in self.segments {
+            let [first, second] = segment.sources;
             // SAFETY: the caller vouches for every segment: sources, channels and weights.
             unsafe {
                 let mut weights = self.packed.add(segment.weights);
-                let pixels: [*const f32; R] = std::array::from_fn(|r| sources[r].offset(segment.source));
-                for channel in 0..segment.channels {
-                    let weight: [S::V; V] = std::array::from_fn(|v| simd.load(weights.add(v * S::LANES)));
-                    for r in 0..R {
-                        let value = simd.splat(*pixels[r].add(channel));
-                        for v in 0..V {
-                            sums[r][v] = simd.mul_add(value, weight[v], sums[r][v]);
+                let pixels: [*const f32; R] = std::array::from_fn(|r| sources[r].offset(first));
+                if V == 1 || first == second {
+                    for channel in 0..segment.channels {
+                        let weight: [S::V; V] = std::array::from_fn(|v| simd.load(weights.add(v * S::LANES)));
+                        for r in 0..R {
+                            let value = simd.splat(*pixels[r].add(channel));
+                            for v in 0..V {
+                                sums[r][v] = simd.mul_add(value, weight[v], sums[r][v]);
+                            }
                         }
+                        weights = weights.add(V * S::LANES);
                     }
-                    weights = weights.add(V * S::LANES);
+                } else {
+                    for channel in 0..segment.channels {
+                        for v in 0..V {
+                            let weight = simd.load(weights.add(v * S::LANES));
+                            let channel = channel as isize + v as isize * (second - first);
+                            for r in 0..R {
+                                let value = simd.splat(*pixels[r].offset(channel));
+                                sums[r][v] = simd.mul_add(value, weight, sums[r][v]);
+                            }
+                        }
+                        weights = weights.add(V * S::LANES);
+                    }
                 }
             }
         }
@@ -222,7 +248,7 @@ impl Tile<'_> {
                 let lane = v * S::LANES;
                 // SAFETY: the block's outputs are writable at the target.
                 unsafe {
-                    if whole || outputs >= lane + S::LANES {
+                    if outputs >= lane + S::LANES {
                         simd.store(targets[r].add(lane), sums[r][v]);
                     } else if outputs > lane {
                         simd.store_first(targets[r].add(lane), sums[r][v], outputs - lane);

@@ -103,7 +103,7 @@ impl Task for Part<'_> {
         let GradWeight { layout, pairs, images, spec } = self.grad;
         let in_len = images.in_size[0] * images.in_size[1] * spec.in_channels;
         let out_len = images.out_size[0] * images.out_size[1] * spec.out_channels;
-        let stride = self.block.vectors * S::LANES;
+        let stride = self.block.stride;
         for start in (self.first..self.last).step_by(self.group) {
             let in_group = (self.last - start).min(self.group);
             let input = &images.input[start * in_len..(start + in_group) * in_len];
@@ -118,20 +118,28 @@ impl Task for Part<'_> {
                     if run.is_empty() {
                         continue;
                     }
-                    let range = self.block.range(Some(tap) == layout.center).clone();
+                    let [range, second] = self.block.ranges(Some(tap) == layout.center);
                     let first = self.block.taps[tap] - self.block.weights.start;
                     for channel in range.clone().step_by(S::ROWS) {
                         let tile = Tile {
                             run,
                             input: &input[channel..],
+                            second: second.start as isize - range.start as isize,
                             grad_output: &grad_output[self.block.outputs.start..],
                             filters: self.block.outputs.len(),
-                            rows: S::ROWS.min(range.end - channel),
                             out: &mut self.out[first + (channel - range.start) * stride..],
                         };
+                        let rows = S::ROWS.min(range.end - channel);
                         // SAFETY: the runs hold offsets of pixels of the first `in_group` images, which the slices span;
-                        // channels and filters from the tile's first on stay within their pixel.
-                        unsafe { tile.compute_rows(simd, self.block.vectors) };
+                        // channels and filters from the tile's first on stay within their pixel, those of the second
+                        // vector too, whose range has the same length.
+                        unsafe {
+                            if self.block.half {
+                                tile.compute_rows(simd.half(), rows, self.block.vectors);
+                            } else {
+                                tile.compute_rows(simd, rows, self.block.vectors);
+                            }
+                        }
                     }
                 }
             }
@@ -143,9 +151,10 @@ impl Task for Part<'_> {
 struct Tile<'a> {
     run: &'a [(u32, u32)],
     input: &'a [f32],
+    /// First channel of the second vector, relative to that of the first.
+    second: isize,
     grad_output: &'a [f32],
     filters: usize,
-    rows: usize,
     out: &'a mut [f32],
 }
 
@@ -153,10 +162,10 @@ impl Tile<'_> {
     /// # Safety
     /// As [`Tile::compute`].
     #[inline(always)]
-    unsafe fn compute_rows<S: Simd>(self, simd: S, vectors: usize) {
+    unsafe fn compute_rows<S: Simd>(self, simd: S, rows: usize, vectors: usize) {
         // SAFETY: the caller's.
         unsafe {
-            match (self.rows, vectors) {
+            match (rows, vectors) {
                 (8, 2) => self.compute::<S, 8, 2>(simd),
                 (7, 2) => self.compute::<S, 7, 2>(simd),
                 (6, 2) => self.compute::<S, 6, 2>(simd),
@@ -180,10 +189,25 @@ impl Tile<'_> {
     /// Adds the run's products to `out` `[R, V·LANES]`.
     ///
     /// # Safety
-    /// For every pair of the run, `R` channels are readable at its offset in `input`, and `filters` values at its offset
-    /// in `grad_output`.
+    /// For every pair of the run, `R` channels are readable at its offset in `input`, with two vectors also `second`
+    /// channels further, and `filters` values at its offset in `grad_output`. `S` has the lanes that the block was made for.
     #[inline(always)]
     unsafe fn compute<S: Simd, const R: usize, const V: usize>(self, simd: S) {
+        // Two loops, so that the choice is not made for every product.
+        // SAFETY: the caller's.
+        unsafe {
+            if V == 1 || self.second == 0 {
+                self.sum::<S, R, V>(simd, true);
+            } else {
+                self.sum::<S, R, V>(simd, false);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Tile::compute`].
+    #[inline(always)]
+    unsafe fn sum<S: Simd, const R: usize, const V: usize>(self, simd: S, same: bool) {
         let stride = V * S::LANES;
         assert!(self.out.len() >= R * stride);
         let mut sums = [[simd.splat(0.0); V]; R];
@@ -203,7 +227,9 @@ impl Tile<'_> {
                 });
                 for r in 0..R {
                     let value = simd.splat(*x.add(r));
-                    for v in 0..V {
+                    sums[r][0] = simd.mul_add(value, grad[0], sums[r][0]);
+                    for v in 1..V {
+                        let value = if same { value } else { simd.splat(*x.add(r).offset(self.second)) };
                         sums[r][v] = simd.mul_add(value, grad[v], sums[r][v]);
                     }
                 }

@@ -85,6 +85,28 @@ impl Isa {
         }
     }
 
+    /// Lanes of the shorter vectors.
+    pub(crate) fn half_lanes(self) -> usize {
+        match self.0 {
+            Kind::Portable(_) => <Portable as Simd>::Half::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => <Avx2 as Simd>::Half::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => <Avx512 as Simd>::Half::LANES,
+        }
+    }
+
+    /// What an instruction with shorter vectors costs, relative to one with whole ones.
+    pub(crate) fn half_cost(self) -> f64 {
+        match self.0 {
+            Kind::Portable(_) => Portable::HALF_COST,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => Avx2::HALF_COST,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => Avx512::HALF_COST,
+        }
+    }
+
     /// Rows of a convolution tile.
     pub(crate) fn tile_rows(self) -> usize {
         match self.0 {

@@ -1,9 +1,10 @@
 //! Weights in the order the kernel reads them.
 //!
 //! The filters (for grad-input: the channels) that a tile computes together form a [`Block`] of one or two vectors. A
-//! block sees one contiguous range of the other side's positions at the centre tap and one at every other tap; that is
-//! all the kernel knows of HetConv, groups or a standard convolution. Where a class is narrower than a vector, a block
-//! covers several classes and the weights in between are zeros.
+//! block sees one contiguous range of the other side's positions at the centre tap; at every other tap each of its
+//! vectors sees a range of its own class. That is all the kernel knows of HetConv, groups or a standard convolution.
+//! Vectors may have half the lanes, for narrow classes; where a class is narrower still, a vector covers several and the
+//! weights in between are zeros.
 
 use std::ops::Range;
 
@@ -12,19 +13,24 @@ use rayon::prelude::*;
 
 use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, ConvWeights, ConvWeightsMut};
+use crate::isa::Isa;
 
 /// Outputs that are computed together.
 #[derive(Debug)]
 pub(crate) struct Block {
     /// First output position and number of outputs.
     pub outputs: Range<usize>,
-    /// Vectors that hold them: 1 or 2.
+    /// Whether its vectors have half the lanes.
+    pub half: bool,
+    /// Vectors that hold the outputs: 1 or 2.
     pub vectors: usize,
+    /// Lanes of all vectors together.
+    pub stride: usize,
     /// Input positions read by the centre tap.
     pub center: Range<usize>,
-    /// Input positions read by every other tap.
-    pub ring: Range<usize>,
-    /// Where each tap's weights start, `[range, vectors·LANES]`, relative to the whole packed buffer.
+    /// Input positions read by every other tap, for each vector; of equal length, and equal with one vector.
+    pub ring: [Range<usize>; 2],
+    /// Where each tap's weights start, `[range, stride]`, relative to the whole packed buffer.
     pub taps: Vec<usize>,
     /// The block's part of the packed buffer.
     pub weights: Range<usize>,
@@ -34,7 +40,6 @@ pub(crate) struct Block {
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub blocks: Vec<Block>,
-    pub lanes: usize,
     pub center: Option<usize>,
     pub len: usize,
 }
@@ -47,78 +52,127 @@ pub(crate) enum Direction {
 }
 
 impl Block {
-    /// Input positions that a tap reads.
-    pub fn range(&self, is_center: bool) -> &Range<usize> {
-        if is_center { &self.center } else { &self.ring }
+    /// Input positions that a tap reads, for each vector.
+    pub fn ranges(&self, is_center: bool) -> [Range<usize>; 2] {
+        if is_center { [self.center.clone(), self.center.clone()] } else { self.ring.clone() }
     }
+
+    /// The vector that holds the block's output `lane`.
+    fn vector(&self, lane: usize) -> usize {
+        lane * self.vectors / self.stride
+    }
+}
+
+/// What the blocks of one direction are chosen from.
+struct Choice<'a> {
+    /// Class of every output position.
+    outputs: &'a [u32],
+    /// For every class, the input positions from its first to its last.
+    spans: &'a [Range<usize>],
+    /// Number of input positions.
+    inputs: usize,
+    taps: usize,
+    dense_center: bool,
+    isa: Isa,
 }
 
 impl Layout {
     /// Splits the outputs into blocks, cheapest first.
-    pub fn new(spec: &ConvSpec, classes: &Classes, direction: Direction, lanes: usize) -> Self {
+    pub fn new(spec: &ConvSpec, classes: &Classes, direction: Direction, isa: Isa) -> Self {
+        let (filters, channels) =
+            (stored(&classes.filters, &spec.out_order), stored(&classes.channels, &spec.in_order));
         let (outputs, inputs) = match direction {
-            Direction::Forward => (stored(&classes.filters, &spec.out_order), stored(&classes.channels, &spec.in_order)),
-            Direction::GradInput => {
-                (stored(&classes.channels, &spec.in_order), stored(&classes.filters, &spec.out_order))
-            }
+            Direction::Forward => (filters, channels),
+            Direction::GradInput => (channels, filters),
         };
-        let taps = spec.geometry.taps();
-        let center = if classes.dense_center { spec.geometry.center_tap() } else { None };
-        let spans = spans(&inputs, classes.count);
-        let mut layout = Self { blocks: Vec::new(), lanes, center, len: 0 };
+        let center = spec.geometry.center_tap().filter(|_| classes.dense_center);
+        let choice = Choice {
+            outputs: &outputs,
+            spans: &spans(&inputs, classes.count),
+            inputs: inputs.len(),
+            taps: spec.geometry.taps(),
+            dense_center: center.is_some(),
+            isa,
+        };
+        let mut layout = Self { blocks: Vec::new(), center, len: 0 };
         let mut start = 0;
         while start < outputs.len() {
-            let block = layout.cheapest_block(&outputs, start, &spans, inputs.len(), taps);
+            let block = layout.place(choice.cheapest(start), choice.taps);
             start = block.outputs.end;
-            layout.len = block.weights.end;
             layout.blocks.push(block);
         }
         layout
     }
 
-    fn cheapest_block(
-        &self,
-        outputs: &[u32],
-        start: usize,
-        spans: &[Range<usize>],
-        inputs: usize,
-        taps: usize,
-    ) -> Block {
-        // A tile of one vector needs relatively more loads, so it has to save that much arithmetic to be worth it.
-        const SINGLE_VECTOR_PENALTY: f64 = 1.15;
-        let left = outputs.len() - start;
-        let run = outputs[start..].iter().take_while(|&&class| class == outputs[start]).count();
-        let widths = [2 * self.lanes, self.lanes, run.min(2 * self.lanes)];
-        let candidate = |width: usize| {
-            let width = width.min(left);
-            let vectors = width.div_ceil(self.lanes);
-            let ring = outputs[start..start + width].iter().map(|&class| spans[class as usize].clone());
-            let ring = ring.filter(|span| !Range::is_empty(span)).reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
-            let ring = ring.unwrap_or(0..0);
-            let center = if self.center.is_some() { 0..inputs } else { ring.clone() };
-            let products = center.len() + (taps - 1) * ring.len();
-            let penalty = if vectors == 1 { SINGLE_VECTOR_PENALTY } else { 1.0 };
-            let cost = (vectors * products) as f64 * penalty / width as f64;
-            (cost, width, vectors, center, ring)
-        };
-        let candidates = widths.map(candidate);
-        let best = candidates.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-        let (_, width, vectors, center, ring) = best.expect("three candidates");
-        let mut offset = self.len;
-        let mut tap_offsets = Vec::with_capacity(taps);
+    /// Gives a block's weights their place behind all others.
+    fn place(&mut self, mut block: Block, taps: usize) -> Block {
+        let first = self.len;
         for tap in 0..taps {
-            tap_offsets.push(offset);
-            let range = if Some(tap) == self.center { &center } else { &ring };
-            offset += range.len() * vectors * self.lanes;
+            block.taps.push(self.len);
+            let range = if Some(tap) == self.center { &block.center } else { &block.ring[0] };
+            self.len += range.len() * block.stride;
         }
+        block.weights = first..self.len;
+        block
+    }
+}
+
+impl Choice<'_> {
+    /// The block from an output on that costs least per output.
+    fn cheapest(&self, start: usize) -> Block {
+        // A tile of one vector, or of two that read different channels, needs more loads for its products, so it has to
+        // save that much arithmetic to be worth it.
+        const MORE_LOADS: f64 = 1.15;
+        let run = self.outputs[start..].iter().take_while(|&&class| class == self.outputs[start]).count();
+        let mut best: Option<(f64, Block)> = None;
+        for half in [false, true] {
+            let lanes = if half { self.isa.half_lanes() } else { self.isa.lanes() };
+            let weight = if half { self.isa.half_cost() } else { 1.0 };
+            for width in [2 * lanes, lanes, run.min(2 * lanes)] {
+                let block = self.block(start, width.min(self.outputs.len() - start), lanes, half);
+                let products = block.center.len() + (self.taps - 1) * block.ring[0].len();
+                let simple = block.vectors == 2 && block.ring[0] == block.ring[1];
+                let loads = if simple { 1.0 } else { MORE_LOADS };
+                let cost = weight * loads * (block.vectors * products) as f64 / block.outputs.len() as f64;
+                if best.as_ref().is_none_or(|(least, _)| cost < *least) {
+                    best = Some((cost, block));
+                }
+            }
+        }
+        best.expect("six candidates").1
+    }
+
+    /// The block of `width` outputs from `start` on, in vectors of `lanes`.
+    fn block(&self, start: usize, width: usize, lanes: usize, half: bool) -> Block {
+        let vectors = width.div_ceil(lanes);
+        let end = start + width;
+        let first = self.span(start..end.min(start + lanes));
+        let second = if vectors == 2 { self.span(start + lanes..end) } else { first.clone() };
+        // Both vectors read equally many channels: the shorter range is extended, to zero weights.
+        let len = Range::len(&first).max(Range::len(&second));
+        let widen = |range: Range<usize>| {
+            let from = range.start.min(self.inputs - len);
+            from..from + len
+        };
+        let ring = [widen(first), widen(second)];
+        let center = if self.dense_center { 0..self.inputs } else { ring[0].clone() };
         Block {
-            outputs: start..start + width,
+            outputs: start..end,
+            half,
             vectors,
+            stride: vectors * lanes,
             center,
             ring,
-            taps: tap_offsets,
-            weights: self.len..offset,
+            taps: Vec::with_capacity(self.taps),
+            weights: 0..0,
         }
+    }
+
+    /// The input positions that the classes of some outputs span.
+    fn span(&self, outputs: Range<usize>) -> Range<usize> {
+        let spans = self.outputs[outputs].iter().map(|&class| self.spans[class as usize].clone());
+        let spans = spans.filter(|span| !Range::is_empty(span));
+        spans.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
     }
 }
 
@@ -233,13 +287,13 @@ pub(crate) fn pack(
         };
         let row = classes.row(group);
         split_blocks(&mut packed, layout).into_par_iter().for_each(|(block, packed)| {
-            let range = block.range(group.is_center);
-            let stride = block.vectors * layout.lanes;
-            let mut copy = |filter: u32, channel: u32, position: usize, lane: usize| {
+            let ranges = block.ranges(group.is_center);
+            let len = Range::len(&ranges[0]);
+            let mut copy = |filter: u32, channel: u32, index: usize, lane: usize| {
                 let (filter, channel) = (filter as usize, channel as usize);
                 let Some(place) = classes.place(group, filter, channel) else { return };
                 let from = &source[filter * row + place..][..group.taps.len()];
-                let at = (position - range.start) * stride + lane;
+                let at = index * block.stride + lane;
                 for (&tap, &weight) in group.taps.iter().zip(from) {
                     packed[block.taps[tap] - block.weights.start + at] = weight;
                 }
@@ -248,20 +302,21 @@ pub(crate) fn pack(
             match direction {
                 Direction::Forward => {
                     let filters = &spec.out_order.channels()[block.outputs.clone()];
-                    for chunk in range.clone().step_by(CHUNK) {
+                    for chunk in (0..len).step_by(CHUNK) {
                         for (lane, &filter) in filters.iter().enumerate() {
-                            for position in chunk..(chunk + CHUNK).min(range.end) {
-                                copy(filter, spec.in_order.channels()[position], position, lane);
+                            let first = ranges[block.vector(lane)].start;
+                            for index in chunk..(chunk + CHUNK).min(len) {
+                                copy(filter, spec.in_order.channels()[first + index], index, lane);
                             }
                         }
                     }
                 }
                 Direction::GradInput => {
                     let channels = &spec.in_order.channels()[block.outputs.clone()];
-                    for position in range.clone() {
-                        let filter = spec.out_order.channels()[position];
+                    for index in 0..len {
                         for (lane, &channel) in channels.iter().enumerate() {
-                            copy(filter, channel, position, lane);
+                            let first = ranges[block.vector(lane)].start;
+                            copy(spec.out_order.channels()[first + index], channel, index, lane);
                         }
                     }
                 }
@@ -296,15 +351,16 @@ pub(crate) fn unpack(spec: &ConvSpec, classes: &Classes, layout: &Layout, packed
         let of_block = |block| (block, rows_of(block, &spec.out_order, &mut rows));
         let work: Vec<(&Block, Vec<&mut [f32]>)> = layout.blocks.iter().map(of_block).collect();
         work.into_par_iter().for_each(|(block, mut rows)| {
-            let range = block.range(group.is_center);
-            let stride = block.vectors * layout.lanes;
+            let ranges = block.ranges(group.is_center);
+            let len = Range::len(&ranges[0]);
             let filters = &spec.out_order.channels()[block.outputs.clone()];
-            for chunk in range.clone().step_by(CHUNK) {
+            for chunk in (0..len).step_by(CHUNK) {
                 for (lane, (&filter, row)) in filters.iter().zip(&mut rows).enumerate() {
-                    for position in chunk..(chunk + CHUNK).min(range.end) {
-                        let channel = spec.in_order.channels()[position] as usize;
+                    let first = ranges[block.vector(lane)].start;
+                    for index in chunk..(chunk + CHUNK).min(len) {
+                        let channel = spec.in_order.channels()[first + index] as usize;
                         let Some(place) = classes.place(group, filter as usize, channel) else { continue };
-                        let at = (position - range.start) * stride + lane;
+                        let at = index * block.stride + lane;
                         for (&tap, slot) in group.taps.iter().zip(&mut row[place..]) {
                             *slot = packed[block.taps[tap] + at];
                         }

@@ -20,11 +20,18 @@ pub trait Task {
 pub trait Simd: Copy + Send + Sync + 'static {
     /// A vector.
     type V: Copy;
+    /// Vectors of half the lanes, or the same ones where there are no shorter.
+    type Half: Simd;
     /// Lanes of a vector.
     const LANES: usize;
     /// Rows of a convolution tile of two vectors: as many as leave registers for two weights and a broadcast.
     const ROWS: usize;
 
+    /// Instructions of half the lanes cost this share of whole ones.
+    const HALF_COST: f64;
+
+    /// The token of the half-length vectors.
+    fn half(self) -> Self::Half;
     /// All lanes equal.
     fn splat(self, value: f32) -> Self::V;
     /// a·b + c, in one rounding where the instruction set has it.
@@ -83,8 +90,15 @@ pub struct Portable;
 
 impl Simd for Portable {
     type V = [f32; 4];
+    type Half = Self;
     const LANES: usize = 4;
     const ROWS: usize = 6;
+    const HALF_COST: f64 = 1.0;
+
+    #[inline(always)]
+    fn half(self) -> Self {
+        self
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> [f32; 4] {
@@ -157,6 +171,10 @@ mod x86 {
         }
     }
 
+    /// AVX2 and FMA with vectors of four lanes, for classes that are narrower than eight.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    pub struct Avx2Half(Avx2);
+
     /// AVX-512 F: sixteen lanes, thirty-two registers.
     #[derive(Clone, Copy, PartialEq, Eq)]
     pub struct Avx512(());
@@ -181,8 +199,16 @@ mod x86 {
 
     impl Simd for Avx2 {
         type V = __m256;
+        type Half = Avx2Half;
         const LANES: usize = 8;
         const ROWS: usize = 6;
+        // Between CPUs that execute 256 bits as two halves and those that do it at once.
+        const HALF_COST: f64 = 0.75;
+
+        #[inline(always)]
+        fn half(self) -> Avx2Half {
+            Avx2Half(self)
+        }
 
         #[inline(always)]
         fn splat(self, value: f32) -> __m256 {
@@ -231,10 +257,76 @@ mod x86 {
         }
     }
 
+    impl Simd for Avx2Half {
+        type V = __m128;
+        type Half = Self;
+        const LANES: usize = 4;
+        const ROWS: usize = 6;
+        const HALF_COST: f64 = 1.0;
+
+        #[inline(always)]
+        fn half(self) -> Self {
+            self
+        }
+
+        #[inline(always)]
+        fn splat(self, value: f32) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA.
+            unsafe { _mm_set1_ps(value) }
+        }
+        #[inline(always)]
+        fn mul_add(self, a: __m128, b: __m128, c: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA.
+            unsafe { _mm_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        fn add(self, a: __m128, b: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA.
+            unsafe { _mm_add_ps(a, b) }
+        }
+        #[inline(always)]
+        fn sub(self, a: __m128, b: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA.
+            unsafe { _mm_sub_ps(a, b) }
+        }
+        #[inline(always)]
+        fn mul(self, a: __m128, b: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA.
+            unsafe { _mm_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        fn relu(self, a: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA. The second operand is returned where one is NaN.
+            unsafe { _mm_max_ps(_mm_setzero_ps(), a) }
+        }
+        #[inline(always)]
+        fn where_positive(self, gate: __m128, value: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA.
+            unsafe { _mm_and_ps(_mm_cmp_ps::<_CMP_GT_OQ>(gate, _mm_setzero_ps()), value) }
+        }
+        #[inline(always)]
+        unsafe fn load(self, source: *const f32) -> __m128 {
+            // SAFETY: the token proves AVX2 and FMA; the caller vouches for four values.
+            unsafe { _mm_loadu_ps(source) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, target: *mut f32, value: __m128) {
+            // SAFETY: the token proves AVX2 and FMA; the caller vouches for four values.
+            unsafe { _mm_storeu_ps(target, value) }
+        }
+    }
+
     impl Simd for Avx512 {
         type V = __m512;
+        type Half = Avx2;
         const LANES: usize = 16;
         const ROWS: usize = 8;
+        const HALF_COST: f64 = 0.6;
+
+        #[inline(always)]
+        fn half(self) -> Avx2 {
+            Avx2(())
+        }
 
         #[inline(always)]
         fn splat(self, value: f32) -> __m512 {

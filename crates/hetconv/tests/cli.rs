@@ -1,0 +1,422 @@
+//! The command line as people and scripts meet it: results, exit statuses, messages.
+
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use hetconv::graph::{ModelFile, Normalisation, Weights, zoo};
+use serde_json::Value;
+
+/// Runs `hetconv` in a folder where nothing of this machine can be found.
+fn hetconv(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("hetconv").unwrap();
+    command.current_dir(folder).args(args);
+    command.env_remove("HETCONV_DATA").env_remove("HETCONV_ISA").env_remove("HETCONV_LOG").env("XDG_DATA_HOME", folder);
+    command.output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The JSON on stdout of a command that succeeds.
+#[track_caller]
+fn json(folder: &Path, args: &[&str]) -> Value {
+    let args: Vec<&str> = args.iter().copied().chain(["--format", "json"]).collect();
+    let output = hetconv(folder, &args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e} in {}", stdout(&output)))
+}
+
+/// The messages of a command that fails with this status and prints no result.
+#[track_caller]
+fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
+    let output = hetconv(folder, args);
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {}", stderr(&output));
+    assert_eq!(stdout(&output), "", "{args:?}");
+    stderr(&output)
+}
+
+fn here() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn list_is_an_array_of_names() {
+    let here = here();
+    let names = json(here.path(), &["list"]);
+    let names: Vec<&str> = names.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    for name in ["small-cifar", "vgg16-cifar_p4", "vgg16-cifar_p4_se", "resnet56_p2", "mobilenet-cifar_p32", "resnet50_p4"] {
+        assert!(names.contains(&name), "{name}");
+    }
+    let table = stdout(&hetconv(here.path(), &["list"]));
+    assert!(table.contains("vgg16-cifar") && table.contains("ARCH_gwcG_pwc"), "{table}");
+}
+
+#[test]
+fn summary_counts_macs_exactly() {
+    let here = here();
+    for (name, macs) in [
+        ("vgg16-cifar", 313_463_808),
+        ("vgg16-cifar_p2", 175_051_776),
+        ("vgg16-cifar_p4", 105_845_760),
+        ("vgg16-cifar_p64", 40_965_120),
+        ("vgg16-cifar_gwc4_pwc", 107_418_624),
+        ("vgg16-cifar_dwc_pwc", 38_280_192),
+        ("resnet56", 125_485_696),
+        ("mobilenet-cifar", 46_354_432),
+        ("mobilenet-cifar_p32", 55_945_216),
+    ] {
+        let summary = json(here.path(), &["summary", name]);
+        assert_eq!(summary["macs"], macs, "{name}");
+        assert_eq!(summary["flops"], 2 * macs, "{name}");
+        let layers = summary["layers"].as_array().unwrap();
+        let sum = |key: &str| layers.iter().map(|layer| layer[key].as_u64().unwrap()).sum::<u64>();
+        assert_eq!((sum("macs"), Some(sum("params"))), (macs, summary["params"].as_u64()), "{name}");
+    }
+}
+
+#[test]
+fn summary_reduces_imagenet_networks_as_the_paper_says() {
+    let here = here();
+    for (name, percent) in [("vgg16_p4", 65.76), ("resnet34_p4", 64.16), ("resnet50_p4", 30.16)] {
+        let summary = json(here.path(), &["summary", name]);
+        assert_eq!(summary["input"], serde_json::json!([1, 3, 224, 224]));
+        let found = summary["macs_reduction_percent"].as_f64().unwrap();
+        assert!((found - percent).abs() < 0.1, "{name}: {found}");
+    }
+}
+
+#[test]
+fn summary_counts_additions_as_the_paper_does() {
+    let here = here();
+    for (name, macs) in [("vgg16-cifar", 313_741_322), ("resnet56", 126_018_186)] {
+        let summary = json(here.path(), &["summary", name, "--count-additions"]);
+        assert_eq!(summary["macs"], macs, "{name}");
+        let layers = summary["layers"].as_array().unwrap();
+        assert_eq!(layers.iter().map(|layer| layer["macs"].as_u64().unwrap()).sum::<u64>(), macs, "{name}");
+    }
+    // 313.74M and 126.02M.
+    let text = stdout(&hetconv(here.path(), &["summary", "vgg16-cifar", "--count-additions"]));
+    assert!(text.contains("313.7 M") && text.contains("one addition per output element"), "{text}");
+}
+
+#[test]
+fn summary_counts_stages() {
+    let here = here();
+    let stages = |name: &str| json(here.path(), &["summary", name])["stages"].as_u64().unwrap();
+    let standard = stages("vgg16-cifar");
+    assert_eq!(standard, 13);
+    assert_eq!(stages("vgg16-cifar_p4"), standard);
+    assert_eq!(stages("vgg16-cifar_gwc4_pwc"), standard + 12);
+    assert_eq!(stages("vgg16-cifar_dwc_pwc"), standard + 12);
+    assert_eq!(stages("mobilenet-cifar") - stages("mobilenet-cifar_p32"), 13);
+}
+
+#[test]
+fn summary_describes_layers() {
+    let here = here();
+    let summary = json(here.path(), &["summary", "vgg16-cifar_p4"]);
+    let layers = summary["layers"].as_array().unwrap();
+    let het = layers.iter().find(|layer| layer["kind"] == "het").unwrap();
+    for (key, value) in [("op", "conv2d"), ("algorithm", "direct")] {
+        assert_eq!(het[key], value);
+    }
+    assert_eq!((&het["parts"], &het["in_channels"], &het["stages"]), (&4.into(), &64.into(), &1.into()));
+    assert_eq!(het["kernel"], serde_json::json!([3, 3]));
+    assert_eq!((&het["out_height"], &het["out_width"]), (&32.into(), &32.into()));
+    let table = stdout(&hetconv(here.path(), &["summary", "vgg16-cifar_p4"]));
+    assert!(table.contains("105,845,760 (105.8 M), 66.23 % fewer") && table.contains("13 convolutions"), "{table}");
+}
+
+#[test]
+fn summary_takes_other_inputs() {
+    let here = here();
+    let per_image = json(here.path(), &["summary", "resnet20", "--input", "1,3,64,64"]);
+    let usual = json(here.path(), &["summary", "resnet20"]);
+    let linear = 64 * 10;
+    let of = |summary: &Value| summary["macs"].as_u64().unwrap();
+    assert_eq!(of(&per_image) - linear, 4 * (of(&usual) - linear), "four times the pixels");
+    let batch = json(here.path(), &["summary", "resnet20", "--input", "5,3,64,64"]);
+    assert_eq!(of(&batch), 5 * of(&per_image));
+    assert_eq!(batch["params"], per_image["params"]);
+    let grey = json(here.path(), &["summary", "resnet20_p4", "--input", "1,1,28,28", "--classes", "7"]);
+    assert_eq!(grey["layers"][0]["in_channels"], 1);
+    assert!(failure(here.path(), 2, &["summary", "resnet20", "--input", "3,32,32"]).contains("N,C,H,W"));
+    assert!(failure(here.path(), 2, &["summary", "resnet20", "--input", "0,3,32,32"]).contains("at least one image"));
+    let error = failure(here.path(), 1, &["summary", "vgg16", "--input", "1,3,32,32"]);
+    assert!(error.contains("vgg16 does not take images of 3×32×32"), "{error}");
+}
+
+#[test]
+fn unknown_names_suggest_the_nearest() {
+    let here = here();
+    let error = failure(here.path(), 2, &["summary", "vgg16-cifr_p4"]);
+    assert!(error.contains("vgg16-cifr_p4") && error.contains("did you mean `vgg16-cifar_p4`"), "{error}");
+    let error = failure(here.path(), 2, &["train", "--model", "resnet2O"]);
+    assert!(error.contains("did you mean `resnet20`"), "{error}");
+    let error = failure(here.path(), 2, &["compare", "--variants", "standard,gcw4_pwc"]);
+    assert!(error.contains("gcw4_pwc") && error.contains("did you mean `gwc4_pwc`"), "{error}");
+    let error = failure(here.path(), 2, &["data", "fetch", "cifar-10"]);
+    assert!(error.contains("did you mean \"cifar10\""), "{error}");
+    let error = failure(here.path(), 2, &["data", "prepare", "syntetic"]);
+    assert!(error.contains("syntetic") && error.contains("did you mean \"synthetic\""), "{error}");
+    let error = failure(here.path(), 2, &["train", "--model", "resnet20", "--data", "fashon-mnist"]);
+    assert!(error.contains("did you mean \"fashion-mnist\""), "{error}");
+}
+
+#[test]
+fn bad_usage_is_2_and_says_what_would_do() {
+    let here = here();
+    assert!(failure(here.path(), 2, &["sumary", "resnet20"]).contains("summary"));
+    assert!(failure(here.path(), 2, &["list", "--threads", "0"]).contains("--threads"));
+    assert!(failure(here.path(), 2, &["train", "--model", "resnet20", "--recipe", "fast"]).contains("onecycle"));
+    assert!(failure(here.path(), 2, &["train", "--model", "resnet20", "--device", "gpu"]).contains("vulkan"));
+    assert!(failure(here.path(), 2, &["train", "--model", "resnet20", "--epochs", "0"]).contains("at least 1"));
+    assert!(failure(here.path(), 2, &["compare", "--model", "resnet20_p4"]).contains("--variants"));
+    assert!(failure(here.path(), 2, &["compare", "--variants", "p4,p4"]).contains("twice"));
+    assert!(failure(here.path(), 2, &["compare", "--seeds", "1,1"]).contains("twice"));
+    assert!(failure(here.path(), 2, &["summary", "net.onnx"]).contains("ONNX"));
+    assert!(failure(here.path(), 2, &["benchmark", "--model", "resnet20"]).contains("--training"));
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    let here = here();
+    let help = stdout(&hetconv(here.path(), &["--help"]));
+    let commands = ["compare", "list", "summary", "train", "eval", "predict", "benchmark", "data", "report", "checks"];
+    for command in commands {
+        assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
+    }
+    let all = commands.iter().filter(|command| **command != "data").map(|command| vec![*command]);
+    for command in all.chain(["list", "prepare", "fetch"].map(|sub| vec!["data", sub])) {
+        let output = hetconv(here.path(), &[command.clone(), vec!["--help"]].concat());
+        let text = stdout(&output);
+        assert!(output.status.success() && text.contains("Example"), "{command:?}: {text}");
+        assert!(text.contains(&format!("hetconv {}", command.join(" "))), "{command:?}: {text}");
+        assert!(text.contains("--format") && text.contains("--threads"), "{command:?}: {text}");
+    }
+}
+
+/// A model file of a small network with fresh weights.
+fn model_file(path: &Path) -> ModelFile {
+    let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap();
+    let weights = Weights::init(&graph, 1).unwrap();
+    let classes = (0..10).map(|i| format!("class {i}")).collect();
+    let file = ModelFile { graph, weights, classes, normalisation: Normalisation::identity(3) };
+    file.save(path).unwrap();
+    file
+}
+
+#[test]
+fn summary_reads_model_files() {
+    let here = here();
+    model_file(&here.path().join("net.safetensors"));
+    let of_file = json(here.path(), &["summary", "net.safetensors"]);
+    assert_eq!(of_file, json(here.path(), &["summary", "small-cifar_p4"]));
+}
+
+#[test]
+fn hostile_model_files_fail_by_name() {
+    let here = here();
+    let path = here.path().join("net.safetensors");
+    model_file(&path);
+    let whole = std::fs::read(&path).unwrap();
+    let commands: [&[&str]; 3] = [
+        &["summary", "net.safetensors"],
+        &["eval", "net.safetensors", "--data", "synthetic"],
+        &["predict", "net.safetensors", "cat.png"],
+    ];
+    let mut lying = whole.clone();
+    lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let text = String::from_utf8_lossy(&whole).find("\"format\\\":1").expect("the format version in the header");
+    let mut version = whole.clone();
+    version[text + "\"format\\\":".len()] = b'9';
+    for (fault, bytes) in [
+        ("not a safetensors file", whole[..whole.len() / 2].to_vec()),
+        ("not a safetensors file", lying),
+        ("not a safetensors file", b"GIF89a".to_vec()),
+        ("format version 9", version),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        for command in commands {
+            let error = failure(here.path(), 1, command);
+            assert!(error.contains("net.safetensors") && error.contains(fault), "{command:?}: {error}");
+            assert_eq!(error.lines().count(), 1, "one line an error: {error}");
+        }
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(failure(here.path(), 1, commands[0]).contains("net.safetensors"));
+}
+
+#[test]
+fn data_sets_are_described() {
+    let here = here();
+    let list = json(here.path(), &["data", "list"]);
+    let entry = |name: &str| list.as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap().clone();
+    assert_eq!(entry("synthetic")["present"], true);
+    assert_eq!(entry("cifar10")["present"], false);
+    assert!(entry("cifar10")["looked"].as_array().unwrap().len() > 1);
+    let prepared = json(here.path(), &["data", "prepare", "synthetic"]);
+    assert_eq!((&prepared["train"]["images"], &prepared["test"]["images"]), (&8000.into(), &2000.into()));
+    assert_eq!(prepared["image"], serde_json::json!([32, 32, 3]));
+    assert_eq!(prepared["classes"].as_array().unwrap().len(), 10);
+    assert_eq!(prepared["train"]["per_class"][9], 800);
+    assert_eq!(prepared["normalisation"]["mean"].as_array().unwrap().len(), 3);
+    assert_eq!(prepared["train"]["sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(json(here.path(), &["data", "fetch", "synthetic"])["name"], "synthetic");
+    let error = failure(here.path(), 1, &["data", "fetch", "cifar10"]);
+    assert!(error.contains("cifar10 is not here") && error.contains("cifar-10-binary.tar.gz"), "{error}");
+    let error = failure(here.path(), 1, &["train", "--model", "small-cifar", "--data", "cifar10"]);
+    assert!(error.contains("cifar10") && error.contains("to get it"), "{error}");
+    assert!(!here.path().join("runs").exists(), "nothing is begun without data");
+}
+
+#[test]
+fn checks_measure_this_machine() {
+    let here = here();
+    let checks = json(here.path(), &["checks", "--threads", "1"]);
+    assert_eq!(checks["threads"], 1);
+    assert!(checks["isas"].as_array().unwrap().contains(&checks["isa"]));
+    for rate in ["fma_peak_gflops", "fma_peak_all_threads_gflops", "memory_bandwidth_gb_per_s"] {
+        assert!(checks[rate].as_f64().unwrap() > 0.1, "{rate}");
+    }
+    let mut command = Command::cargo_bin("hetconv").unwrap();
+    let output = command.arg("checks").env("HETCONV_ISA", "sse9").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("sse9"));
+}
+
+/// Settings that take a second or two.
+const TINY: [&str; 8] = ["--epochs", "2", "--limit-train", "64", "--batch-size", "32", "--threads", "2"];
+
+fn tiny<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    args.iter().copied().chain(TINY).collect()
+}
+
+#[test]
+fn a_run_leaves_its_files_and_can_be_used() {
+    let here = here();
+    let train = tiny(&["train", "--model", "small-cifar_p4", "--out", "run", "--seed", "3"]);
+    let summary = json(here.path(), &train);
+    assert_eq!((&summary["model"], &summary["epochs"]), (&"small-cifar_p4".into(), &2.into()));
+    for file in ["config.toml", "metrics.csv", "summary.json", "model.safetensors", "checkpoints"] {
+        assert!(here.path().join("run").join(file).exists(), "{file}");
+    }
+    let error = failure(here.path(), 1, &train);
+    assert!(error.contains("already holds a run"), "{error}");
+    let error = failure(here.path(), 2, &["train", "--resume", "--out", "run", "--epochs", "3"]);
+    assert!(error.contains("--epochs 3") && error.contains("says 2"), "{error}");
+    let again = json(here.path(), &["train", "--resume", "--out", "run"]);
+    assert_eq!(again["eval_top1"], summary["eval_top1"]);
+
+    let found = json(here.path(), &["eval", "run/model.safetensors", "--data", "synthetic"]);
+    assert_eq!((&found["model"], &found["images"]), (&"small-cifar_p4".into(), &2000.into()));
+    assert_eq!(found["top1"], summary["eval_top1"]);
+
+    image_file(&here.path().join("image.bmp"));
+    let found = json(here.path(), &["predict", "run/model.safetensors", "image.bmp", "--top", "10"]);
+    let classes = found[0]["classes"].as_array().unwrap();
+    let probabilities: Vec<f64> = classes.iter().map(|class| class["probability"].as_f64().unwrap()).collect();
+    assert_eq!(probabilities.len(), 10);
+    assert!(probabilities.is_sorted_by(|a, b| a >= b) && (probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-9);
+    assert!(classes.iter().any(|class| class["label"] == "rings"));
+    std::fs::write(here.path().join("letter.png"), "Dear network,").unwrap();
+    let error = failure(here.path(), 1, &["predict", "run/model.safetensors", "letter.png"]);
+    assert!(error.contains("letter.png is not a readable image"), "{error}");
+
+    let written = json(here.path(), &["report", "run", "--out", "page.html"]);
+    assert_eq!(written["runs"], 1);
+    assert!(std::fs::read_to_string(here.path().join("page.html")).unwrap().contains("small-cifar"));
+    assert!(failure(here.path(), 1, &["report", "run/checkpoints"]).contains("no finished run"));
+}
+
+/// Writes a BMP of 40×32 pixels, 24 bits each.
+fn image_file(path: &Path) {
+    let (width, height) = (40u32, 32u32);
+    let pixels: Vec<u8> = (0..width * height).flat_map(|i| [(i % 251) as u8, (i % 7 * 30) as u8, 90]).collect();
+    let mut bytes = b"BM".to_vec();
+    for field in [54 + pixels.len() as u32, 0, 54, 40, width, height, 1 | 24 << 16, 0, pixels.len() as u32, 2835, 2835, 0, 0] {
+        bytes.extend(field.to_le_bytes());
+    }
+    bytes.extend(pixels);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn classes_must_be_those_of_the_training() {
+    let here = here();
+    model_file(&here.path().join("net.safetensors"));
+    let error = failure(here.path(), 2, &["eval", "net.safetensors", "--data", "synthetic"]);
+    assert!(error.contains("class 0") && error.contains("vertical stripes"), "{error}");
+}
+
+#[test]
+fn threads_change_nothing_but_the_time() {
+    let here = here();
+    let mut models = Vec::new();
+    for threads in ["1", "2"] {
+        let out = format!("run{threads}");
+        let args = ["train", "--model", "small-cifar_p4", "--out", &out, "--epochs", "1", "--limit-train", "96"];
+        json(here.path(), &[&args[..], &["--batch-size", "32", "--threads", threads]].concat());
+        models.push(std::fs::read(here.path().join(out).join("model.safetensors")).unwrap());
+    }
+    assert!(models[0] == models[1], "one thread and two end with the same bytes");
+}
+
+#[test]
+fn compare_writes_table_and_report_and_keeps_finished_runs() {
+    let here = here();
+    let compare = tiny(&["compare", "--variants", "standard,p4,dwc_pwc", "--seeds", "1,2", "--out", "out"]);
+    let compared = json(here.path(), &compare);
+    let rows = compared["variants"].as_array().unwrap();
+    let column = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<_>>();
+    assert_eq!(column("variant"), ["standard", "p4", "dwc_pwc"]);
+    assert_eq!(column("seeds"), [2, 2, 2]);
+    let macs: Vec<u64> = column("macs").iter().map(|macs| macs.as_u64().unwrap()).collect();
+    assert_eq!(Some(macs[1]), json(here.path(), &["summary", "small-cifar_p4"])["macs"].as_u64());
+    assert!(macs[0] > macs[1] && rows[1]["macs_reduction_percent"].as_f64().unwrap() > 50.0);
+    assert!(rows.iter().all(|row| row["ms_per_image"].as_f64().unwrap() > 0.0));
+
+    let mut csv = csv::Reader::from_path(here.path().join("out/compare.csv")).unwrap();
+    let heads = csv.headers().unwrap().clone();
+    for head in ["variant", "params", "macs", "stages", "top1", "top1_spread", "ms_per_image", "train_seconds"] {
+        assert!(heads.iter().any(|found| found == head), "{head}");
+    }
+    assert_eq!(csv.records().count(), 3);
+    let page = std::fs::read_to_string(here.path().join("out/report.html")).unwrap();
+    assert!(["standard", "p4", "dwc_pwc"].iter().all(|label| page.contains(&format!(">{label}</text>"))));
+
+    // One run's summary is taken away: that run goes on, the others are kept as they are.
+    let run = |name: &str| here.path().join("out/runs").join(name);
+    std::fs::remove_file(run("small-cifar_p4-seed2").join("summary.json")).unwrap();
+    let output = hetconv(here.path(), &compare);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output).matches("already trained").count(), 5, "{}", stderr(&output));
+    assert!(run("small-cifar_p4-seed2").join("summary.json").exists());
+    let table = stdout(&output);
+    assert!(table.contains("dwc_pwc") && table.contains("±") && table.contains("report.html"), "{table}");
+
+    let other = [&compare[..], &["--lr", "0.01"]].concat();
+    let error = failure(here.path(), 1, &other);
+    assert!(error.contains("other settings"), "{error}");
+}
+
+#[test]
+fn benchmark_measures_training_steps() {
+    let here = here();
+    let args = ["benchmark", "--training", "--model", "small-cifar_p4", "--batch", "8", "--steps", "3"];
+    let found = json(here.path(), &args);
+    let number = |key: &str| found[key].as_f64().unwrap_or_else(|| panic!("{key} in {found}"));
+    assert_eq!((number("batch"), number("steps")), (8.0, 3.0));
+    assert!(number("p10_ms") <= number("median_ms") && number("median_ms") <= number("p90_ms"));
+    assert!(number("executed_macs") <= number("macs") && number("fraction_of_peak") > 0.0);
+    for key in ["images_per_second", "gmacs_per_second", "fma_peak_gflops", "threads"] {
+        assert!(number(key) > 0.0, "{key}");
+    }
+    assert!(found["isa"].is_string() && found["cpu"].is_string() && found.get("peak_memory_mib").is_some());
+}
