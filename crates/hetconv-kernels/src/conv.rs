@@ -148,8 +148,7 @@ impl Conv {
         }
         let ring: usize = self.classes.filters.iter().map(|&class| class_sizes[class as usize]).sum();
         let of_tap = |tap: usize| {
-            let weights =
-                if Some(tap) == center { self.spec.in_channels * self.spec.out_channels } else { ring };
+            let weights = if Some(tap) == center { self.spec.in_channels * self.spec.out_channels } else { ring };
             weights * self.pairs[tap].len()
         };
         (0..self.pairs.len()).map(of_tap).sum()
@@ -223,14 +222,7 @@ impl Conv {
     ///
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer.
-    pub fn grad_weight(
-        &self,
-        isa: Isa,
-        batch: usize,
-        input: &[f32],
-        grad_output: &[f32],
-        grad: ConvWeightsMut<'_>,
-    ) {
+    pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
         assert_eq!(input.len(), self.in_len(batch), "input length");
         assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
         self.spec.check_weights(&grad.as_ref());
@@ -381,7 +373,9 @@ impl ConvSpec {
                 }
                 if (pattern.in_channels(), pattern.out_channels()) != (m, n) {
                     let (a, b) = (pattern.in_channels(), pattern.out_channels());
-                    return wrong(format!("a pattern of {a} channels and {b} filters for a convolution of {m} and {n}"));
+                    return wrong(format!(
+                        "a pattern of {a} channels and {b} filters for a convolution of {m} and {n}"
+                    ));
                 }
                 Ok(())
             }

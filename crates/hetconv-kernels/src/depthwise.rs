@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
-use crate::parallel::{reduction_parts, images_per_part};
+use crate::parallel::{images_per_part, reduction_parts};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 

@@ -5,6 +5,9 @@
 //! the block's weights. For HetConv the centre's segment spans all channels and the others one class, so K×K and 1×1
 //! kernels meet in the same registers and no intermediate tensor exists: the paper's "zero latency".
 
+// Sums are indexed by row and vector alike, as registers are.
+#![allow(clippy::needless_range_loop)]
+
 use rayon::prelude::*;
 
 use crate::isa::Isa;

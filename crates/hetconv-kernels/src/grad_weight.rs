@@ -4,6 +4,9 @@
 //! filters; it stays in registers over a run of pixels, and is then added to the buffer. Pixels that a tap would read
 //! from the padding are not in its list. Small images are strung together, so that runs are long everywhere.
 
+// Sums are indexed by row and vector alike, as registers are.
+#![allow(clippy::needless_range_loop)]
+
 use rayon::prelude::*;
 
 use crate::aligned::Aligned;

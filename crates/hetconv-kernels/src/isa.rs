@@ -4,9 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use crate::simd::{Portable, Simd, Task};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
+use crate::simd::{Portable, Simd, Task};
 
 /// An instruction set that this CPU has: it can only be made by a check.
 #[derive(Clone, Copy, PartialEq, Eq)]

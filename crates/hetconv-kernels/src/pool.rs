@@ -66,7 +66,8 @@ pub fn max_pool_forward(
     let windows = Windows::new(geometry, in_size, channels);
     let (in_len, out_len) = (windows.in_len(), windows.out_len());
     assert!(x.len() == batch * in_len && y.len() == batch * out_len && argmax.len() == y.len(), "lengths");
-    let images = x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).zip(argmax.par_chunks_mut(out_len.max(1)));
+    let images =
+        x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).zip(argmax.par_chunks_mut(out_len.max(1)));
     images.for_each(|((x, y), argmax)| {
         y.fill(f32::NEG_INFINITY);
         argmax.fill(u32::MAX);
@@ -75,8 +76,7 @@ pub fn max_pool_forward(
             let y = &mut y[to * channels..][..channels];
             let argmax = &mut argmax[to * channels..][..channels];
             for ((&x, y), argmax) in x.iter().zip(y).zip(argmax) {
-                let wins = !(x <= *y) || *argmax == u32::MAX;
-                let wins = wins && !y.is_nan();
+                let wins = (x > *y || x.is_nan() || *argmax == u32::MAX) && !y.is_nan();
                 *y = if wins { x } else { *y };
                 *argmax = if wins { from as u32 } else { *argmax };
             }
@@ -103,7 +103,10 @@ pub fn max_pool_backward(
     let (in_len, out_len) = (windows.in_len(), windows.out_len());
     assert!(grad_x.len() == batch * in_len && grad_y.len() == batch * out_len, "lengths");
     assert!(argmax.len() == grad_y.len(), "argmax length");
-    let images = grad_x.par_chunks_mut(in_len.max(1)).zip(grad_y.par_chunks(out_len.max(1))).zip(argmax.par_chunks(out_len.max(1)));
+    let images = grad_x
+        .par_chunks_mut(in_len.max(1))
+        .zip(grad_y.par_chunks(out_len.max(1)))
+        .zip(argmax.par_chunks(out_len.max(1)));
     images.for_each(|((grad_x, grad_y), argmax)| {
         grad_x.fill(0.0);
         for (row, winners) in grad_y.chunks_exact(channels).zip(argmax.chunks_exact(channels)) {

@@ -33,9 +33,13 @@ fn exact(values: &[f32]) -> Vec<f64> {
 #[test]
 fn batch_norm_and_its_gradients() {
     each_isa("batch-norm", |isa| {
-        for (rows, channels, relu, with_residual) in
-            [(1, 3, false, false), (7, 1, true, true), (300, 17, true, true), (65, 16, true, false), (130, 33, false, true)]
-        {
+        for (rows, channels, relu, with_residual) in [
+            (1, 3, false, false),
+            (7, 1, true, true),
+            (300, 17, true, true),
+            (65, 16, true, false),
+            (130, 33, false, true),
+        ] {
             let mut numbers = Numbers((rows * channels) as u64);
             let len = rows * channels;
             // A mean well away from 0, as activations have it.
@@ -56,7 +60,18 @@ fn batch_norm_and_its_gradients() {
             let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
             let grad_residual = with_residual.then_some(&mut dr[..]);
             norm::batch_norm_backward(
-                isa, channels, &x, &y, &gamma, &stats, relu, &dy, &mut dx, grad_residual, &mut dgamma, &mut dbeta,
+                isa,
+                channels,
+                &x,
+                &y,
+                &gamma,
+                &stats,
+                relu,
+                &dy,
+                &mut dx,
+                grad_residual,
+                &mut dgamma,
+                &mut dbeta,
             );
             let dz: Vec<f64> = (0..len).map(|i| if relu && want[i] <= 0.0 { 0.0 } else { f64::from(dy[i]) }).collect();
             if with_residual {
@@ -98,7 +113,16 @@ fn known_statistics_scale_and_shift() {
     each_isa("scale and shift", |isa| {
         let x = [1.0, -2.0, 3.0, 4.0, f32::NAN, 6.0];
         let mut y = [0.0; 6];
-        norm::scale_shift(isa, 3, &x, Some(&[10.0, 0.0, 0.0, 0.0, 0.0, -1.0]), &[2.0, 1.0, 0.5], &[1.0, 0.0, -5.0], true, &mut y);
+        norm::scale_shift(
+            isa,
+            3,
+            &x,
+            Some(&[10.0, 0.0, 0.0, 0.0, 0.0, -1.0]),
+            &[2.0, 1.0, 0.5],
+            &[1.0, 0.0, -5.0],
+            true,
+            &mut y,
+        );
         assert_eq!((y[0], y[1], y[2], y[3], y[5]), (13.0, 0.0, 0.0, 9.0, 0.0));
         assert!(y[4].is_nan());
     });

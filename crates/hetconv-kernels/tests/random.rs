@@ -16,11 +16,10 @@ fn geometry() -> impl Strategy<Value = Conv2dGeometry> {
 fn kind(m: usize, n: usize) -> BoxedStrategy<ConvKind> {
     let shifted = (1..=m).prop_map(move |p| ConvKind::Het(HetPattern::shifted(m, n, p).expect("P ≤ M")));
     let limit = m.max(n) as u32;
-    let classes = (1..=limit).prop_flat_map(move |top| {
-        (proptest::collection::vec(0..top, m), proptest::collection::vec(0..top, n))
-    });
+    let classes = (1..=limit)
+        .prop_flat_map(move |top| (proptest::collection::vec(0..top, m), proptest::collection::vec(0..top, n)));
     let assigned = classes.prop_map(|(c, f)| ConvKind::Het(HetPattern::assigned(c, f).expect("classes in range")));
-    let divisors: Vec<usize> = (1..=m.min(n)).filter(|g| m % g == 0 && n % g == 0).collect();
+    let divisors: Vec<usize> = (1..=m.min(n)).filter(|g| m.is_multiple_of(*g) && n.is_multiple_of(*g)).collect();
     let blocked = proptest::sample::select(divisors.clone())
         .prop_map(move |p| ConvKind::Het(HetPattern::blocked(m, n, p).expect("P divides")));
     let grouped = proptest::sample::select(divisors).prop_map(ConvKind::Grouped);

@@ -1,0 +1,147 @@
+//! Vectors of `f32`: one trait, a token type for each instruction set.
+//!
+//! A kernel is a [`Task`]: a struct of its arguments with a `run` that is generic over [`Simd`]. `vectorize` compiles that
+//! `run` inside a function that has the instruction set enabled, so everything it inlines is vectorised for it.
+
+/// A kernel, generic over the instruction set.
+pub trait Task {
+    /// What it returns.
+    type Output;
+
+    /// Runs with the given instruction set. Implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// A token that proves an instruction set is available, and its vectors of `f32`.
+///
+/// # Safety
+/// `load` and `store` (whole and partial) are unsafe for the usual reason: the pointer must be valid for the lanes
+/// touched. Everything else is safe because a token only exists where its instructions do.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// A vector.
+    type V: Copy;
+    /// Vectors of half the lanes, or the same ones where there are no shorter.
+    type Half: Simd;
+    /// Lanes of a vector.
+    const LANES: usize;
+    /// Rows of a convolution tile of two vectors: as many as leave registers for two weights and a broadcast.
+    const ROWS: usize;
+
+    /// Instructions of half the lanes cost this share of whole ones.
+    const HALF_COST: f64;
+
+    /// The token of the half-length vectors.
+    fn half(self) -> Self::Half;
+    /// All lanes equal.
+    fn splat(self, value: f32) -> Self::V;
+    /// a·b + c, in one rounding where the instruction set has it.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// a + b.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a − b.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a·b.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// max(a, 0); NaN stays NaN.
+    fn relu(self, a: Self::V) -> Self::V;
+    /// `value` where `gate > 0`, 0 elsewhere.
+    fn where_positive(self, gate: Self::V, value: Self::V) -> Self::V;
+    /// Reads `LANES` values.
+    ///
+    /// # Safety
+    /// `source` is valid for reading `LANES` values; no alignment is needed.
+    unsafe fn load(self, source: *const f32) -> Self::V;
+    /// Writes `LANES` values.
+    ///
+    /// # Safety
+    /// `target` is valid for writing `LANES` values; no alignment is needed.
+    unsafe fn store(self, target: *mut f32, value: Self::V);
+    /// Reads `count < LANES` values; the other lanes are 0.
+    ///
+    /// # Safety
+    /// `source` is valid for reading `count` values.
+    #[inline(always)]
+    unsafe fn load_first(self, source: *const f32, count: usize) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: `count < LANES <= 16` values are valid by the caller's word, and `lanes` holds 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(source, lanes.as_mut_ptr(), count);
+            self.load(lanes.as_ptr())
+        }
+    }
+    /// Writes the first `count < LANES` lanes.
+    ///
+    /// # Safety
+    /// `target` is valid for writing `count` values.
+    #[inline(always)]
+    unsafe fn store_first(self, target: *mut f32, value: Self::V, count: usize) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: as in `load_first`.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), value);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), target, count);
+        }
+    }
+}
+
+/// Plain Rust, on any CPU: four lanes, which every 64-bit CPU has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; 4];
+    type Half = Self;
+    const LANES: usize = 4;
+    const ROWS: usize = 6;
+    const HALF_COST: f64 = 1.0;
+
+    #[inline(always)]
+    fn half(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> [f32; 4] {
+        [value; 4]
+    }
+    #[inline(always)]
+    fn mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn relu(self, a: [f32; 4]) -> [f32; 4] {
+        a.map(|v| if v < 0.0 { 0.0 } else { v })
+    }
+    #[inline(always)]
+    fn where_positive(self, gate: [f32; 4], value: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if gate[i] > 0.0 { value[i] } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn load(self, source: *const f32) -> [f32; 4] {
+        // SAFETY: the caller vouches for four values; `read_unaligned` needs no alignment.
+        unsafe { source.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, target: *mut f32, value: [f32; 4]) {
+        // SAFETY: the caller vouches for four values; `write_unaligned` needs no alignment.
+        unsafe { target.cast::<[f32; 4]>().write_unaligned(value) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};

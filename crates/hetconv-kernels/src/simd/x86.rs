@@ -1,0 +1,201 @@
+//! The instruction sets of x86-64.
+
+use std::arch::x86_64::*;
+
+use super::{Simd, Task};
+
+/// AVX2 and FMA: eight lanes, sixteen registers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Avx2(());
+
+/// AVX2 and FMA with vectors of four lanes, for classes that are narrower than eight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Avx2Half(Avx2);
+
+/// AVX-512 F: sixteen lanes, thirty-two registers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Avx512(());
+
+impl Avx2 {
+    /// The token, if this CPU has AVX2 and FMA.
+    pub fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+
+    /// Runs a task compiled for AVX2 and FMA.
+    #[inline]
+    pub fn vectorize<T: Task>(self, task: T) -> T::Output {
+        #[target_feature(enable = "avx2,fma")]
+        fn inner<T: Task>(token: Avx2, task: T) -> T::Output {
+            task.run(token)
+        }
+        // SAFETY: the token proves that the CPU has both features.
+        unsafe { inner(self, task) }
+    }
+}
+
+impl Avx512 {
+    /// The token, if this CPU has AVX-512 F, AVX2 and FMA.
+    pub fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f") && Avx2::detect().is_some()).then_some(Self(()))
+    }
+
+    /// Runs a task compiled for AVX-512 F.
+    #[inline]
+    pub fn vectorize<T: Task>(self, task: T) -> T::Output {
+        #[target_feature(enable = "avx512f,avx2,fma")]
+        fn inner<T: Task>(token: Avx512, task: T) -> T::Output {
+            task.run(token)
+        }
+        // SAFETY: the token proves that the CPU has the features.
+        unsafe { inner(self, task) }
+    }
+}
+
+/// Implements [`Simd`] by one intrinsic an operation; the block is what the instruction sets do not share.
+macro_rules! implement {
+    (
+        $token:ident, $vector:ty, $set1:ident, $zero:ident, $fmadd:ident, $add:ident, $sub:ident, $mul:ident, $max:ident,
+        $load:ident, $store:ident, { $($own:item)* }
+    ) => {
+        impl Simd for $token {
+            type V = $vector;
+            $($own)*
+
+            #[inline(always)]
+            fn splat(self, value: f32) -> $vector {
+                // SAFETY: the token proves the instruction set.
+                unsafe { $set1(value) }
+            }
+            #[inline(always)]
+            fn mul_add(self, a: $vector, b: $vector, c: $vector) -> $vector {
+                // SAFETY: the token proves the instruction set.
+                unsafe { $fmadd(a, b, c) }
+            }
+            #[inline(always)]
+            fn add(self, a: $vector, b: $vector) -> $vector {
+                // SAFETY: the token proves the instruction set.
+                unsafe { $add(a, b) }
+            }
+            #[inline(always)]
+            fn sub(self, a: $vector, b: $vector) -> $vector {
+                // SAFETY: the token proves the instruction set.
+                unsafe { $sub(a, b) }
+            }
+            #[inline(always)]
+            fn mul(self, a: $vector, b: $vector) -> $vector {
+                // SAFETY: the token proves the instruction set.
+                unsafe { $mul(a, b) }
+            }
+            #[inline(always)]
+            fn relu(self, a: $vector) -> $vector {
+                // SAFETY: the token proves the instruction set. Where one operand is NaN the second is returned.
+                unsafe { $max($zero(), a) }
+            }
+            #[inline(always)]
+            unsafe fn load(self, source: *const f32) -> $vector {
+                // SAFETY: the token proves the instruction set; the caller vouches for the values.
+                unsafe { $load(source) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, target: *mut f32, value: $vector) {
+                // SAFETY: the token proves the instruction set; the caller vouches for the values.
+                unsafe { $store(target, value) }
+            }
+        }
+    };
+}
+
+implement!(
+    Avx2,
+    __m256,
+    _mm256_set1_ps,
+    _mm256_setzero_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps,
+    _mm256_sub_ps,
+    _mm256_mul_ps,
+    _mm256_max_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    {
+        type Half = Avx2Half;
+        const LANES: usize = 8;
+        const ROWS: usize = 6;
+        // Between CPUs that execute 256 bits as two halves and those that do it at once.
+        const HALF_COST: f64 = 0.75;
+
+        #[inline(always)]
+        fn half(self) -> Avx2Half {
+            Avx2Half(self)
+        }
+        #[inline(always)]
+        fn where_positive(self, gate: __m256, value: __m256) -> __m256 {
+            // SAFETY: the token proves AVX2.
+            unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(gate, _mm256_setzero_ps()), value) }
+        }
+    }
+);
+
+implement!(
+    Avx2Half,
+    __m128,
+    _mm_set1_ps,
+    _mm_setzero_ps,
+    _mm_fmadd_ps,
+    _mm_add_ps,
+    _mm_sub_ps,
+    _mm_mul_ps,
+    _mm_max_ps,
+    _mm_loadu_ps,
+    _mm_storeu_ps,
+    {
+        type Half = Self;
+        const LANES: usize = 4;
+        const ROWS: usize = 6;
+        const HALF_COST: f64 = 1.0;
+
+        #[inline(always)]
+        fn half(self) -> Self {
+            self
+        }
+        #[inline(always)]
+        fn where_positive(self, gate: __m128, value: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2, which includes AVX.
+            unsafe { _mm_and_ps(_mm_cmp_ps::<_CMP_GT_OQ>(gate, _mm_setzero_ps()), value) }
+        }
+    }
+);
+
+implement!(
+    Avx512,
+    __m512,
+    _mm512_set1_ps,
+    _mm512_setzero_ps,
+    _mm512_fmadd_ps,
+    _mm512_add_ps,
+    _mm512_sub_ps,
+    _mm512_mul_ps,
+    _mm512_max_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    {
+        type Half = Avx2;
+        const LANES: usize = 16;
+        const ROWS: usize = 8;
+        const HALF_COST: f64 = 0.6;
+
+        #[inline(always)]
+        fn half(self) -> Avx2 {
+            Avx2(())
+        }
+        #[inline(always)]
+        fn where_positive(self, gate: __m512, value: __m512) -> __m512 {
+            // SAFETY: the token proves AVX-512 F.
+            unsafe {
+                let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(gate, _mm512_setzero_ps());
+                _mm512_maskz_mov_ps(positive, value)
+            }
+        }
+    }
+);
