@@ -50,7 +50,9 @@ fn list_is_an_array_of_names() {
     let here = here();
     let names = json(here.path(), &["list"]);
     let names: Vec<&str> = names.as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
-    for name in ["small-cifar", "vgg16-cifar_p4", "vgg16-cifar_p4_se", "resnet56_p2", "mobilenet-cifar_p32", "resnet50_p4"] {
+    for name in
+        ["small-cifar", "vgg16-cifar_p4", "vgg16-cifar_p4_se", "resnet56_p2", "mobilenet-cifar_p32", "resnet50_p4"]
+    {
         assert!(names.contains(&name), "{name}");
     }
     let table = stdout(&hetconv(here.path(), &["list"]));
@@ -340,7 +342,9 @@ fn image_file(path: &Path) {
     let (width, height) = (40u32, 32u32);
     let pixels: Vec<u8> = (0..width * height).flat_map(|i| [(i % 251) as u8, (i % 7 * 30) as u8, 90]).collect();
     let mut bytes = b"BM".to_vec();
-    for field in [54 + pixels.len() as u32, 0, 54, 40, width, height, 1 | 24 << 16, 0, pixels.len() as u32, 2835, 2835, 0, 0] {
+    for field in
+        [54 + pixels.len() as u32, 0, 54, 40, width, height, 1 | 24 << 16, 0, pixels.len() as u32, 2835, 2835, 0, 0]
+    {
         bytes.extend(field.to_le_bytes());
     }
     bytes.extend(pixels);

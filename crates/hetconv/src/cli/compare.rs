@@ -273,7 +273,13 @@ fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>)
                 data.classes.len()
             ),
         ),
-        ("Recipe", format!("{}, {} epochs, batch {}, learning rate {}", config.recipe, config.epochs, config.batch_size, config.lr)),
+        (
+            "Recipe",
+            format!(
+                "{}, {} epochs, batch {}, learning rate {}",
+                config.recipe, config.epochs, config.batch_size, config.lr
+            ),
+        ),
         ("Seeds", seeds.join(", ")),
         ("Machine", format!("{}, {threads} threads, {isa}", checks::cpu_name())),
         ("Time per image", format!("batch of {TIMED_BATCH}")),
@@ -295,7 +301,7 @@ fn number(n: usize) -> String {
 }
 
 fn text(compared: &Compared) -> String {
-    let heads = ["variant", "params", "MACs", "fewer", "stages", "top-1", "time per image", "training"];
+    let heads = ["variant", "params", "MACs", "fewer MACs", "stages", "top-1", "time per image", "training"];
     let mut rows = table(&heads, &["variant"]);
     for variant in &compared.table {
         let percent = variant.macs_reduction_percent.filter(|&percent| percent != 0.0);

@@ -9,9 +9,9 @@ use hetconv::train::{Dataset, LoadOptions, evaluate};
 use hetconv::units::{duration, grouped};
 use serde::Serialize;
 
+use super::model;
 use super::output::Output;
 use super::usage::bad_usage;
-use super::model;
 
 /// Measure a trained network on the held-out images of a data set
 #[derive(clap::Args)]

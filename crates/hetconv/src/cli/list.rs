@@ -19,10 +19,8 @@ fn text() -> String {
     for known in zoo::architectures() {
         architectures.add_row([known.name, &known.classes.to_string(), known.description]);
     }
-    let mut variants = table(&["NAME", "its convolutions with K > 1, all but the first"], &["NAME"]);
-    variants.column_mut(1).into_iter().for_each(|column| {
-        column.set_cell_alignment(comfy_table::CellAlignment::Left);
-    });
+    let heads = ["NAME", "its convolutions with K > 1, all but the first"];
+    let mut variants = table(&heads, &heads);
     for (name, meaning) in [
         ("ARCH", "standard"),
         ("ARCH_pP", "HetConv with P parts: K×K on a P-th of the channels, 1×1 on the others; P = 2, 4, 8, …"),

@@ -91,7 +91,8 @@ pub fn with_input(graph: &Graph, input: [usize; 3]) -> Result<Graph> {
 /// HetConv layer dense.
 pub fn standard(graph: &Graph) -> Result<Graph> {
     if let (Ok(name), Some(input)) = (graph.name.parse::<ModelName>(), graph.input_shape()) {
-        let classes = graph.outputs.first().and_then(|&output| graph.shapes().ok().map(|shapes| shapes[output].channels()));
+        let classes =
+            graph.outputs.first().and_then(|&output| graph.shapes().ok().map(|shapes| shapes[output].channels()));
         let standard = zoo::build(&name.with_substitution(Substitution::Standard), classes.unwrap_or(0))?;
         return with_input(&standard, input);
     }

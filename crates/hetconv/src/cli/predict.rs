@@ -9,9 +9,9 @@ use hetconv::graph::ModelFile;
 use hetconv::train::{Augment, Images, PixelTable, Split, fill_batch};
 use serde::Serialize;
 
+use super::model;
 use super::output::{Output, table};
 use super::usage::bad_usage;
-use super::model;
 
 /// Say what a trained network sees in images
 #[derive(clap::Args)]

@@ -71,8 +71,8 @@ fn report(runs: &[FinishedRun]) -> Report {
     let (varying, common): (Vec<_>, Vec<_>) = SETTINGS.into_iter().partition(|(_, value)| differs(*value));
     let names: Vec<Option<ModelName>> = runs.iter().map(|run| run.summary.model.parse().ok()).collect();
     let architecture = |name: &Option<ModelName>| name.as_ref().map(|name| (name.architecture.clone(), name.se));
-    let one_architecture =
-        Some(&names[0]).filter(|first| names.iter().all(|name| name.is_some() && architecture(name) == architecture(first)));
+    let one_architecture = Some(&names[0])
+        .filter(|first| names.iter().all(|name| name.is_some() && architecture(name) == architecture(first)));
 
     let mut groups: Vec<(String, Vec<&FinishedRun>)> = Vec::new();
     for (run, name) in runs.iter().zip(&names) {

@@ -78,14 +78,11 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         _ => bad_usage!("--input {}: four numbers are needed, N,C,H,W, such as 1,3,32,32", join(&args.input)),
     };
     let graph = match model::open(&args.model)? {
-        Model::Name(name) => {
-            model::build(&name, args.classes.unwrap_or_else(|| model::usual_classes(&name)), input)?
-        }
+        Model::Name(name) => model::build(&name, args.classes.unwrap_or_else(|| model::usual_classes(&name)), input)?,
         Model::File(_) if args.classes.is_some() => bad_usage!("--classes is for names; a model file has its own"),
         Model::File(file) => match input {
-            Some(input) if Some(input) != file.graph.input_shape() => {
-                model::with_input(&file.graph, input).with_context(|| format!("{}: --input does not fit", args.model))?
-            }
+            Some(input) if Some(input) != file.graph.input_shape() => model::with_input(&file.graph, input)
+                .with_context(|| format!("{}: --input does not fit", args.model))?,
             _ => file.graph,
         },
     };

@@ -7,10 +7,10 @@ use hetconv::graph::ModelName;
 use hetconv::train::{Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, run_files, train};
 use hetconv::units::{count, duration, grouped};
 
+use super::model;
 use super::output::Output;
 use super::progress::TrainingProgress;
 use super::usage::bad_usage;
-use super::model;
 
 /// Train a network
 #[derive(clap::Args)]

@@ -126,7 +126,8 @@ impl Chart<'_> {
         for series in &self.series {
             let places: Vec<[f64; 2]> = series.points.iter().map(|&[a, b]| [x.place(a), y.place(b)]).collect();
             let path: Vec<String> = places.iter().map(|[a, b]| format!("{a:.1} {b:.1}")).collect();
-            let _ = writeln!(svg, "<g class=\"s{}\"><path class=\"curve\" d=\"M{}\"/>", series.slot % 8, path.join(" L"));
+            let _ =
+                writeln!(svg, "<g class=\"s{}\"><path class=\"curve\" d=\"M{}\"/>", series.slot % 8, path.join(" L"));
             let every = places.len().div_ceil(12);
             for (i, (&place, value)) in places.iter().zip(&series.points).enumerate() {
                 // Counted from the end, so that the last point has a marker.
@@ -247,7 +248,16 @@ impl Label {
     fn around([a, b]: [f64; 2], label: &str) -> Vec<(Label, Area)> {
         let width = width_of(label);
         let mut places = Vec::new();
-        for [dx, dy] in [[12.0, 0.0], [-12.0, 0.0], [0.0, -18.0], [0.0, 18.0], [12.0, -16.0], [12.0, 16.0], [-12.0, -16.0], [-12.0, 16.0]] {
+        for [dx, dy] in [
+            [12.0, 0.0],
+            [-12.0, 0.0],
+            [0.0, -18.0],
+            [0.0, 18.0],
+            [12.0, -16.0],
+            [12.0, 16.0],
+            [-12.0, -16.0],
+            [-12.0, 16.0],
+        ] {
             let at = [a + dx, b + dy];
             let (anchor, left) = match dx {
                 0.0 => ("middle", at[0] - width / 2.0),
@@ -327,7 +337,8 @@ fn line(svg: &mut String, class: &str, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2]) {
 
 fn text(svg: &mut String, class: &str, anchor: &str, [x, y]: [f64; 2], content: &str) {
     let content = escape(content);
-    let _ = writeln!(svg, "<text class=\"{class}\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{content}</text>");
+    let _ =
+        writeln!(svg, "<text class=\"{class}\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{y:.1}\">{content}</text>");
 }
 
 fn marker(svg: &mut String, slot: usize, [x, y]: [f64; 2], tip: &str) {
@@ -358,7 +369,9 @@ mod tests {
 
     #[test]
     fn steps_are_round() {
-        for (step, expected) in [(0.013, 0.02), (0.9, 1.0), (1.0, 1.0), (2.1, 2.5), (3.0, 5.0), (7.0, 10.0), (230.0, 250.0)] {
+        for (step, expected) in
+            [(0.013, 0.02), (0.9, 1.0), (1.0, 1.0), (2.1, 2.5), (3.0, 5.0), (7.0, 10.0), (230.0, 250.0)]
+        {
             assert!((round_step(step) - expected).abs() < 1e-9 * expected, "{step}: {}", round_step(step));
         }
     }
@@ -394,7 +407,8 @@ mod tests {
         assert!(area.left > 100.0);
         let other = Area { left: 110.0, right: 120.0, top: 95.0, bottom: 105.0 };
         assert!(area.overlap(&other) > 0.0);
-        let free = Label::around([100.0, 100.0], "standard").into_iter().filter(|(_, area)| area.overlap(&other) == 0.0);
+        let free =
+            Label::around([100.0, 100.0], "standard").into_iter().filter(|(_, area)| area.overlap(&other) == 0.0);
         assert!(free.count() >= 3);
     }
 }

@@ -153,7 +153,9 @@ impl Report {
 
     /// What the numbers say, in sentences.
     fn in_short(&self, page: &mut String) {
-        let Some((reference, top1)) = self.reference.and_then(|i| self.variants.get(i)).and_then(with_top1) else { return };
+        let Some((reference, top1)) = self.reference.and_then(|i| self.variants.get(i)).and_then(with_top1) else {
+            return;
+        };
         let others = self.variants.iter().filter(|variant| !std::ptr::eq(*variant, reference));
         let sentences: Vec<String> = others.filter_map(with_top1).map(|v| sentence(v, (reference, top1))).collect();
         if sentences.is_empty() {
@@ -188,7 +190,12 @@ impl Report {
                 units::count(variant.params),
                 units::count(variant.macs),
                 units::count(variant.macs.saturating_mul(2)),
-                or_dash(variant.macs_reduction_percent.filter(|&percent| percent != 0.0).map(|percent| format!("{percent:.2} %"))),
+                or_dash(
+                    variant
+                        .macs_reduction_percent
+                        .filter(|&percent| percent != 0.0)
+                        .map(|percent| format!("{percent:.2} %")),
+                ),
                 variant.stages.to_string(),
                 variant.top1_text(),
                 or_dash(variant.ms_per_image.map(units::milliseconds)),
@@ -254,7 +261,9 @@ impl Report {
             },
             Chart {
                 title: "Training loss",
-                caption: format!("Mean over the batches of each epoch, as trained: with augmentation and smoothing.{seeds}"),
+                caption: format!(
+                    "Mean over the batches of each epoch, as trained: with augmentation and smoothing.{seeds}"
+                ),
                 x: from_zero("epoch".into()),
                 y: loss(),
                 form: Form::Curves,
