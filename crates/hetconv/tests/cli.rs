@@ -96,7 +96,7 @@ fn summary_reduces_imagenet_networks_as_the_paper_says() {
 #[test]
 fn summary_counts_additions_as_the_paper_does() {
     let here = here();
-    for (name, macs) in [("vgg16-cifar", 313_741_322), ("resnet56", 126_018_186)] {
+    for (name, macs) in [("vgg16-cifar", 313_740_810), ("resnet56", 126_018_186)] {
         let summary = json(here.path(), &["summary", name, "--count-additions"]);
         assert_eq!(summary["macs"], macs, "{name}");
         let layers = summary["layers"].as_array().unwrap();
@@ -235,9 +235,10 @@ fn hostile_model_files_fail_by_name() {
     ];
     let mut lying = whole.clone();
     lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-    let text = String::from_utf8_lossy(&whole).find("\"format\\\":1").expect("the format version in the header");
+    let stated = b"\\\"format\\\":1";
+    let at = whole.windows(stated.len()).position(|bytes| bytes == stated).expect("the format version in the header");
     let mut version = whole.clone();
-    version[text + "\"format\\\":".len()] = b'9';
+    version[at + stated.len() - 1] = b'9';
     for (fault, bytes) in [
         ("not a safetensors file", whole[..whole.len() / 2].to_vec()),
         ("not a safetensors file", lying),

@@ -16,6 +16,7 @@ mod summary;
 mod train;
 mod usage;
 
+use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
@@ -60,7 +61,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // Only logs; results and errors do not depend on the variable.
     let filter = EnvFilter::try_from_env("HETCONV_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    logs.with_ansi(std::io::stderr().is_terminal()).with_target(false).without_time().init();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! `hetconv report`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use hetconv::graph::{ModelName, Substitution, atomic_write};
@@ -43,19 +43,23 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let runs: Vec<FinishedRun> = folders.iter().map(|folder| runs::load(folder)).collect::<Result<_>>()?;
     write(&args.out, &report(&runs))?;
     output.result(&Written { report: &args.out, runs: runs.len() }, |written| {
-        format!("{} runs in {}", written.runs, written.report.display())
+        let runs = if written.runs == 1 { "run" } else { "runs" };
+        format!("{} {runs} in {}", written.runs, written.report.display())
     })
 }
 
 /// Writes the page, whole or not at all.
-pub fn write(path: &PathBuf, report: &Report) -> Result<()> {
+pub fn write(path: &Path, report: &Report) -> Result<()> {
     let page = report.page();
     atomic_write(path, |file| file.write_all(page.as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Something a summary says, as text.
+type Setting = fn(&Summary) -> String;
+
 /// What runs may differ in besides the network and the seed.
-const SETTINGS: [(&str, fn(&Summary) -> String); 5] = [
+const SETTINGS: [(&str, Setting); 5] = [
     ("data", |summary| summary.data.clone()),
     ("recipe", |summary| summary.recipe.clone()),
     ("epochs", |summary| summary.epochs.to_string()),
@@ -64,7 +68,7 @@ const SETTINGS: [(&str, fn(&Summary) -> String); 5] = [
 ];
 
 fn report(runs: &[FinishedRun]) -> Report {
-    let differs = |value: fn(&Summary) -> String| {
+    let differs = |value: Setting| {
         let first = value(&runs[0].summary);
         runs.iter().any(|run| value(&run.summary) != first)
     };

@@ -200,7 +200,7 @@ fn agree(args: &Args, config: &RunConfig, stored: &Path) -> Result<()> {
 fn text(summary: &Summary, out: &Path) -> String {
     format!(
         "{}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} held-out images\n\
-         {} parameters, {} MACs; {} epochs in {} ({:.0} images/s)\n\
+         {} parameters, {} MACs; {} {} in {} ({:.0} images/s)\n\
          {}",
         summary.model,
         100.0 * summary.eval_top1,
@@ -210,6 +210,7 @@ fn text(summary: &Summary, out: &Path) -> String {
         count(summary.params),
         count(summary.macs),
         summary.epochs,
+        if summary.epochs == 1 { "epoch" } else { "epochs" },
         duration(summary.seconds),
         summary.images_per_second,
         out.join(run_files::MODEL).display()
