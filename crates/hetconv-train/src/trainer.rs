@@ -12,13 +12,13 @@ use hetconv_burn::{DecayScope, GraphModule, ModuleError, SgdConfig, VelocityErro
 use hetconv_graph::{FileError, Graph, GraphError, ModelFile, Normalisation, WeightTensor, Weights};
 use hetconv_kernels::{Isa, IsaError, loss::softmax_cross_entropy};
 
+use crate::Augment;
 use crate::checkpoint::{Checkpoint, CheckpointError, EpochSums, Progress};
 use crate::config::{ConfigError, Device, RunConfig};
 use crate::data::{Dataset, Split};
 use crate::loader::{Batch, BatchLoader, LoaderError, Position, TrainingBatches, steps_per_epoch};
 use crate::metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary};
 use crate::recipe::{Recipe, Sgd};
-use crate::Augment;
 
 /// A run to do.
 #[derive(Debug)]
@@ -503,8 +503,8 @@ impl<'a> Run<'a> {
             batch_size: recipe.batch_size,
             train_images: data.train.len(),
             eval_images: data.test.len(),
-            params: cost.params as u64,
-            macs: cost.macs as u64,
+            params: cost.params,
+            macs: cost.macs,
             train_loss: last.train_loss,
             train_top1: last.train_top1,
             eval_loss: last.eval_loss,
