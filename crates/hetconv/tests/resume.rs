@@ -103,7 +103,7 @@ fn a_folder_with_a_run_is_not_overwritten() {
     assert_eq!(again.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&again.stderr).contains("already holds a run"));
     let other = finish(train(&out, "2", &["--epochs", "2", "--resume"]));
-    assert_eq!(other.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&other.stderr).contains("other settings"));
+    assert_eq!(other.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&other.stderr).contains("config.toml says 1"));
     assert!(model(&out) == before);
 }
