@@ -12,7 +12,7 @@ pub struct Avx2(());
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Avx2Half(Avx2);
 
-/// AVX-512 F: sixteen lanes, thirty-two registers.
+/// AVX-512 F and VL: sixteen lanes, thirty-two registers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Avx512(());
 
@@ -35,15 +35,15 @@ impl Avx2 {
 }
 
 impl Avx512 {
-    /// The token, if this CPU has AVX-512 F, AVX2 and FMA.
+    /// The token, if this CPU has AVX-512 F and VL (its thirty-two registers for shorter vectors too), AVX2 and FMA.
     pub fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && Avx2::detect().is_some()).then_some(Self(()))
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && Avx2::detect().is_some()).then_some(Self(()))
     }
 
-    /// Runs a task compiled for AVX-512 F.
+    /// Runs a task compiled for AVX-512 F and VL.
     #[inline]
     pub fn vectorize<T: Task>(self, task: T) -> T::Output {
-        #[target_feature(enable = "avx512f,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
         fn inner<T: Task>(token: Avx512, task: T) -> T::Output {
             task.run(token)
         }
