@@ -3,11 +3,12 @@
 use std::ops::{Deref, DerefMut};
 
 /// One cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
 /// Zeroed `f32` values that start at a cache line.
+#[derive(Debug)]
 pub(crate) struct Aligned {
     lines: Vec<Line>,
     len: usize,

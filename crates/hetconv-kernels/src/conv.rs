@@ -3,10 +3,12 @@
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
 use rayon::prelude::*;
 
+use crate::aligned::Aligned;
 use crate::depthwise::Depthwise;
 use crate::gather::Gather;
 use crate::grad_weight::GradWeight;
 use crate::isa::Isa;
+use crate::moments::ColumnSums;
 use crate::pack::{Classes, Direction, Layout};
 use crate::parallel::reduction_parts;
 use crate::taps::{self, Region};
@@ -162,60 +164,108 @@ impl Conv {
         batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels
     }
 
+    /// Packs weights for one direction and one instruction set.
+    ///
+    /// # Panics
+    /// If the weights are not this layer's.
+    pub fn pack(&self, isa: Isa, direction: Direction, weights: ConvWeights<'_>) -> PackedWeights {
+        self.spec.check_weights(&weights);
+        let form = if self.depthwise {
+            let ConvWeights::Dense(weight) = weights else { unreachable!("depthwise weights are dense") };
+            PackedForm::Depthwise(Depthwise::new(&self.spec, isa).pack(weight))
+        } else {
+            let layout = Layout::new(&self.spec, &self.classes, direction, isa);
+            let packed = crate::pack::pack(&self.spec, &self.classes, &layout, direction, weights);
+            PackedForm::Blocks(layout, packed)
+        };
+        PackedWeights { isa, direction, form }
+    }
+
     /// Computes `output` `[batch, out height, out width, N]` from `input` `[batch, height, width, M]`.
     ///
     /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer.
+    /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
     pub fn forward(
         &self,
-        isa: Isa,
         batch: usize,
         input: &[f32],
-        weights: ConvWeights<'_>,
+        weights: &PackedWeights,
         bias: Option<&[f32]>,
         output: &mut [f32],
     ) {
-        assert_eq!(input.len(), self.in_len(batch), "input length");
-        assert_eq!(output.len(), self.out_len(batch), "output length");
-        self.spec.check_weights(&weights);
-        assert!(bias.is_none_or(|bias| bias.len() == self.spec.out_channels), "bias length");
-        let gather = GatherCall {
-            conv: self,
-            direction: Direction::Forward,
-            batch,
-            source: input,
-            weights,
-            bias,
-            target: output,
-        };
-        gather.run(isa);
+        self.gather(Direction::Forward, batch, input, weights, bias, output, false);
+    }
+
+    /// As [`Conv::forward`], and returns the sums of each channel's outputs and of their squares.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    pub fn forward_with_sums(
+        &self,
+        batch: usize,
+        input: &[f32],
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+        output: &mut [f32],
+    ) -> ColumnSums {
+        match self.gather(Direction::Forward, batch, input, weights, bias, output, true) {
+            Some(sums) => sums,
+            None => crate::norm::column_sums_of(weights.isa, self.spec.out_channels, output),
+        }
     }
 
     /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
     ///
     /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer.
-    pub fn grad_input(
+    /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
+    pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
+        self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
+    }
+
+    /// Forward or grad-input of one batch, with the channels' sums if they are wanted and the kernel counts them.
+    #[allow(clippy::too_many_arguments)]
+    fn gather(
         &self,
-        isa: Isa,
+        direction: Direction,
         batch: usize,
-        grad_output: &[f32],
-        weights: ConvWeights<'_>,
-        grad_input: &mut [f32],
-    ) {
-        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
-        assert_eq!(grad_input.len(), self.in_len(batch), "grad-input length");
-        self.spec.check_weights(&weights);
-        let gather = GatherCall {
-            conv: self,
-            direction: Direction::GradInput,
-            batch,
-            source: grad_output,
-            weights,
-            bias: None,
-            target: grad_input,
+        source: &[f32],
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+        target: &mut [f32],
+        sums: bool,
+    ) -> Option<ColumnSums> {
+        assert_eq!(weights.direction, direction, "direction of packed weights");
+        let [m, n] = [self.spec.in_channels, self.spec.out_channels];
+        let (regions, source_size, target_size, source_channels, target_channels) = match direction {
+            Direction::Forward => (&self.forward, self.in_size, self.out_size, m, n),
+            Direction::GradInput => (&self.backward, self.out_size, self.in_size, n, m),
         };
-        gather.run(isa);
+        let [source_pixels, target_pixels] = [source_size, target_size].map(|size| size[0] * size[1]);
+        assert_eq!(source.len(), batch * source_pixels * source_channels, "length of the activation that is read");
+        assert_eq!(target.len(), batch * target_pixels * target_channels, "length of the activation that is written");
+        assert!(bias.is_none_or(|bias| bias.len() == n), "bias length");
+        match &weights.form {
+            PackedForm::Depthwise(packed) => {
+                let depthwise = Depthwise::new(&self.spec, weights.isa);
+                let pixels = [source_pixels, target_pixels];
+                depthwise.gather(weights.isa, batch, regions, pixels, source, packed, bias, target);
+                None
+            }
+            PackedForm::Blocks(layout, packed) => {
+                let bias = bias.map(|bias| self.spec.out_order.channels().iter().map(|&f| bias[f as usize]).collect());
+                let gather = Gather {
+                    layout,
+                    regions,
+                    packed,
+                    bias: bias.unwrap_or_else(|| vec![0.0; target_channels]),
+                    source_pixels,
+                    target_pixels,
+                    source_channels,
+                    target_channels,
+                };
+                gather.run(weights.isa, batch, source, target, sums)
+            }
+        }
     }
 
     /// Computes the loss's gradient by the weights, overwriting `grad`.
@@ -232,7 +282,16 @@ impl Conv {
             return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, &self.pairs, grad);
         }
         let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, isa);
-        let packed = GradWeight { layout: &layout, pairs: &self.pairs, images: &images, spec: &self.spec }.run(isa);
+        let packed = {
+            let grad = GradWeight {
+                layout: &layout,
+                pairs: &self.pairs,
+                regions: &self.forward,
+                images: &images,
+                spec: &self.spec,
+            };
+            grad.run(isa)
+        };
         crate::pack::unpack(&self.spec, &self.classes, &layout, &packed, grad);
     }
 
@@ -272,51 +331,18 @@ pub(crate) struct Images<'a> {
     pub out_size: [usize; 2],
 }
 
-/// Forward or grad-input of one batch.
-struct GatherCall<'a> {
-    conv: &'a Conv,
+/// A layer's weights in the order that a kernel reads them; see [`Conv::pack`].
+#[derive(Debug)]
+pub struct PackedWeights {
+    isa: Isa,
     direction: Direction,
-    batch: usize,
-    source: &'a [f32],
-    weights: ConvWeights<'a>,
-    bias: Option<&'a [f32]>,
-    target: &'a mut [f32],
+    form: PackedForm,
 }
 
-impl GatherCall<'_> {
-    fn run(self, isa: Isa) {
-        let Conv { spec, classes, in_size, out_size, forward, backward, depthwise, .. } = self.conv;
-        let (regions, source_size, target_size) = match self.direction {
-            Direction::Forward => (forward, in_size, out_size),
-            Direction::GradInput => (backward, out_size, in_size),
-        };
-        let source_pixels = source_size[0] * source_size[1];
-        let target_pixels = target_size[0] * target_size[1];
-        if *depthwise {
-            let ConvWeights::Dense(weight) = self.weights else { unreachable!("depthwise weights are dense") };
-            let depthwise = Depthwise::new(spec, isa);
-            let pixels = [source_pixels, target_pixels];
-            return depthwise.gather(isa, self.batch, regions, pixels, self.source, weight, self.bias, self.target);
-        }
-        let layout = Layout::new(spec, classes, self.direction, isa);
-        let packed = crate::pack::pack(spec, classes, &layout, self.direction, self.weights);
-        let bias = self.bias.map(|bias| spec.out_order.channels().iter().map(|&f| bias[f as usize]).collect());
-        let (source_channels, target_channels) = match self.direction {
-            Direction::Forward => (spec.in_channels, spec.out_channels),
-            Direction::GradInput => (spec.out_channels, spec.in_channels),
-        };
-        let gather = Gather {
-            layout: &layout,
-            regions,
-            packed: &packed,
-            bias: bias.unwrap_or_else(|| vec![0.0; target_channels]),
-            source_pixels,
-            target_pixels,
-            source_channels,
-            target_channels,
-        };
-        gather.run(isa, self.batch, self.source, self.target);
-    }
+#[derive(Debug)]
+enum PackedForm {
+    Depthwise(Vec<f32>),
+    Blocks(Layout, Aligned),
 }
 
 impl ConvWeightsMut<'_> {

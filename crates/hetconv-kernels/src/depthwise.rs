@@ -21,7 +21,7 @@ impl<'a> Depthwise<'a> {
         Self { spec, taps: spec.geometry.taps(), padded: spec.in_channels.next_multiple_of(isa.lanes()) }
     }
 
-    fn pack(&self, weight: &[f32]) -> Vec<f32> {
+    pub fn pack(&self, weight: &[f32]) -> Vec<f32> {
         let mut packed = vec![0.0; self.taps * self.padded];
         for (position, &channel) in self.spec.in_order.channels().iter().enumerate() {
             for tap in 0..self.taps {
@@ -31,7 +31,7 @@ impl<'a> Depthwise<'a> {
         packed
     }
 
-    /// Forward or grad-input, depending on whose regions these are; `pixels` are those of a source and a target image.
+    /// Forward or grad-input, depending on whose regions these are, with packed weights; `pixels` are those of a source and a target image.
     #[allow(clippy::too_many_arguments)]
     pub fn gather(
         &self,
@@ -40,7 +40,7 @@ impl<'a> Depthwise<'a> {
         regions: &[Region],
         pixels: [usize; 2],
         source: &[f32],
-        weight: &[f32],
+        packed: &[f32],
         bias: Option<&[f32]>,
         target: &mut [f32],
     ) {
@@ -50,7 +50,6 @@ impl<'a> Depthwise<'a> {
         if target.is_empty() {
             return;
         }
-        let packed = self.pack(weight);
         let mut stored_bias = vec![0.0; self.padded];
         if let Some(bias) = bias {
             for (slot, &channel) in stored_bias.iter_mut().zip(self.spec.out_order.channels()) {
@@ -61,7 +60,7 @@ impl<'a> Depthwise<'a> {
         target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len)).for_each(
             |(target, source)| {
                 for (target, source) in target.chunks_exact_mut(target_len).zip(source.chunks_exact(source_len)) {
-                    let (packed, bias, padded) = (&packed, &stored_bias, self.padded);
+                    let (bias, padded) = (&stored_bias, self.padded);
                     isa.run(Forward { regions, channels, padded, packed, bias, source, target });
                 }
             },

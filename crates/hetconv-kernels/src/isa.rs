@@ -107,14 +107,14 @@ impl Isa {
         }
     }
 
-    /// Rows of a convolution tile.
-    pub(crate) fn tile_rows(self) -> usize {
+    /// Sums of a convolution tile that fit the registers.
+    pub(crate) fn sums(self) -> usize {
         match self.0 {
-            Kind::Portable(_) => Portable::ROWS,
+            Kind::Portable(_) => Portable::SUMS,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2(_) => Avx2::ROWS,
+            Kind::Avx2(_) => Avx2::SUMS,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(_) => Avx512::ROWS,
+            Kind::Avx512(_) => Avx512::SUMS,
         }
     }
 

@@ -4,7 +4,7 @@
 //! # Layout
 //! Activations are NHWC: `[batch, height, width, channels]`, contiguous, and channels stand in a
 //! [`ChannelOrder`](hetconv_core::ChannelOrder) that makes the classes of a HetConv layer contiguous. Weights stay in
-//! their canonical form and natural order; they are packed for the kernel at every call.
+//! their canonical form and natural order; [`Conv::pack`] brings them into the order that a kernel reads.
 //!
 //! # One algorithm, several instruction sets
 //! Every kernel is written once, generic over a [`Simd`] token, and compiled for each instruction set. A token can only be
@@ -21,6 +21,7 @@ mod depthwise;
 mod gather;
 mod grad_weight;
 mod isa;
+mod moments;
 mod pack;
 mod parallel;
 mod simd;
@@ -33,6 +34,8 @@ pub mod optim;
 pub mod pool;
 pub mod reference;
 
-pub use conv::{Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
+pub use conv::{Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
 pub use isa::{Isa, IsaError};
+pub use moments::ColumnSums;
+pub use pack::Direction;
 pub use simd::{Simd, Task};

@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::moments::ColumnSums;
 use crate::parallel::reduction_parts;
 use crate::simd::{Simd, Task};
 
@@ -42,29 +43,39 @@ pub fn batch_norm_forward(
     relu: bool,
     y: &mut [f32],
 ) -> BatchStats {
-    let stats = batch_stats(isa, channels, x, epsilon);
+    let sums = column_sums_of(isa, channels, x);
+    let stats = BatchStats::new(&sums, x.len() / channels, epsilon);
     let scale: Vec<f32> = gamma.iter().zip(&stats.inv_std).map(|(g, s)| g * s).collect();
     let shift: Vec<f32> = beta.iter().zip(&stats.mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
     scale_shift(isa, channels, x, residual, &scale, &shift, relu, y);
     stats
 }
 
-/// Mean and variance of every channel.
-fn batch_stats(isa: Isa, channels: usize, x: &[f32], epsilon: f32) -> BatchStats {
+/// The sums of each channel and of their squares, `x` being `[rows, channels]`.
+///
+/// # Panics
+/// If the length doesn't fit.
+pub fn column_sums_of(isa: Isa, channels: usize, x: &[f32]) -> ColumnSums {
     assert!(channels > 0 && x.len().is_multiple_of(channels), "x is not [rows, {channels}]");
-    let rows = x.len() / channels;
-    let sums = column_sums(channels, rows, |start, end, sums| {
+    let mut sums = column_sums(channels, x.len() / channels, |start, end, sums| {
         let x = &x[start * channels..end * channels];
         isa.run(Moments { channels, x, sums });
     });
-    let count = rows.max(1) as f64;
-    let (sum, squares) = sums.split_at(channels);
-    let mean: Vec<f64> = sum.iter().map(|s| s / count).collect();
-    let variance: Vec<f64> = squares.iter().zip(&mean).map(|(s, m)| (s / count - m * m).max(0.0)).collect();
-    BatchStats {
-        inv_std: variance.iter().map(|v| (1.0 / (v + f64::from(epsilon)).sqrt()) as f32).collect(),
-        mean: mean.into_iter().map(|m| m as f32).collect(),
-        variance: variance.into_iter().map(|v| v as f32).collect(),
+    let squares = sums.split_off(channels);
+    ColumnSums { sums, squares }
+}
+
+impl BatchStats {
+    /// From the sums over `rows` pixels.
+    pub fn new(sums: &ColumnSums, rows: usize, epsilon: f32) -> Self {
+        let count = rows.max(1) as f64;
+        let mean: Vec<f64> = sums.sums.iter().map(|s| s / count).collect();
+        let variance: Vec<f64> = sums.squares.iter().zip(&mean).map(|(s, m)| (s / count - m * m).max(0.0)).collect();
+        Self {
+            inv_std: variance.iter().map(|v| (1.0 / (v + f64::from(epsilon)).sqrt()) as f32).collect(),
+            mean: mean.into_iter().map(|m| m as f32).collect(),
+            variance: variance.into_iter().map(|v| v as f32).collect(),
+        }
     }
 }
 

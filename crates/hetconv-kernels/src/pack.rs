@@ -1,10 +1,17 @@
 //! Weights in the order the kernel reads them.
 //!
-//! The filters (for grad-input: the channels) that a tile computes together form a [`Block`] of one or two vectors. A
-//! block sees one contiguous range of the other side's positions at the centre tap; at every other tap each of its
-//! vectors sees a range of its own class. That is all the kernel knows of HetConv, groups or a standard convolution.
-//! Vectors may have half the lanes, for narrow classes; where a class is narrower still, a vector covers several and the
-//! weights in between are zeros.
+//! The filters (for grad-input: the channels) that a tile computes together form a [`Block`] of one or two vectors. At the
+//! centre tap of a HetConv layer a block reads all of the other side's positions. At every other tap it reads its own
+//! classes, in one of two forms:
+//!
+//! * *Ranges*: each vector reads a range of positions, value by value, and each value meets all its lanes. Vectors may
+//!   have half the lanes, for classes narrower than a whole one. Where a class is narrower still, a vector covers several
+//!   and the weights in between are zeros.
+//! * *Rotated*: where whole narrow classes fill a vector on both sides, the positions are read as vectors, and meet
+//!   weights that pair lane i with each output of its class in turn. Sums are kept apart by rotation, and brought to
+//!   their lanes at the end of a tile. No lane is idle, whatever the classes' size.
+//!
+//! That is all the kernel knows of HetConv, groups or a standard convolution, so all of them are equally tuned.
 
 use std::ops::Range;
 
@@ -26,14 +33,50 @@ pub(crate) struct Block {
     pub vectors: usize,
     /// Lanes of all vectors together.
     pub stride: usize,
-    /// Input positions read by the centre tap.
+    /// Input positions read by the centre tap, if it reads all.
     pub center: Range<usize>,
-    /// Input positions read by every other tap, for each vector; of equal length, and equal with one vector.
-    pub ring: [Range<usize>; 2],
-    /// Where each tap's weights start, `[range, stride]`, relative to the whole packed buffer.
+    /// What every other tap reads.
+    pub ring: Ring,
+    /// Where each tap's weights start, relative to the whole packed buffer.
     pub taps: Vec<usize>,
     /// The block's part of the packed buffer.
     pub weights: Range<usize>,
+}
+
+/// What the taps of a block read, but for a dense centre.
+#[derive(Debug)]
+pub(crate) enum Ring {
+    /// Input positions for each vector; of equal length, and equal with one vector. Weights are `[range, stride]`.
+    Ranges([Range<usize>; 2]),
+    /// Vectors of input positions. Weights are `[sources, size, stride]`: lane i of rotation j belongs to the input in
+    /// lane i and the output in lane [`rotated`]`(i, j, size)`.
+    Rotated {
+        /// Lanes that change places among themselves: 1, 2, 4 or 8.
+        size: usize,
+        /// The vectors.
+        sources: Vec<Source>,
+    },
+}
+
+/// A vector of input positions.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Source {
+    /// The first of the positions that are read.
+    pub start: usize,
+    /// For each lane the position it holds, relative to `start`; `None` holds 0.
+    pub lanes: Vec<Option<u32>>,
+}
+
+/// The output lane that input lane `lane` meets in rotation `turn` of groups of `size` lanes.
+pub(crate) fn rotated(lane: usize, turn: usize, size: usize) -> usize {
+    lane - lane % size + (lane + turn) % size
+}
+
+impl Source {
+    /// Whether the lanes hold the positions as they are read.
+    pub fn is_plain(&self) -> bool {
+        self.lanes.iter().enumerate().all(|(lane, &held)| held == Some(lane as u32))
+    }
 }
 
 /// The packed form for one direction and one vector length.
@@ -44,22 +87,65 @@ pub(crate) struct Layout {
     pub len: usize,
 }
 
-/// Forward or backward: which of filters and channels are a kernel's outputs.
+/// Which way a convolution's [`PackedWeights`](crate::PackedWeights) are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
+pub enum Direction {
+    /// From input to output.
     Forward,
+    /// From the output's gradient to the input's.
     GradInput,
 }
 
 impl Block {
-    /// Input positions that a tap reads, for each vector.
-    pub fn ranges(&self, is_center: bool) -> [Range<usize>; 2] {
-        if is_center { [self.center.clone(), self.center.clone()] } else { self.ring.clone() }
+    /// Number of the weights of a tap.
+    fn tap_len(&self, is_center: bool) -> usize {
+        match &self.ring {
+            _ if is_center => self.center.len() * self.stride,
+            Ring::Ranges([range, _]) => range.len() * self.stride,
+            Ring::Rotated { size, sources } => sources.len() * size * self.stride,
+        }
     }
 
-    /// The vector that holds the block's output `lane`.
-    fn vector(&self, lane: usize) -> usize {
-        lane * self.vectors / self.stride
+    /// Calls `visit(place among the tap's weights, output position, input position)` for every weight of a tap that has
+    /// an output. Those of one output come one after another over up to [`CHUNK`] inputs, or those of one input over all
+    /// outputs.
+    #[inline(always)]
+    fn visit(&self, is_center: bool, inputs_first: bool, mut visit: impl FnMut(usize, usize, usize)) {
+        let (first, outputs, lanes) = (self.outputs.start, self.outputs.len(), self.stride / self.vectors);
+        let ranges = match &self.ring {
+            _ if is_center => [self.center.clone(), self.center.clone()],
+            Ring::Ranges(ranges) => ranges.clone(),
+            Ring::Rotated { size, sources } => {
+                for (row, turn) in (0..sources.len()).flat_map(|_| 0..*size).enumerate() {
+                    let source = &sources[row / size];
+                    for (lane, held) in source.lanes.iter().enumerate() {
+                        if let Some(held) = held {
+                            let output = first + rotated(lane, turn, *size);
+                            visit(row * self.stride + lane, output, source.start + *held as usize);
+                        }
+                    }
+                }
+                return;
+            }
+        };
+        let len = ranges[0].len();
+        for chunk in (0..len).step_by(CHUNK) {
+            let chunk = chunk..(chunk + CHUNK).min(len);
+            if inputs_first {
+                for index in chunk {
+                    for lane in 0..outputs {
+                        visit(index * self.stride + lane, first + lane, ranges[lane / lanes].start + index);
+                    }
+                }
+            } else {
+                for lane in 0..outputs {
+                    let start = ranges[lane / lanes].start;
+                    for index in chunk.clone() {
+                        visit(index * self.stride + lane, first + lane, start + index);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -67,10 +153,10 @@ impl Block {
 struct Choice<'a> {
     /// Class of every output position.
     outputs: &'a [u32],
+    /// Class of every input position.
+    inputs: &'a [u32],
     /// For every class, the input positions from its first to its last.
     spans: &'a [Range<usize>],
-    /// Number of input positions.
-    inputs: usize,
     taps: usize,
     dense_center: bool,
     isa: Isa,
@@ -88,8 +174,8 @@ impl Layout {
         let center = spec.geometry.center_tap().filter(|_| classes.dense_center);
         let choice = Choice {
             outputs: &outputs,
+            inputs: &inputs,
             spans: &spans(&inputs, classes.count),
-            inputs: inputs.len(),
             taps: spec.geometry.taps(),
             dense_center: center.is_some(),
             isa,
@@ -109,8 +195,7 @@ impl Layout {
         let first = self.len;
         for tap in 0..taps {
             block.taps.push(self.len);
-            let range = if Some(tap) == self.center { &block.center } else { &block.ring[0] };
-            self.len += range.len() * block.stride;
+            self.len += block.tap_len(Some(tap) == self.center);
         }
         block.weights = first..self.len;
         block
@@ -120,44 +205,95 @@ impl Layout {
 impl Choice<'_> {
     /// The block from an output on that costs least per output.
     fn cheapest(&self, start: usize) -> Block {
-        // A tile of one vector, or of two that read different channels, needs more loads for its products, so it has to
-        // save that much arithmetic to be worth it.
-        const MORE_LOADS: f64 = 1.15;
         let run = self.outputs[start..].iter().take_while(|&&class| class == self.outputs[start]).count();
-        let mut best: Option<(f64, Block)> = None;
+        let left = self.outputs.len() - start;
+        let mut candidates = Vec::new();
         for half in [false, true] {
             let lanes = if half { self.isa.half_lanes() } else { self.isa.lanes() };
-            let weight = if half { self.isa.half_cost() } else { 1.0 };
-            for width in [2 * lanes, lanes, run.min(2 * lanes)] {
-                let block = self.block(start, width.min(self.outputs.len() - start), lanes, half);
-                let products = block.center.len() + (self.taps - 1) * block.ring[0].len();
-                let simple = block.vectors == 2 && block.ring[0] == block.ring[1];
-                let loads = if simple { 1.0 } else { MORE_LOADS };
-                let cost = weight * loads * (block.vectors * products) as f64 / block.outputs.len() as f64;
-                if best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                    best = Some((cost, block));
-                }
-            }
+            let widths = [2 * lanes, lanes, run.min(2 * lanes)];
+            candidates.extend(widths.map(|width| self.ranges(start, width.min(left), lanes, half)));
         }
-        best.expect("six candidates").1
+        candidates.extend(self.rotated(start));
+        let cheapest = candidates.into_iter().min_by(|a, b| self.cost(a).total_cmp(&self.cost(b)));
+        cheapest.expect("six candidates or more")
     }
 
-    /// The block of `width` outputs from `start` on, in vectors of `lanes`.
-    fn block(&self, start: usize, width: usize, lanes: usize, half: bool) -> Block {
+    /// Whole-vector products per output.
+    fn cost(&self, block: &Block) -> f64 {
+        let weight = if block.half { self.isa.half_cost() } else { 1.0 };
+        let taps = self.taps - usize::from(self.dense_center);
+        let (products, loads) = match &block.ring {
+            Ring::Ranges([first, second]) => {
+                let simple = block.vectors == 2 && first == second;
+                (block.vectors * (block.center.len() + taps * first.len()), if simple { 1.0 } else { MORE_LOADS })
+            }
+            // The sums of each rotation are brought to their lanes once.
+            Ring::Rotated { size, sources } => {
+                (block.center.len() + taps * size * sources.len() + 2 * size, MORE_LOADS)
+            }
+        };
+        weight * loads * products as f64 / block.outputs.len() as f64
+    }
+
+    /// The block of `width` outputs from `start` on, in vectors of `lanes` that read ranges.
+    fn ranges(&self, start: usize, width: usize, lanes: usize, half: bool) -> Block {
         let vectors = width.div_ceil(lanes);
         let end = start + width;
         let first = self.span(start..end.min(start + lanes));
         let second = if vectors == 2 { self.span(start + lanes..end) } else { first.clone() };
-        // Both vectors read equally many channels: the shorter range is extended, to zero weights.
-        let len = Range::len(&first).max(Range::len(&second));
+        // Both vectors read equally many positions: the shorter range is extended, to zero weights.
+        let len = first.len().max(second.len());
         let widen = |range: Range<usize>| {
-            let from = range.start.min(self.inputs - len);
+            let from = range.start.min(self.inputs.len() - len);
             from..from + len
         };
-        let ring = [widen(first), widen(second)];
-        let center = if self.dense_center { 0..self.inputs } else { ring[0].clone() };
+        self.block(start..end, half, lanes, Ring::Ranges([widen(first), widen(second)]))
+    }
+
+    /// The vector of outputs from `start` on, with its inputs in vectors as well; `None` unless it covers whole classes,
+    /// contiguous on both sides, each side a multiple of the other, all of one size on the smaller side.
+    fn rotated(&self, start: usize) -> Option<Block> {
+        let lanes = self.isa.lanes();
+        let outputs = self.outputs.get(start..start + lanes)?;
+        let mut size = None;
+        // For each lane, the positions it has to hold in turn.
+        let mut held: Vec<Vec<usize>> = Vec::with_capacity(lanes);
+        while held.len() < lanes {
+            let class = outputs[held.len()];
+            let run = outputs[held.len()..].iter().take_while(|&&other| other == class).count();
+            let span = self.spans[class as usize].clone();
+            let whole = run == self.outputs.iter().filter(|&&other| other == class).count()
+                && self.inputs[span.clone()].iter().all(|&other| other == class);
+            let smaller = run.min(span.len());
+            let fits = smaller > 0 && run.max(span.len()).is_multiple_of(smaller);
+            if !whole || !fits || *size.get_or_insert(smaller) != smaller {
+                return None;
+            }
+            held.extend((0..run).map(|i| (span.start + i % smaller..span.end).step_by(smaller).collect()));
+        }
+        let size = size.filter(|size| [1, 2, 4, 8].contains(size) && *size < lanes && self.inputs.len() >= lanes)?;
+        let mut sources = Vec::new();
+        let turns = held.iter().map(Vec::len).max().unwrap_or(0);
+        for turn in 0..turns {
+            let mut missing: Vec<Option<usize>> = held.iter().map(|positions| positions.get(turn).copied()).collect();
+            while let Some(first) = missing.iter().flatten().min() {
+                let start = *first.min(&(self.inputs.len() - lanes));
+                let mut take = |position: &mut Option<usize>| {
+                    let inside = position.filter(|&position| position < start + lanes)?;
+                    *position = None;
+                    Some((inside - start) as u32)
+                };
+                sources.push(Source { start, lanes: missing.iter_mut().map(&mut take).collect() });
+            }
+        }
+        Some(self.block(start..start + lanes, false, lanes, Ring::Rotated { size, sources }))
+    }
+
+    fn block(&self, outputs: Range<usize>, half: bool, lanes: usize, ring: Ring) -> Block {
+        let vectors = outputs.len().div_ceil(lanes);
+        let center = if self.dense_center { 0..self.inputs.len() } else { 0..0 };
         Block {
-            outputs: start..end,
+            outputs,
             half,
             vectors,
             stride: vectors * lanes,
@@ -175,6 +311,10 @@ impl Choice<'_> {
         spans.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
     }
 }
+
+/// A tile of one vector, or of two that read different positions, needs more loads for its products, so it has to save
+/// that much arithmetic to be worth it.
+const MORE_LOADS: f64 = 1.15;
 
 /// Class of every position.
 fn stored(classes: &[u32], order: &ChannelOrder) -> Vec<u32> {
@@ -286,41 +426,21 @@ pub(crate) fn pack(
             ConvWeights::Het { ring, .. } => ring,
         };
         let row = classes.row(group);
+        let (filters, channels) = (spec.out_order.channels(), spec.in_order.channels());
+        // A filter's weights are neighbours in memory.
+        let inputs_first = direction == Direction::GradInput;
         split_blocks(&mut packed, layout).into_par_iter().for_each(|(block, packed)| {
-            let ranges = block.ranges(group.is_center);
-            let len = Range::len(&ranges[0]);
-            let mut copy = |filter: u32, channel: u32, index: usize, lane: usize| {
-                let (filter, channel) = (filter as usize, channel as usize);
+            block.visit(group.is_center, inputs_first, |at, output, input| {
+                let (filter, channel) = match direction {
+                    Direction::Forward => (filters[output] as usize, channels[input] as usize),
+                    Direction::GradInput => (filters[input] as usize, channels[output] as usize),
+                };
                 let Some(place) = classes.place(group, filter, channel) else { return };
                 let from = &source[filter * row + place..][..group.taps.len()];
-                let at = index * block.stride + lane;
                 for (&tap, &weight) in group.taps.iter().zip(from) {
                     packed[block.taps[tap] - block.weights.start + at] = weight;
                 }
-            };
-            // A filter's weights are neighbours in memory: the inner loop stays in one row.
-            match direction {
-                Direction::Forward => {
-                    let filters = &spec.out_order.channels()[block.outputs.clone()];
-                    for chunk in (0..len).step_by(CHUNK) {
-                        for (lane, &filter) in filters.iter().enumerate() {
-                            let first = ranges[block.vector(lane)].start;
-                            for index in chunk..(chunk + CHUNK).min(len) {
-                                copy(filter, spec.in_order.channels()[first + index], index, lane);
-                            }
-                        }
-                    }
-                }
-                Direction::GradInput => {
-                    let channels = &spec.in_order.channels()[block.outputs.clone()];
-                    for index in 0..len {
-                        for (lane, &channel) in channels.iter().enumerate() {
-                            let first = ranges[block.vector(lane)].start;
-                            copy(spec.out_order.channels()[first + index], channel, index, lane);
-                        }
-                    }
-                }
-            }
+            });
         });
     }
     packed
@@ -351,22 +471,15 @@ pub(crate) fn unpack(spec: &ConvSpec, classes: &Classes, layout: &Layout, packed
         let of_block = |block| (block, rows_of(block, &spec.out_order, &mut rows));
         let work: Vec<(&Block, Vec<&mut [f32]>)> = layout.blocks.iter().map(of_block).collect();
         work.into_par_iter().for_each(|(block, mut rows)| {
-            let ranges = block.ranges(group.is_center);
-            let len = Range::len(&ranges[0]);
-            let filters = &spec.out_order.channels()[block.outputs.clone()];
-            for chunk in (0..len).step_by(CHUNK) {
-                for (lane, (&filter, row)) in filters.iter().zip(&mut rows).enumerate() {
-                    let first = ranges[block.vector(lane)].start;
-                    for index in chunk..(chunk + CHUNK).min(len) {
-                        let channel = spec.in_order.channels()[first + index] as usize;
-                        let Some(place) = classes.place(group, filter as usize, channel) else { continue };
-                        let at = index * block.stride + lane;
-                        for (&tap, slot) in group.taps.iter().zip(&mut row[place..]) {
-                            *slot = packed[block.taps[tap] + at];
-                        }
-                    }
+            block.visit(group.is_center, false, |at, output, input| {
+                let filter = spec.out_order.channels()[output] as usize;
+                let channel = spec.in_order.channels()[input] as usize;
+                let Some(place) = classes.place(group, filter, channel) else { return };
+                let row = &mut rows[output - block.outputs.start][place..][..group.taps.len()];
+                for (&tap, slot) in group.taps.iter().zip(row) {
+                    *slot = packed[block.taps[tap] + at];
                 }
-            }
+            });
         });
     }
 }

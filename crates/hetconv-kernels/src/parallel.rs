@@ -18,3 +18,10 @@ pub(crate) fn reduction_parts(rows: usize, floats: usize) -> usize {
     const PARTS: usize = 16;
     (SCRATCH / floats.max(1)).clamp(1, PARTS).min(rows.max(1))
 }
+
+/// Parts of a batch of `images` for a reduction that is split by blocks as well, `floats` of scratch for each part.
+pub(crate) fn parts_of_blocks(images: usize, blocks: usize, floats: usize) -> usize {
+    const SCRATCH: usize = 4 << 20;
+    const PIECES: usize = 16;
+    PIECES.div_ceil(blocks.max(1)).min(SCRATCH / floats.max(1)).clamp(1, images.max(1))
+}

@@ -4,7 +4,7 @@ mod common;
 
 use common::{check, each_isa};
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::ConvSpec;
+use hetconv_kernels::{ConvSpec, Direction};
 use proptest::prelude::*;
 
 fn geometry() -> impl Strategy<Value = Conv2dGeometry> {
@@ -72,7 +72,8 @@ proptest! {
             let run = |spec: &ConvSpec| {
                 let conv = hetconv_kernels::Conv::new(spec.clone(), [h, 5]).expect("fits");
                 let mut output = vec![f32::NAN; 2 * h * 5 * n];
-                conv.forward(isa, 2, &input, common::Weights::from_dense(spec, &dense).get(), None, &mut output);
+                let packed = conv.pack(isa, Direction::Forward, common::Weights::from_dense(spec, &dense).get());
+                conv.forward(2, &input, &packed, None, &mut output);
                 output
             };
             let standard: Vec<f64> = run(&standard).iter().map(|&v| f64::from(v)).collect();
@@ -114,6 +115,14 @@ fn wide_layers() {
             (64, 128, ConvKind::Het(HetPattern::shifted(64, 128, 4).expect("legal"))),
             (64, 64, ConvKind::Het(HetPattern::shifted(64, 64, 64).expect("legal"))),
             (96, 48, ConvKind::Het(HetPattern::blocked(96, 48, 8).expect("legal"))),
+            (32, 64, ConvKind::Het(HetPattern::shifted(32, 64, 16).expect("legal"))),
+            (64, 32, ConvKind::Het(HetPattern::shifted(64, 32, 16).expect("legal"))),
+            (32, 32, ConvKind::Het(HetPattern::shifted(32, 32, 4).expect("legal"))),
+            (16, 16, ConvKind::Het(HetPattern::shifted(16, 16, 4).expect("legal"))),
+            (16, 32, ConvKind::Het(HetPattern::shifted(16, 32, 4).expect("legal"))),
+            (64, 16, ConvKind::Het(HetPattern::shifted(64, 16, 8).expect("legal"))),
+            (32, 32, ConvKind::Grouped(8)),
+            (16, 64, ConvKind::Grouped(16)),
             (64, 64, ConvKind::Grouped(4)),
             (48, 48, ConvKind::Grouped(48)),
             (64, 64, ConvKind::Standard),

@@ -20,12 +20,14 @@ pub trait Task {
 pub trait Simd: Copy + Send + Sync + 'static {
     /// A vector.
     type V: Copy;
+    /// Numbers of lanes, for [`Simd::permute`].
+    type Lanes: Copy;
     /// Vectors of half the lanes, or the same ones where there are no shorter.
     type Half: Simd;
     /// Lanes of a vector.
     const LANES: usize;
-    /// Rows of a convolution tile of two vectors: as many as leave registers for two weights and a broadcast.
-    const ROWS: usize;
+    /// Sums of a tile that fit the registers beside the vectors they are made of.
+    const SUMS: usize;
 
     /// Instructions of half the lanes cost this share of whole ones.
     const HALF_COST: f64;
@@ -46,6 +48,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn relu(self, a: Self::V) -> Self::V;
     /// `value` where `gate > 0`, 0 elsewhere.
     fn where_positive(self, gate: Self::V, value: Self::V) -> Self::V;
+    /// The first `LANES` numbers, each below `LANES`.
+    fn lanes(self, numbers: &[u32; 16]) -> Self::Lanes;
+    /// A vector whose lane i is lane `lanes[i]` of `value`.
+    fn permute(self, value: Self::V, lanes: Self::Lanes) -> Self::V;
     /// Reads `LANES` values.
     ///
     /// # Safety
@@ -56,6 +62,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `target` is valid for writing `LANES` values; no alignment is needed.
     unsafe fn store(self, target: *mut f32, value: Self::V);
+    /// Asks for the cache line at an address to be brought near; any address will do.
+    fn prefetch(self, address: *const f32);
+    /// As [`Simd::prefetch`], for a line that will be written.
+    fn prefetch_to_write(self, address: *const f32);
     /// Reads `count < LANES` values; the other lanes are 0.
     ///
     /// # Safety
@@ -90,9 +100,10 @@ pub struct Portable;
 
 impl Simd for Portable {
     type V = [f32; 4];
+    type Lanes = [u32; 4];
     type Half = Self;
     const LANES: usize = 4;
-    const ROWS: usize = 6;
+    const SUMS: usize = 12;
     const HALF_COST: f64 = 1.0;
 
     #[inline(always)]
@@ -128,6 +139,18 @@ impl Simd for Portable {
     fn where_positive(self, gate: [f32; 4], value: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| if gate[i] > 0.0 { value[i] } else { 0.0 })
     }
+    #[inline(always)]
+    fn lanes(self, numbers: &[u32; 16]) -> [u32; 4] {
+        std::array::from_fn(|i| numbers[i])
+    }
+    #[inline(always)]
+    fn permute(self, value: [f32; 4], lanes: [u32; 4]) -> [f32; 4] {
+        lanes.map(|lane| value[lane as usize % 4])
+    }
+    #[inline(always)]
+    fn prefetch(self, _address: *const f32) {}
+    #[inline(always)]
+    fn prefetch_to_write(self, _address: *const f32) {}
     #[inline(always)]
     unsafe fn load(self, source: *const f32) -> [f32; 4] {
         // SAFETY: the caller vouches for four values; `read_unaligned` needs no alignment.

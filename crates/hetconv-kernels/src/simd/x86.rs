@@ -37,7 +37,8 @@ impl Avx2 {
 impl Avx512 {
     /// The token, if this CPU has AVX-512 F and VL (its thirty-two registers for shorter vectors too), AVX2 and FMA.
     pub fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && Avx2::detect().is_some()).then_some(Self(()))
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl") && Avx2::detect().is_some())
+            .then_some(Self(()))
     }
 
     /// Runs a task compiled for AVX-512 F and VL.
@@ -93,6 +94,16 @@ macro_rules! implement {
                 unsafe { $max($zero(), a) }
             }
             #[inline(always)]
+            fn prefetch(self, address: *const f32) {
+                // SAFETY: the token proves SSE; a prefetch never faults.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+            }
+            #[inline(always)]
+            fn prefetch_to_write(self, address: *const f32) {
+                // SAFETY: the token proves SSE; a prefetch never faults.
+                unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) }
+            }
+            #[inline(always)]
             unsafe fn load(self, source: *const f32) -> $vector {
                 // SAFETY: the token proves the instruction set; the caller vouches for the values.
                 unsafe { $load(source) }
@@ -119,9 +130,10 @@ implement!(
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     {
+        type Lanes = __m256i;
         type Half = Avx2Half;
         const LANES: usize = 8;
-        const ROWS: usize = 6;
+        const SUMS: usize = 12;
         // Between CPUs that execute 256 bits as two halves and those that do it at once.
         const HALF_COST: f64 = 0.75;
 
@@ -133,6 +145,16 @@ implement!(
         fn where_positive(self, gate: __m256, value: __m256) -> __m256 {
             // SAFETY: the token proves AVX2.
             unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(gate, _mm256_setzero_ps()), value) }
+        }
+        #[inline(always)]
+        fn lanes(self, numbers: &[u32; 16]) -> __m256i {
+            // SAFETY: the token proves AVX2; there are more than eight numbers.
+            unsafe { _mm256_loadu_si256(numbers.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn permute(self, value: __m256, lanes: __m256i) -> __m256 {
+            // SAFETY: the token proves AVX2.
+            unsafe { _mm256_permutevar8x32_ps(value, lanes) }
         }
     }
 );
@@ -150,9 +172,10 @@ implement!(
     _mm_loadu_ps,
     _mm_storeu_ps,
     {
+        type Lanes = __m128i;
         type Half = Self;
         const LANES: usize = 4;
-        const ROWS: usize = 6;
+        const SUMS: usize = 12;
         const HALF_COST: f64 = 1.0;
 
         #[inline(always)]
@@ -163,6 +186,16 @@ implement!(
         fn where_positive(self, gate: __m128, value: __m128) -> __m128 {
             // SAFETY: the token proves AVX2, which includes AVX.
             unsafe { _mm_and_ps(_mm_cmp_ps::<_CMP_GT_OQ>(gate, _mm_setzero_ps()), value) }
+        }
+        #[inline(always)]
+        fn lanes(self, numbers: &[u32; 16]) -> __m128i {
+            // SAFETY: the token proves AVX2; there are more than four numbers.
+            unsafe { _mm_loadu_si128(numbers.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn permute(self, value: __m128, lanes: __m128i) -> __m128 {
+            // SAFETY: the token proves AVX2, which includes AVX.
+            unsafe { _mm_permutevar_ps(value, lanes) }
         }
     }
 );
@@ -180,9 +213,10 @@ implement!(
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     {
+        type Lanes = __m512i;
         type Half = Avx2;
         const LANES: usize = 16;
-        const ROWS: usize = 8;
+        const SUMS: usize = 24;
         const HALF_COST: f64 = 0.6;
 
         #[inline(always)]
@@ -196,6 +230,16 @@ implement!(
                 let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(gate, _mm512_setzero_ps());
                 _mm512_maskz_mov_ps(positive, value)
             }
+        }
+        #[inline(always)]
+        fn lanes(self, numbers: &[u32; 16]) -> __m512i {
+            // SAFETY: the token proves AVX-512 F; there are sixteen numbers.
+            unsafe { _mm512_loadu_si512(numbers.as_ptr().cast()) }
+        }
+        #[inline(always)]
+        fn permute(self, value: __m512, lanes: __m512i) -> __m512 {
+            // SAFETY: the token proves AVX-512 F.
+            unsafe { _mm512_permutexvar_ps(lanes, value) }
         }
     }
 );

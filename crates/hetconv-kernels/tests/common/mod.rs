@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs)]
 
 use hetconv_core::{Arrangement, ChannelOrder, ConvKind};
-use hetconv_kernels::{Conv, ConvSpec, ConvWeights, ConvWeightsMut, Isa, reference};
+use hetconv_kernels::{Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, reference};
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
 pub struct Numbers(pub u64);
@@ -138,13 +138,30 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
     }
     let stored = store(&input, &spec.in_order);
     let mut output = vec![f32::NAN; want.len()];
-    conv.forward(isa, batch, &stored, weights.get(), Some(&bias), &mut output);
+    let packed = conv.pack(isa, Direction::Forward, weights.get());
+    conv.forward(batch, &stored, &packed, Some(&bias), &mut output);
     assert_close(&label("forward"), &load(&output, &spec.out_order), &want, 1e-5);
+
+    let mut again = vec![f32::NAN; want.len()];
+    let sums = conv.forward_with_sums(batch, &stored, &packed, Some(&bias), &mut again);
+    assert_eq!(again, output, "{}", label("forward with sums"));
+    let (mut sum, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
+    for pixel in output.chunks_exact(n) {
+        for (channel, &value) in pixel.iter().enumerate() {
+            sum[channel] += f64::from(value);
+            squares[channel] += f64::from(value).powi(2);
+        }
+    }
+    let as_f32 = |sums: &[f64]| sums.iter().map(|&sum| sum as f32).collect::<Vec<_>>();
+    let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
+    assert_close(&label("sums"), &as_f32(&sums.sums), &sum, tolerance);
+    assert_close(&label("sums of squares"), &as_f32(&sums.squares), &squares, tolerance);
 
     let stored_grad = store(&grad, &spec.out_order);
     let want = reference::grad_input(spec, batch, in_size, &grad, &dense);
     let mut grad_input = vec![f32::NAN; want.len()];
-    conv.grad_input(isa, batch, &stored_grad, weights.get(), &mut grad_input);
+    let packed = conv.pack(isa, Direction::GradInput, weights.get());
+    conv.grad_input(batch, &stored_grad, &packed, &mut grad_input);
     assert_close(&label("grad-input"), &load(&grad_input, &spec.in_order), &want, 2e-5);
 
     let want = reference::grad_weight(spec, batch, in_size, &input, &grad);
