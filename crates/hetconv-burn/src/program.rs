@@ -10,7 +10,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, activation};
 use hetconv_core::{Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, ChannelPlan, Graph, Op, Shape, ValueId};
-use hetconv_kernels::{Conv, ConvSpec};
+use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
 use crate::ops::{ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, global_avg_pool};
 use crate::parameters::Leaves;
@@ -139,6 +139,8 @@ impl Program {
         let mut reads = self.reads.clone();
         reads[wanted] += 1;
         let mut values: Vec<Option<Tensor<4>>> = vec![None; self.graph.nodes.len()];
+        // Sums over a convolution's results, for a batch-norm that reads them.
+        let mut sums: HashMap<ValueId, ColumnSums> = HashMap::new();
         let mut images = Some(images);
         for instruction in &self.instructions {
             let mut read = |operand: &Operand| {
@@ -154,7 +156,13 @@ impl Program {
             let operands: Vec<Tensor<4>> = instruction.operands.iter().map(&mut read).collect();
             let result = match &instruction.step {
                 Step::Input => images.take().expect("one input"),
-                step => self.step(step, operands, parameters, &mut pass),
+                step => {
+                    let of_operand = instruction.operands.first().filter(|operand| operand.gather.is_none());
+                    let read = of_operand.and_then(|operand| sums.remove(&operand.value));
+                    let (result, counted) = self.step(step, operands, read, parameters, &mut pass);
+                    sums.extend(counted.map(|counted| (instruction.output, counted)));
+                    result
+                }
             };
             if instruction.output == wanted {
                 let [batch, height, width, channels] = result.dims();
@@ -168,10 +176,19 @@ impl Program {
         unreachable!("a graph's output is one of its nodes")
     }
 
-    fn step(&self, step: &Step, operands: Vec<Tensor<4>>, parameters: &Leaves, pass: &mut Pass<'_>) -> Tensor<4> {
+    /// The result, and the sums of its channels where they were counted on the way; `sums` are those of the first
+    /// operand.
+    fn step(
+        &self,
+        step: &Step,
+        operands: Vec<Tensor<4>>,
+        sums: Option<ColumnSums>,
+        parameters: &Leaves,
+        pass: &mut Pass<'_>,
+    ) -> (Tensor<4>, Option<ColumnSums>) {
         let mut operands = operands.into_iter();
         let mut next = || operands.next().expect("shape inference checked the number of operands");
-        match step {
+        let result = match step {
             Step::Input => unreachable!("read by `run`"),
             Step::Conv { op, weights, bias } => {
                 let weights = match *weights {
@@ -185,7 +202,7 @@ impl Program {
                         ConvTensors::Dense(weight.reshape([filters, channels, 1, 1]))
                     }
                 };
-                op.forward(next(), weights, bias.map(|bias| parameters.get(bias)))
+                return op.forward_with_sums(next(), weights, bias.map(|bias| parameters.get(bias)));
             }
             Step::Norm(norm) => {
                 let x = next();
@@ -194,7 +211,7 @@ impl Program {
                 match pass {
                     Pass::Training(collected) => {
                         let [batch, height, width, _] = x.dims();
-                        let (y, moments) = norm.op.forward(x, affine, residual);
+                        let (y, moments) = norm.op.forward_with_sums(x, sums, affine, residual);
                         let running = RunningIds { mean: norm.mean, variance: norm.variance };
                         collected.push((running, moments, batch * height * width));
                         y
@@ -237,7 +254,8 @@ impl Program {
                 }
                 selection.apply(image, 3)
             }
-        }
+        };
+        (result, None)
     }
 }
 

@@ -1,14 +1,18 @@
 //! The convolution as its callers see it.
 
+use std::mem::MaybeUninit;
+
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
 use rayon::prelude::*;
 
 use crate::aligned::Aligned;
 use crate::depthwise::Depthwise;
+use crate::fresh::{fresh, place};
 use crate::gather::Gather;
 use crate::grad_weight::GradWeight;
 use crate::isa::Isa;
 use crate::moments::ColumnSums;
+use crate::norm::column_sums;
 use crate::pack::{Classes, Direction, Layout};
 use crate::parallel::reduction_parts;
 use crate::taps::{self, Region};
@@ -193,10 +197,11 @@ impl Conv {
         bias: Option<&[f32]>,
         output: &mut [f32],
     ) {
-        self.gather(Direction::Forward, batch, input, weights, bias, output, false);
+        self.gather(Direction::Forward, batch, input, weights, bias, place(output), false);
     }
 
-    /// As [`Conv::forward`], and returns the sums of each channel's outputs and of their squares.
+    /// As [`Conv::forward`], into a vector of its own, and returns with it the sums of each channel's outputs and of their
+    /// squares.
     ///
     /// # Panics
     /// As [`Conv::forward`].
@@ -206,20 +211,29 @@ impl Conv {
         input: &[f32],
         weights: &PackedWeights,
         bias: Option<&[f32]>,
-        output: &mut [f32],
-    ) -> ColumnSums {
-        match self.gather(Direction::Forward, batch, input, weights, bias, output, true) {
-            Some(sums) => sums,
-            None => crate::norm::column_sums_of(weights.isa, self.spec.out_channels, output),
-        }
+    ) -> (Vec<f32>, ColumnSums) {
+        let mut sums = None;
+        let len = batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels;
+        let fill = |output: &mut [_]| {
+            sums = self.gather(Direction::Forward, batch, input, weights, bias, output, true);
+        };
+        // SAFETY: every target pixel is in one region, and every output in one block.
+        let output = unsafe { fresh(len, fill) };
+        let sums = sums.unwrap_or_else(|| column_sums(weights.isa, self.spec.out_channels, &output));
+        (output, sums)
     }
 
     /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
     ///
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
-    pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
-        self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
+    pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights) -> Vec<f32> {
+        let len = batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels;
+        let fill = |grad_input: &mut [_]| {
+            self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
+        };
+        // SAFETY: as in `forward_with_sums`.
+        unsafe { fresh(len, fill) }
     }
 
     /// Forward or grad-input of one batch, with the channels' sums if they are wanted and the kernel counts them.
@@ -231,7 +245,7 @@ impl Conv {
         source: &[f32],
         weights: &PackedWeights,
         bias: Option<&[f32]>,
-        target: &mut [f32],
+        target: &mut [MaybeUninit<f32>],
         sums: bool,
     ) -> Option<ColumnSums> {
         assert_eq!(weights.direction, direction, "direction of packed weights");

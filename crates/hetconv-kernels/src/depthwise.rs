@@ -1,5 +1,7 @@
 //! Depthwise convolution: lanes run over channels, because no two channels ever meet.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::conv::{ConvSpec, Images};
@@ -42,7 +44,7 @@ impl<'a> Depthwise<'a> {
         source: &[f32],
         packed: &[f32],
         bias: Option<&[f32]>,
-        target: &mut [f32],
+        target: &mut [MaybeUninit<f32>],
     ) {
         let channels = self.spec.in_channels;
         let [source_len, target_len] = pixels.map(|pixels| pixels * channels);
@@ -96,7 +98,7 @@ struct Forward<'a> {
     packed: &'a [f32],
     bias: &'a [f32],
     source: &'a [f32],
-    target: &'a mut [f32],
+    target: &'a mut [MaybeUninit<f32>],
 }
 
 impl Task for Forward<'_> {
@@ -123,7 +125,7 @@ impl Task for Forward<'_> {
                             let weight = simd.load(packed.as_ptr().add(tap * padded + channel));
                             sum = simd.mul_add(value, weight, sum);
                         }
-                        let out = out.as_mut_ptr().add(channel);
+                        let out = out.as_mut_ptr().cast::<f32>().add(channel);
                         if whole { simd.store(out, sum) } else { simd.store_first(out, sum, channels - channel) }
                     }
                 }

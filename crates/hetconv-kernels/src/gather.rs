@@ -7,6 +7,8 @@
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::isa::Isa;
@@ -36,7 +38,14 @@ pub(crate) struct Gather<'a> {
 impl Gather<'_> {
     /// Computes `target` `[batch, target pixels, target channels]` from `source`, and, if wanted, the sum and the sum of
     /// squares of each channel.
-    pub fn run(&self, isa: Isa, batch: usize, source: &[f32], target: &mut [f32], moments: bool) -> Option<ColumnSums> {
+    pub fn run(
+        &self,
+        isa: Isa,
+        batch: usize,
+        source: &[f32],
+        target: &mut [MaybeUninit<f32>],
+        moments: bool,
+    ) -> Option<ColumnSums> {
         let (source_len, target_len) =
             (self.source_pixels * self.source_channels, self.target_pixels * self.target_channels);
         assert!(source.len() == batch * source_len && target.len() == batch * target_len);
@@ -134,7 +143,7 @@ struct Part<'a> {
     gather: &'a Gather<'a>,
     images: usize,
     source: &'a [f32],
-    target: &'a mut [f32],
+    target: &'a mut [MaybeUninit<f32>],
     /// Sums and sums of squares, `[2, target channels]`.
     moments: Option<&'a mut [f64]>,
 }
@@ -197,7 +206,7 @@ impl Task for Part<'_> {
                     block,
                     rows: 0,
                     sources: [self.source.as_ptr(); MAX_ROWS],
-                    targets: [self.target.as_mut_ptr(); MAX_ROWS],
+                    targets: [self.target.as_mut_ptr().cast::<f32>(); MAX_ROWS],
                 };
                 // All tiles of a region are of one size, give or take one row.
                 let mut left = self.images * region.pixels.len();
@@ -209,7 +218,7 @@ impl Task for Part<'_> {
                         // SAFETY: both pixels lie inside this part's images, whose lengths `Gather::run` checked.
                         unsafe {
                             tile.sources[tile.rows] = self.source.as_ptr().add(from);
-                            tile.targets[tile.rows] = self.target.as_mut_ptr().add(to);
+                            tile.targets[tile.rows] = self.target.as_mut_ptr().cast::<f32>().add(to);
                         }
                         tile.rows += 1;
                         if tile.rows < wanted {

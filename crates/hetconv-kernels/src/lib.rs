@@ -18,6 +18,7 @@
 mod aligned;
 mod conv;
 mod depthwise;
+mod fresh;
 mod gather;
 mod grad_weight;
 mod isa;
@@ -27,6 +28,7 @@ mod parallel;
 mod simd;
 mod taps;
 
+pub mod alloc;
 pub mod loss;
 pub mod measure;
 pub mod norm;

@@ -1,8 +1,12 @@
 //! Batch-norm, fused with the residual add and the ReLU that follow it: one pass over the data each way, after one that
 //! gathers the sums. Rows are pixels of all images, columns are channels in stored order.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use crate::fresh::fresh;
 use crate::isa::Isa;
 use crate::moments::ColumnSums;
 use crate::parallel::reduction_parts;
@@ -25,39 +29,13 @@ const STRETCH: usize = 1 << 15;
 /// Rows after which `f32` sums are added to the `f64` ones.
 const SUM_ROWS: usize = 64;
 
-/// Computes y = act(γ·(x − mean)/√(variance + ε) + β + residual) with the batch's own statistics, `[rows, channels]`.
-///
-/// `residual` counts as zeros and `relu` off as the identity. An empty batch gives zero means and variances.
-///
-/// # Panics
-/// If the lengths don't fit.
-#[allow(clippy::too_many_arguments)]
-pub fn batch_norm_forward(
-    isa: Isa,
-    channels: usize,
-    x: &[f32],
-    residual: Option<&[f32]>,
-    gamma: &[f32],
-    beta: &[f32],
-    epsilon: f32,
-    relu: bool,
-    y: &mut [f32],
-) -> BatchStats {
-    let sums = column_sums_of(isa, channels, x);
-    let stats = BatchStats::new(&sums, x.len() / channels, epsilon);
-    let scale: Vec<f32> = gamma.iter().zip(&stats.inv_std).map(|(g, s)| g * s).collect();
-    let shift: Vec<f32> = beta.iter().zip(&stats.mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-    scale_shift(isa, channels, x, residual, &scale, &shift, relu, y);
-    stats
-}
-
 /// The sums of each channel and of their squares, `x` being `[rows, channels]`.
 ///
 /// # Panics
 /// If the length doesn't fit.
-pub fn column_sums_of(isa: Isa, channels: usize, x: &[f32]) -> ColumnSums {
+pub fn column_sums(isa: Isa, channels: usize, x: &[f32]) -> ColumnSums {
     assert!(channels > 0 && x.len().is_multiple_of(channels), "x is not [rows, {channels}]");
-    let mut sums = column_sums(channels, x.len() / channels, |start, end, sums| {
+    let mut sums = two_sums(channels, x.len() / channels, |start, end, sums| {
         let x = &x[start * channels..end * channels];
         isa.run(Moments { channels, x, sums });
     });
@@ -66,7 +44,7 @@ pub fn column_sums_of(isa: Isa, channels: usize, x: &[f32]) -> ColumnSums {
 }
 
 impl BatchStats {
-    /// From the sums over `rows` pixels.
+    /// From the sums over `rows` pixels; an empty batch gives zero means and variances.
     pub fn new(sums: &ColumnSums, rows: usize, epsilon: f32) -> Self {
         let count = rows.max(1) as f64;
         let mean: Vec<f64> = sums.sums.iter().map(|s| s / count).collect();
@@ -77,11 +55,18 @@ impl BatchStats {
             variance: variance.into_iter().map(|v| v as f32).collect(),
         }
     }
+
+    /// Scale and shift that amount to γ·(x − mean)/√(variance + ε) + β.
+    pub fn scale_and_shift(&self, gamma: &[f32], beta: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let scale: Vec<f32> = gamma.iter().zip(&self.inv_std).map(|(g, s)| g * s).collect();
+        let shift = beta.iter().zip(&self.mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+        (scale, shift)
+    }
 }
 
 /// Two sums a channel over all rows: `f32` over up to [`SUM_ROWS`] rows by `accumulate(start, end, [2, channels])`, `f64`
 /// beyond.
-fn column_sums(channels: usize, rows: usize, accumulate: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f64> {
+fn two_sums(channels: usize, rows: usize, accumulate: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f64> {
     let parts = reduction_parts(rows, 2 * channels);
     let rows_per_part = rows.div_ceil(parts).max(1);
     let of_part = |part: usize| {
@@ -133,11 +118,11 @@ impl Task for Moments<'_> {
     }
 }
 
-/// Computes y = act(scale·x + shift + residual), `[rows, channels]`: batch-norm with known statistics.
+/// act(scale·x + shift + residual), `[rows, channels]`: batch-norm with known statistics. `residual` counts as zeros and
+/// `relu` off as the identity.
 ///
 /// # Panics
 /// If the lengths don't fit.
-#[allow(clippy::too_many_arguments)]
 pub fn scale_shift(
     isa: Isa,
     channels: usize,
@@ -146,17 +131,20 @@ pub fn scale_shift(
     scale: &[f32],
     shift: &[f32],
     relu: bool,
-    y: &mut [f32],
-) {
+) -> Vec<f32> {
     assert!(channels > 0 && x.len().is_multiple_of(channels), "x is not [rows, {channels}]");
-    assert!(x.len() == y.len() && residual.is_none_or(|r| r.len() == x.len()), "x, residual and y differ in length");
+    assert!(residual.is_none_or(|r| r.len() == x.len()), "x and residual differ in length");
     assert!(scale.len() == channels && shift.len() == channels, "scale and shift need {channels} values");
     let stretch = (STRETCH / channels).max(1) * channels;
-    y.par_chunks_mut(stretch).enumerate().for_each(|(part, y)| {
-        let range = part * stretch..part * stretch + y.len();
-        let (x, residual) = (&x[range.clone()], residual.map(|r| &r[range]));
-        isa.run(ScaleShift { channels, x, residual, scale, shift, relu, y });
-    });
+    let fill = |y: &mut [MaybeUninit<f32>]| {
+        y.par_chunks_mut(stretch).enumerate().for_each(|(part, y)| {
+            let range = part * stretch..part * stretch + y.len();
+            let (x, residual) = (&x[range.clone()], residual.map(|r| &r[range]));
+            isa.run(ScaleShift { channels, x, residual, scale, shift, relu, y });
+        });
+    };
+    // SAFETY: every row of every stretch is written.
+    unsafe { fresh(x.len(), fill) }
 }
 
 struct ScaleShift<'a> {
@@ -166,7 +154,7 @@ struct ScaleShift<'a> {
     scale: &'a [f32],
     shift: &'a [f32],
     relu: bool,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
 }
 
 impl Task for ScaleShift<'_> {
@@ -194,7 +182,7 @@ impl Task for ScaleShift<'_> {
                     if relu {
                         value = simd.relu(value);
                     }
-                    let out = y.as_mut_ptr().add(c);
+                    let out = y.as_mut_ptr().cast::<f32>().add(c);
                     if whole { simd.store(out, value) } else { simd.store_first(out, value, lanes) }
                 }
                 c += lanes;
@@ -203,7 +191,36 @@ impl Task for ScaleShift<'_> {
     }
 }
 
-/// The gradients of [`batch_norm_forward`]: by x, by the residual, by γ and by β (the last two overwritten).
+/// Where a ReLU behind the batch-norm lets gradients pass.
+#[derive(Clone, Copy, Debug)]
+pub enum Gate<'a> {
+    /// Everywhere: there is no ReLU.
+    Open,
+    /// Where its result, `[rows, channels]`, is positive.
+    Output(&'a [f32]),
+    /// Where scale·x + shift is positive: the same, without a residual.
+    Input {
+        /// As given to [`scale_shift`].
+        scale: &'a [f32],
+        /// As given to [`scale_shift`].
+        shift: &'a [f32],
+    },
+}
+
+/// The gradients of a batch-norm with the batch's own statistics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormGradients {
+    /// By its input.
+    pub x: Vec<f32>,
+    /// By the residual, if it was wanted.
+    pub residual: Option<Vec<f32>>,
+    /// By γ.
+    pub gamma: Vec<f32>,
+    /// By β.
+    pub beta: Vec<f32>,
+}
+
+/// The gradients of act(γ·(x − mean)/√(variance + ε) + β + residual) with the statistics of `x` itself.
 ///
 /// # Panics
 /// If the lengths don't fit.
@@ -212,31 +229,35 @@ pub fn batch_norm_backward(
     isa: Isa,
     channels: usize,
     x: &[f32],
-    y: &[f32],
+    gate: Gate<'_>,
     gamma: &[f32],
     stats: &BatchStats,
-    relu: bool,
     grad_y: &[f32],
-    grad_x: &mut [f32],
-    grad_residual: Option<&mut [f32]>,
-    grad_gamma: &mut [f32],
-    grad_beta: &mut [f32],
-) {
+    residual: bool,
+) -> NormGradients {
     assert!(channels > 0 && x.len().is_multiple_of(channels), "x is not [rows, {channels}]");
-    let len = x.len();
-    assert!(y.len() == len && grad_y.len() == len && grad_x.len() == len, "x, y and gradients differ in length");
-    assert!(grad_residual.as_ref().is_none_or(|r| r.len() == len), "grad-residual length");
-    assert!([gamma.len(), stats.mean.len(), grad_gamma.len(), grad_beta.len()] == [channels; 4], "channels");
-    let rows = len / channels;
+    assert!(grad_y.len() == x.len(), "x and its gradient differ in length");
+    match gate {
+        Gate::Open => {}
+        Gate::Output(y) => assert!(y.len() == x.len(), "x and y differ in length"),
+        Gate::Input { scale, shift } => assert!([scale.len(), shift.len()] == [channels; 2], "channels"),
+    }
+    assert!([gamma.len(), stats.mean.len()] == [channels; 2], "channels");
+    let rows = x.len() / channels;
+    let data = Data { channels, x, gate, grad: grad_y };
     // Σ dz and Σ dz·x, where dz is the gradient that passes the ReLU.
-    let sums = column_sums(channels, rows, |start, end, sums| {
-        let range = start * channels..end * channels;
-        let (x, y, grad) = (&x[range.clone()], &y[range.clone()], &grad_y[range]);
-        isa.run(GradSums { channels, x, y, grad, relu, sums });
+    let sums = two_sums(channels, rows, |start, end, sums| {
+        let data = data.range(start * channels..end * channels);
+        match gate {
+            Gate::Open => isa.run(GradSums::<OPEN> { data, sums }),
+            Gate::Output(_) => isa.run(GradSums::<OUTPUT> { data, sums }),
+            Gate::Input { .. } => isa.run(GradSums::<INPUT> { data, sums }),
+        }
     });
     let count = rows.max(1) as f64;
     // dx = γ·inv_std·(dz − Σdz/n − x̂·Σ(dz·x̂)/n), written as a·dz + b·x + c.
     let (mut a, mut b, mut c) = (vec![0.0f32; channels], vec![0.0f32; channels], vec![0.0f32; channels]);
+    let (mut grad_gamma, mut grad_beta) = (vec![0.0f32; channels], vec![0.0f32; channels]);
     for channel in 0..channels {
         let (sum, sum_x) = (sums[channel], sums[channels + channel]);
         let (mean, inv_std) = (f64::from(stats.mean[channel]), f64::from(stats.inv_std[channel]));
@@ -250,106 +271,152 @@ pub fn batch_norm_backward(
     }
     let stretch = (STRETCH / channels).max(1) * channels;
     let factors = [&a[..], &b[..], &c[..]];
-    let part = |part: usize, grad_x: &mut [f32], grad_residual: Option<&mut [f32]>| {
-        let range = part * stretch..part * stretch + grad_x.len();
-        let (x, y, grad) = (&x[range.clone()], &y[range.clone()], &grad_y[range]);
-        isa.run(GradX { channels, x, y, grad, relu, factors, grad_x, grad_residual });
+    let part = |part: usize, grad_x: &mut [MaybeUninit<f32>], grad_residual: Option<&mut [MaybeUninit<f32>]>| {
+        let data = data.range(part * stretch..part * stretch + grad_x.len());
+        match gate {
+            Gate::Open => isa.run(GradX::<OPEN> { data, factors, grad_x, grad_residual }),
+            Gate::Output(_) => isa.run(GradX::<OUTPUT> { data, factors, grad_x, grad_residual }),
+            Gate::Input { .. } => isa.run(GradX::<INPUT> { data, factors, grad_x, grad_residual }),
+        }
     };
-    match grad_residual {
-        None => grad_x.par_chunks_mut(stretch).enumerate().for_each(|(i, grad_x)| part(i, grad_x, None)),
-        Some(grad_residual) => {
+    let mut of_residual = None;
+    let fill = |grad_x: &mut [MaybeUninit<f32>]| {
+        if !residual {
+            grad_x.par_chunks_mut(stretch).enumerate().for_each(|(i, grad_x)| part(i, grad_x, None));
+            return;
+        }
+        let fill = |grad_residual: &mut [MaybeUninit<f32>]| {
             let parts = grad_x.par_chunks_mut(stretch).zip(grad_residual.par_chunks_mut(stretch)).enumerate();
             parts.for_each(|(i, (grad_x, grad_residual))| part(i, grad_x, Some(grad_residual)));
-        }
+        };
+        // SAFETY: every row of every stretch is written, as below.
+        of_residual = Some(unsafe { fresh(x.len(), fill) });
+    };
+    // SAFETY: every row of every stretch is written.
+    let grad_x = unsafe { fresh(x.len(), fill) };
+    NormGradients { x: grad_x, residual: of_residual, gamma: grad_gamma, beta: grad_beta }
+}
+
+// The three gates, as the kernels are compiled for each.
+const OPEN: u8 = 0;
+const OUTPUT: u8 = 1;
+const INPUT: u8 = 2;
+
+/// Rows of a batch-norm's input, gate and gradient.
+#[derive(Clone, Copy)]
+struct Data<'a> {
+    channels: usize,
+    x: &'a [f32],
+    gate: Gate<'a>,
+    grad: &'a [f32],
+}
+
+impl Data<'_> {
+    fn range(&self, range: Range<usize>) -> Self {
+        let gate = match self.gate {
+            Gate::Output(y) => Gate::Output(&y[range.clone()]),
+            gate => gate,
+        };
+        Self { x: &self.x[range.clone()], gate, grad: &self.grad[range], ..*self }
+    }
+
+    /// `lanes` values of x, and of the gradient where the gate lets it pass.
+    ///
+    /// # Safety
+    /// `lanes` values of one row stand at `at`, the first of them of `channel`.
+    #[inline(always)]
+    unsafe fn read<S: Simd, const GATE: u8>(&self, simd: S, at: usize, channel: usize, lanes: usize) -> (S::V, S::V) {
+        let read = |values: &[f32], at: usize| {
+            debug_assert!(at + lanes <= values.len());
+            // SAFETY: the caller vouches for x, and the other slices have its length or that of a row.
+            unsafe {
+                let values = values.as_ptr().add(at);
+                if lanes == S::LANES { simd.load(values) } else { simd.load_first(values, lanes) }
+            }
+        };
+        let (x, grad) = (read(self.x, at), read(self.grad, at));
+        let passed = match (GATE, self.gate) {
+            (OUTPUT, Gate::Output(y)) => simd.where_positive(read(y, at), grad),
+            (INPUT, Gate::Input { scale, shift }) => {
+                simd.where_positive(simd.mul_add(x, read(scale, channel), read(shift, channel)), grad)
+            }
+            _ => grad,
+        };
+        (x, passed)
     }
 }
 
-struct GradSums<'a> {
-    channels: usize,
-    x: &'a [f32],
-    y: &'a [f32],
-    grad: &'a [f32],
-    relu: bool,
+struct GradSums<'a, const GATE: u8> {
+    data: Data<'a>,
     sums: &'a mut [f32],
 }
 
-impl Task for GradSums<'_> {
+impl<const GATE: u8> Task for GradSums<'_, GATE> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { channels, x, y, grad, relu, sums } = self;
+        let Self { data, sums } = self;
+        let channels = data.channels;
         let (sum, sum_x) = sums.split_at_mut(channels);
-        let rows = x.chunks_exact(channels).zip(y.chunks_exact(channels)).zip(grad.chunks_exact(channels));
-        for ((x, y), grad) in rows {
-            let mut c = 0;
-            // SAFETY: every slice holds `channels` values, and `c + LANES <= channels`.
-            unsafe {
-                while c + S::LANES <= channels {
-                    let mut dz = simd.load(grad.as_ptr().add(c));
-                    if relu {
-                        dz = simd.where_positive(simd.load(y.as_ptr().add(c)), dz);
+        for row in (0..data.x.len()).step_by(channels) {
+            for channel in (0..channels).step_by(S::LANES) {
+                let lanes = S::LANES.min(channels - channel);
+                // SAFETY: rows hold `channels` values, as do both sums.
+                unsafe {
+                    let (x, dz) = data.read::<S, GATE>(simd, row + channel, channel, lanes);
+                    let (s, t) = (sum.as_mut_ptr().add(channel), sum_x.as_mut_ptr().add(channel));
+                    if lanes == S::LANES {
+                        simd.store(s, simd.add(simd.load(s), dz));
+                        simd.store(t, simd.mul_add(dz, x, simd.load(t)));
+                    } else {
+                        simd.store_first(s, simd.add(simd.load_first(s, lanes), dz), lanes);
+                        simd.store_first(t, simd.mul_add(dz, x, simd.load_first(t, lanes)), lanes);
                     }
-                    let (s, t) = (sum.as_mut_ptr().add(c), sum_x.as_mut_ptr().add(c));
-                    simd.store(s, simd.add(simd.load(s), dz));
-                    simd.store(t, simd.mul_add(dz, simd.load(x.as_ptr().add(c)), simd.load(t)));
-                    c += S::LANES;
                 }
-            }
-            for c in c..channels {
-                let dz = if relu && (y[c] <= 0.0 || y[c].is_nan()) { 0.0 } else { grad[c] };
-                sum[c] += dz;
-                sum_x[c] += dz * x[c];
             }
         }
     }
 }
 
-struct GradX<'a> {
-    channels: usize,
-    x: &'a [f32],
-    y: &'a [f32],
-    grad: &'a [f32],
-    relu: bool,
+struct GradX<'a, const GATE: u8> {
+    data: Data<'a>,
     factors: [&'a [f32]; 3],
-    grad_x: &'a mut [f32],
-    grad_residual: Option<&'a mut [f32]>,
+    grad_x: &'a mut [MaybeUninit<f32>],
+    grad_residual: Option<&'a mut [MaybeUninit<f32>]>,
 }
 
-impl Task for GradX<'_> {
+impl<const GATE: u8> Task for GradX<'_, GATE> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let channels = self.channels;
+        let data = self.data;
+        let channels = data.channels;
         let [a, b, c] = self.factors;
-        for row in (0..self.x.len()).step_by(channels) {
-            let mut channel = 0;
-            while channel < channels {
+        for row in (0..data.x.len()).step_by(channels) {
+            for channel in (0..channels).step_by(S::LANES) {
                 let lanes = S::LANES.min(channels - channel);
                 let whole = lanes == S::LANES;
                 let at = row + channel;
-                // SAFETY: the five data slices have one length, a multiple of `channels`; the factors hold `channels`.
+                // SAFETY: rows hold `channels` values, as do the factors; the gradients have x's length.
                 unsafe {
-                    let read = |s: &[f32], at: usize| {
-                        let p = s.as_ptr().add(at);
-                        if whole { simd.load(p) } else { simd.load_first(p, lanes) }
+                    let factor = |values: &[f32]| {
+                        let values = values.as_ptr().add(channel);
+                        if whole { simd.load(values) } else { simd.load_first(values, lanes) }
                     };
-                    let mut dz = read(self.grad, at);
-                    if self.relu {
-                        dz = simd.where_positive(read(self.y, at), dz);
-                    }
-                    let dx = simd.mul_add(read(self.x, at), read(b, channel), read(c, channel));
-                    let dx = simd.mul_add(dz, read(a, channel), dx);
-                    let write = |p: *mut f32, value: S::V| {
-                        if whole { simd.store(p, value) } else { simd.store_first(p, value, lanes) }
+                    let (x, dz) = data.read::<S, GATE>(simd, at, channel, lanes);
+                    let dx = simd.mul_add(x, factor(b), factor(c));
+                    let dx = simd.mul_add(dz, factor(a), dx);
+                    let write = |values: &mut [MaybeUninit<f32>], value: S::V| {
+                        let values = values.as_mut_ptr().cast::<f32>().add(at);
+                        if whole { simd.store(values, value) } else { simd.store_first(values, value, lanes) }
                     };
-                    write(self.grad_x.as_mut_ptr().add(at), dx);
+                    write(self.grad_x, dx);
                     if let Some(grad_residual) = &mut self.grad_residual {
-                        write(grad_residual.as_mut_ptr().add(at), dz);
+                        write(grad_residual, dz);
                     }
                 }
-                channel += lanes;
             }
         }
     }

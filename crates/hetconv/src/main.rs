@@ -3,10 +3,9 @@
 
 mod cli;
 
-/// Every operation of a training step allocates its result; with glibc's allocator each large one is given back to the
-/// system and faulted in again.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: hetconv::kernels::alloc::Recycler<mimalloc::MiMalloc> =
+    hetconv::kernels::alloc::Recycler::new(mimalloc::MiMalloc);
 
 fn main() -> std::process::ExitCode {
     cli::main()

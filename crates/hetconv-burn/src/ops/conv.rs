@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use hetconv_kernels::{Conv, ConvWeights, ConvWeightsMut, Isa};
+use hetconv_kernels::{ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Isa};
 
 use crate::Implementation;
 use crate::composed::ComposedConv;
@@ -65,16 +65,29 @@ impl ConvOp {
     /// # Panics
     /// If a tensor has another shape, or the implementation is not one for its device.
     pub fn forward(&self, input: Tensor<4>, weights: ConvTensors, bias: Option<Tensor<1>>) -> Tensor<4> {
+        self.forward_with_sums(input, weights, bias).0
+    }
+
+    /// As [`ConvOp::forward`], with the sums of each channel's results where the kernels count them.
+    ///
+    /// # Panics
+    /// As [`ConvOp::forward`].
+    pub fn forward_with_sums(
+        &self,
+        input: Tensor<4>,
+        weights: ConvTensors,
+        bias: Option<Tensor<1>>,
+    ) -> (Tensor<4>, Option<ColumnSums>) {
         let [_, height, width, channels] = input.dims();
         assert_eq!([height, width], self.conv.in_size(), "image size of a convolution prepared for another");
         assert_eq!(channels, self.conv.spec().in_channels, "input channels of a convolution");
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
-            Form::Composed(composed) => return composed.forward(input, weights, bias),
+            Form::Composed(composed) => return (composed.forward(input, weights, bias), None),
         };
         let kernel = ConvKernel { conv: self.conv.clone(), isa };
         let input = input.into_dispatch();
-        let output = match (weights, bias.map(Tensor::into_dispatch)) {
+        let (output, sums) = match (weights, bias.map(Tensor::into_dispatch)) {
             (ConvTensors::Dense(weight), None) => kernel.apply([input, weight.into_dispatch()]),
             (ConvTensors::Dense(weight), Some(bias)) => kernel.apply([input, weight.into_dispatch(), bias]),
             (ConvTensors::Het { center, ring }, None) => {
@@ -84,7 +97,7 @@ impl ConvOp {
                 kernel.apply([input, center.into_dispatch(), ring.into_dispatch(), bias])
             }
         };
-        Tensor::from_dispatch(output)
+        (Tensor::from_dispatch(output), Some(sums))
     }
 }
 
@@ -96,8 +109,8 @@ struct ConvKernel {
 }
 
 impl ConvKernel {
-    fn apply<const N: usize>(self, inputs: [DispatchTensor; N]) -> DispatchTensor {
-        apply(self, inputs).0
+    fn apply<const N: usize>(self, inputs: [DispatchTensor; N]) -> (DispatchTensor, ColumnSums) {
+        apply(self, inputs)
     }
 
     fn is_het(&self) -> bool {
@@ -121,16 +134,15 @@ impl ConvKernel {
 impl<const N: usize> Kernel<N> for ConvKernel {
     /// The inputs; the bias is not read again.
     type Saved = [FlexTensor; N];
-    type Side = ();
+    type Side = ColumnSums;
 
-    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, (), Self::Saved) {
+    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, ColumnSums, Self::Saved) {
         let batch = inputs[0].layout().shape()[0];
         let [height, width] = self.conv.out_size();
-        let shape = [batch, height, width, self.conv.spec().out_channels];
-        let mut output = vec![0.0; shape.iter().product()];
+        let weights = self.conv.pack(self.isa, Direction::Forward, self.weights(inputs));
         let bias = inputs.get(self.bias()).map(values);
-        self.conv.forward(self.isa, batch, values(&inputs[0]), self.weights(inputs), bias, &mut output);
-        (tensor(output, shape), (), inputs.clone())
+        let (output, sums) = self.conv.forward_with_sums(batch, values(&inputs[0]), &weights, bias);
+        (tensor(output, [batch, height, width, self.conv.spec().out_channels]), sums, inputs.clone())
     }
 
     fn backward(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
@@ -159,9 +171,8 @@ impl<const N: usize> Kernel<N> for ConvKernel {
             results[bias] = Some(like(bias, grad_bias));
         }
         if wanted[0] {
-            let mut grad_input = zeros(0);
-            self.conv.grad_input(self.isa, batch, grad_output, self.weights(&inputs), &mut grad_input);
-            results[0] = Some(like(0, grad_input));
+            let weights = self.conv.pack(self.isa, Direction::GradInput, self.weights(&inputs));
+            results[0] = Some(like(0, self.conv.grad_input(batch, grad_output, &weights)));
         }
         results
     }

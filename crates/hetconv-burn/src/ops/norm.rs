@@ -5,8 +5,8 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use hetconv_core::ChannelOrder;
-use hetconv_kernels::Isa;
-use hetconv_kernels::norm::{self, BatchStats};
+use hetconv_kernels::norm::{self, BatchStats, Gate};
+use hetconv_kernels::{ColumnSums, Isa};
 
 use crate::Implementation;
 use crate::composed::ComposedNorm;
@@ -63,13 +63,27 @@ impl NormOp {
     /// # Panics
     /// If the shapes do not fit, or the implementation is not one for the device.
     pub fn forward(&self, x: Tensor<4>, affine: NormTensors, residual: Option<Tensor<4>>) -> (Tensor<4>, Moments) {
+        self.forward_with_sums(x, None, affine, residual)
+    }
+
+    /// As [`NormOp::forward`], with the channels' sums over `x` if the operation that made it counted them.
+    ///
+    /// # Panics
+    /// As [`NormOp::forward`].
+    pub fn forward_with_sums(
+        &self,
+        x: Tensor<4>,
+        sums: Option<ColumnSums>,
+        affine: NormTensors,
+        residual: Option<Tensor<4>>,
+    ) -> (Tensor<4>, Moments) {
         self.check(&x, &affine, residual.as_ref());
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
             Form::Composed(composed) => return composed.forward(x, affine, residual),
         };
         let device = x.device().inner();
-        let kernel = NormKernel { order: self.order.clone(), isa, epsilon: self.epsilon, relu: self.relu };
+        let kernel = NormKernel { order: self.order.clone(), isa, epsilon: self.epsilon, relu: self.relu, sums };
         let inputs = [x.into_dispatch(), affine.scale.into_dispatch(), affine.shift.into_dispatch()];
         let (y, stats) = match residual {
             None => apply(kernel, inputs),
@@ -112,9 +126,8 @@ impl NormOp {
         let (factors, summands) = (stored(&self.order, &factors), stored(&self.order, &summands));
         let x = flex(x.into_dispatch());
         let residual = residual.map(|residual| flex(residual.into_dispatch()));
-        let mut y = vec![0.0; values(&x).len()];
         let residual = residual.as_ref().map(values);
-        norm::scale_shift(isa, shape[3], values(&x), residual, &factors, &summands, self.relu, &mut y);
+        let y = norm::scale_shift(isa, shape[3], values(&x), residual, &factors, &summands, self.relu);
         Tensor::from_dispatch(wrap(tensor(y, shape)))
     }
 
@@ -147,15 +160,24 @@ struct NormKernel {
     isa: Isa,
     epsilon: f32,
     relu: bool,
+    sums: Option<ColumnSums>,
 }
 
 #[derive(Clone, Debug)]
 struct NormSaved {
     x: FlexTensor,
-    y: FlexTensor,
+    gate: SavedGate,
     /// γ in stored order.
-    scale: Vec<f32>,
+    gamma: Vec<f32>,
     stats: BatchStats,
+}
+
+/// What decides where the ReLU lets gradients pass.
+#[derive(Clone, Debug)]
+enum SavedGate {
+    Open,
+    Output(FlexTensor),
+    Input { scale: Vec<f32>, shift: Vec<f32> },
 }
 
 impl<const N: usize> Kernel<N> for NormKernel {
@@ -165,53 +187,49 @@ impl<const N: usize> Kernel<N> for NormKernel {
     fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, BatchStats, NormSaved) {
         let shape = inputs[0].layout().shape().clone();
         let x = values(&inputs[0]);
-        let scale = stored(&self.order, values(&inputs[1]));
-        let shift = stored(&self.order, values(&inputs[2]));
+        let [gamma, beta] = [1, 2].map(|input| stored(&self.order, values(&inputs[input])));
+        let channels = gamma.len();
         let residual = inputs.get(3).map(values);
-        let mut y = vec![0.0; x.len()];
-        let stats = norm::batch_norm_forward(
-            self.isa,
-            scale.len(),
-            x,
-            residual,
-            &scale,
-            &shift,
-            self.epsilon,
-            self.relu,
-            &mut y,
-        );
+        let counted = self.sums.is_none().then(|| norm::column_sums(self.isa, channels, x));
+        let sums = self.sums.as_ref().or(counted.as_ref()).expect("one or the other");
+        let stats = BatchStats::new(sums, x.len() / channels, self.epsilon);
+        let (scale, shift) = stats.scale_and_shift(&gamma, &beta);
+        let y = norm::scale_shift(self.isa, channels, x, residual, &scale, &shift, self.relu);
         let y = tensor(y, shape);
-        (y.clone(), stats.clone(), NormSaved { x: inputs[0].clone(), y, scale, stats })
+        let gate = match (self.relu, residual) {
+            (false, _) => SavedGate::Open,
+            (true, Some(_)) => SavedGate::Output(y.clone()),
+            (true, None) => SavedGate::Input { scale, shift },
+        };
+        (y, stats.clone(), NormSaved { x: inputs[0].clone(), gate, gamma, stats })
     }
 
     fn backward(&self, saved: NormSaved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
         let shape = saved.x.layout().shape().clone();
-        let channels = saved.scale.len();
-        let elements = values(&saved.x).len();
-        let mut grad_x = vec![0.0; elements];
+        let channels = saved.gamma.len();
+        let gate = match &saved.gate {
+            SavedGate::Open => Gate::Open,
+            SavedGate::Output(y) => Gate::Output(values(y)),
+            SavedGate::Input { scale, shift } => Gate::Input { scale, shift },
+        };
         // Without a ReLU the residual's gradient is the output's own.
-        let mut grad_residual = (self.relu && wanted.get(3) == Some(&true)).then(|| vec![0.0; elements]);
-        let (mut grad_scale, mut grad_shift) = (vec![0.0; channels], vec![0.0; channels]);
-        norm::batch_norm_backward(
+        let residual = self.relu && wanted.get(3) == Some(&true);
+        let grads = norm::batch_norm_backward(
             self.isa,
             channels,
             values(&saved.x),
-            values(&saved.y),
-            &saved.scale,
+            gate,
+            &saved.gamma,
             &saved.stats,
-            self.relu,
             values(&grad),
-            &mut grad_x,
-            grad_residual.as_deref_mut(),
-            &mut grad_scale,
-            &mut grad_shift,
+            residual,
         );
         let mut results = [const { None }; N];
-        results[0] = Some(tensor(grad_x, shape.clone()));
-        results[1] = Some(tensor(natural(&self.order, &grad_scale), [channels]));
-        results[2] = Some(tensor(natural(&self.order, &grad_shift), [channels]));
+        results[0] = Some(tensor(grads.x, shape.clone()));
+        results[1] = Some(tensor(natural(&self.order, &grads.gamma), [channels]));
+        results[2] = Some(tensor(natural(&self.order, &grads.beta), [channels]));
         if N == 4 {
-            results[3] = match grad_residual {
+            results[3] = match grads.residual {
                 Some(data) => Some(tensor(data, shape)),
                 None => wanted[3].then_some(grad),
             };
