@@ -10,9 +10,10 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, activation};
 use hetconv_core::{Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, ChannelPlan, Graph, Op, Shape, ValueId};
+use hetconv_kernels::select::Select;
 use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
-use crate::ops::{ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, global_avg_pool};
+use crate::ops::{ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, SelectOp, global_avg_pool};
 use crate::parameters::Leaves;
 use crate::selection::Selection;
 use crate::{Implementation, ModuleError};
@@ -62,7 +63,7 @@ enum Step {
     Concat,
     Flatten,
     Softmax,
-    Gather { selection: Selection, zeros: bool, stride: usize },
+    Select(SelectOp),
 }
 
 /// Indices of parameters.
@@ -241,19 +242,7 @@ impl Program {
                 image.permute([0, 3, 1, 2]).reshape([batch, 1, 1, channels * height * width])
             }
             Step::Softmax => activation::softmax(next(), 3),
-            Step::Gather { selection, zeros, stride } => {
-                let mut image = next();
-                if *stride > 1 {
-                    let step = *stride as isize;
-                    image = image.slice(burn::tensor::s![.., ..;step, ..;step, ..]);
-                }
-                if *zeros {
-                    let [batch, height, width, _] = image.dims();
-                    let zero = Tensor::zeros([batch, height, width, 1], &image.device().inner());
-                    image = Tensor::cat(vec![image, zero], 3);
-                }
-                selection.apply(image, 3)
-            }
+            Step::Select(op) => op.forward(next()),
         };
         (result, None)
     }
@@ -450,11 +439,10 @@ impl Compiler<'_> {
     }
 
     fn gather(&self, id: ValueId, stride: usize) -> Step {
-        let sources = self.plan.sources(id).expect("the plan has the sources of every gather");
-        let zero = self.channels(self.graph.nodes[id].inputs[0]);
-        let zeros = sources.contains(&None);
-        let sources: Vec<u32> = sources.iter().map(|source| source.unwrap_or(zero as u32)).collect();
-        Step::Gather { selection: Selection::new(&sources, zero + usize::from(zeros)), zeros, stride }
+        let sources = self.plan.sources(id).expect("the plan has the sources of every gather").to_vec();
+        let input = self.graph.nodes[id].inputs[0];
+        let select = Select { sources, channels: self.channels(input), stride, in_size: self.shapes[input].size() };
+        Step::Select(SelectOp::new(select, self.implementation))
     }
 }
 

@@ -159,7 +159,7 @@ impl Task for Part<'_> {
                 let rows = (pixels - run * cut.run).min(cut.run);
                 let of_run = &grad_output[run * cut.run * spec.out_channels..][..rows * spec.out_channels];
                 for (pixel, row) in of_run.chunks_exact(spec.out_channels).zip(panel.chunks_exact_mut(block.stride)) {
-                    row[..block.outputs.len()].copy_from_slice(&pixel[block.outputs.clone()]);
+                    copy(simd, &pixel[block.outputs.clone()], row);
                 }
                 for (tap, pairs) in taps.iter().enumerate() {
                     let (range, second) = match &block.ring {
@@ -206,6 +206,18 @@ impl Task for Part<'_> {
             }
         }
     }
+}
+
+/// Copies a few values to the front of a row.
+#[inline(always)]
+fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
+    assert!(from.len() <= to.len());
+    let whole = from.len() - from.len() % S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        // SAFETY: a whole vector is left in both.
+        unsafe { simd.store(to.as_mut_ptr().add(at), simd.load(from.as_ptr().add(at))) };
+    }
+    to[whole..from.len()].copy_from_slice(&from[whole..]);
 }
 
 /// One tap and one vector of channels.

@@ -131,6 +131,26 @@ impl Isa {
     }
 }
 
+/// A closure whose plain loops the compiler turns into vectors.
+struct Plain<F>(F);
+
+impl<F: FnOnce()> Task for Plain<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        (self.0)()
+    }
+}
+
+impl Isa {
+    /// Runs a closure compiled for this instruction set.
+    #[inline]
+    pub(crate) fn plain(self, loops: impl FnOnce()) {
+        self.run(Plain(loops))
+    }
+}
+
 impl FromStr for Isa {
     type Err = IsaError;
 

@@ -35,6 +35,7 @@ pub mod norm;
 pub mod optim;
 pub mod pool;
 pub mod reference;
+pub mod select;
 
 pub use conv::{Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
 pub use isa::{Isa, IsaError};

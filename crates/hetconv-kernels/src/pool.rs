@@ -34,6 +34,7 @@ impl Windows {
     }
 
     /// Calls `visit(output pixel, input pixel)` for every pair.
+    #[inline(always)]
     fn visit(&self, mut visit: impl FnMut(usize, usize)) {
         for (oy, rows) in self.rows.iter().enumerate() {
             for (ox, columns) in self.columns.iter().enumerate() {
@@ -54,7 +55,7 @@ impl Windows {
 /// If the geometry doesn't fit the image or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn max_pool_forward(
-    _isa: Isa,
+    isa: Isa,
     geometry: &Conv2dGeometry,
     batch: usize,
     in_size: [usize; 2],
@@ -69,18 +70,20 @@ pub fn max_pool_forward(
     let images =
         x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).zip(argmax.par_chunks_mut(out_len.max(1)));
     images.for_each(|((x, y), argmax)| {
-        y.fill(f32::NEG_INFINITY);
-        argmax.fill(u32::MAX);
-        windows.visit(|to, from| {
-            let x = &x[from * channels..][..channels];
-            let y = &mut y[to * channels..][..channels];
-            let argmax = &mut argmax[to * channels..][..channels];
-            for ((&x, y), argmax) in x.iter().zip(y).zip(argmax) {
-                let wins = (x > *y || x.is_nan() || *argmax == u32::MAX) && !y.is_nan();
-                *y = if wins { x } else { *y };
-                *argmax = if wins { from as u32 } else { *argmax };
-            }
-        });
+        isa.plain(|| {
+            y.fill(f32::NEG_INFINITY);
+            argmax.fill(u32::MAX);
+            windows.visit(|to, from| {
+                let x = &x[from * channels..][..channels];
+                let y = &mut y[to * channels..][..channels];
+                let argmax = &mut argmax[to * channels..][..channels];
+                for ((&x, y), argmax) in x.iter().zip(y).zip(argmax) {
+                    let wins = ((x > *y) | x.is_nan() | (*argmax == u32::MAX)) & !y.is_nan();
+                    *y = if wins { x } else { *y };
+                    *argmax = if wins { from as u32 } else { *argmax };
+                }
+            });
+        })
     });
 }
 
@@ -90,7 +93,7 @@ pub fn max_pool_forward(
 /// If the geometry doesn't fit the image or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn max_pool_backward(
-    _isa: Isa,
+    isa: Isa,
     geometry: &Conv2dGeometry,
     batch: usize,
     in_size: [usize; 2],
@@ -108,14 +111,15 @@ pub fn max_pool_backward(
         .zip(grad_y.par_chunks(out_len.max(1)))
         .zip(argmax.par_chunks(out_len.max(1)));
     images.for_each(|((grad_x, grad_y), argmax)| {
-        grad_x.fill(0.0);
-        for (row, winners) in grad_y.chunks_exact(channels).zip(argmax.chunks_exact(channels)) {
-            for (channel, (&grad, &pixel)) in row.iter().zip(winners).enumerate() {
-                if pixel != u32::MAX {
-                    grad_x[pixel as usize * channels + channel] += grad;
+        isa.plain(|| {
+            grad_x.fill(0.0);
+            windows.visit(|to, from| {
+                let (grad_y, argmax) = (&grad_y[to * channels..][..channels], &argmax[to * channels..][..channels]);
+                for ((dx, &dy), &winner) in grad_x[from * channels..][..channels].iter_mut().zip(grad_y).zip(argmax) {
+                    *dx += if winner == from as u32 { dy } else { 0.0 };
                 }
-            }
-        }
+            });
+        })
     });
 }
 
@@ -137,7 +141,7 @@ fn weights(windows: &Windows, taps: usize, count_padding: bool) -> Vec<f32> {
 /// If the geometry doesn't fit the image or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn avg_pool_forward(
-    _isa: Isa,
+    isa: Isa,
     geometry: &Conv2dGeometry,
     batch: usize,
     in_size: [usize; 2],
@@ -151,12 +155,14 @@ pub fn avg_pool_forward(
     assert!(x.len() == batch * in_len && y.len() == batch * out_len, "lengths");
     let weights = weights(&windows, geometry.taps(), count_padding);
     x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).for_each(|(x, y)| {
-        y.fill(0.0);
-        windows.visit(|to, from| {
-            for (y, &x) in y[to * channels..][..channels].iter_mut().zip(&x[from * channels..][..channels]) {
-                *y += x * weights[to];
-            }
-        });
+        isa.plain(|| {
+            y.fill(0.0);
+            windows.visit(|to, from| {
+                for (y, &x) in y[to * channels..][..channels].iter_mut().zip(&x[from * channels..][..channels]) {
+                    *y += x * weights[to];
+                }
+            });
+        })
     });
 }
 
@@ -166,7 +172,7 @@ pub fn avg_pool_forward(
 /// If the geometry doesn't fit the image or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn avg_pool_backward(
-    _isa: Isa,
+    isa: Isa,
     geometry: &Conv2dGeometry,
     batch: usize,
     in_size: [usize; 2],
@@ -180,13 +186,15 @@ pub fn avg_pool_backward(
     assert!(grad_x.len() == batch * in_len && grad_y.len() == batch * out_len, "lengths");
     let weights = weights(&windows, geometry.taps(), count_padding);
     grad_x.par_chunks_mut(in_len.max(1)).zip(grad_y.par_chunks(out_len.max(1))).for_each(|(grad_x, grad_y)| {
-        grad_x.fill(0.0);
-        windows.visit(|to, from| {
-            let grad_y = &grad_y[to * channels..][..channels];
-            for (dx, &dy) in grad_x[from * channels..][..channels].iter_mut().zip(grad_y) {
-                *dx += dy * weights[to];
-            }
-        });
+        isa.plain(|| {
+            grad_x.fill(0.0);
+            windows.visit(|to, from| {
+                let grad_y = &grad_y[to * channels..][..channels];
+                for (dx, &dy) in grad_x[from * channels..][..channels].iter_mut().zip(grad_y) {
+                    *dx += dy * weights[to];
+                }
+            });
+        })
     });
 }
 
@@ -194,19 +202,21 @@ pub fn avg_pool_backward(
 ///
 /// # Panics
 /// If the lengths don't fit.
-pub fn global_avg_forward(_isa: Isa, batch: usize, pixels: usize, channels: usize, x: &[f32], y: &mut [f32]) {
+pub fn global_avg_forward(isa: Isa, batch: usize, pixels: usize, channels: usize, x: &[f32], y: &mut [f32]) {
     assert!(x.len() == batch * pixels * channels && y.len() == batch * channels, "lengths");
     let scale = 1.0 / pixels.max(1) as f32;
     x.par_chunks((pixels * channels).max(1)).zip(y.par_chunks_mut(channels.max(1))).for_each(|(x, y)| {
-        y.fill(0.0);
-        for row in x.chunks_exact(channels) {
-            for (y, &x) in y.iter_mut().zip(row) {
-                *y += x;
+        isa.plain(|| {
+            y.fill(0.0);
+            for row in x.chunks_exact(channels) {
+                for (y, &x) in y.iter_mut().zip(row) {
+                    *y += x;
+                }
             }
-        }
-        for y in y {
-            *y *= scale;
-        }
+            for y in y {
+                *y *= scale;
+            }
+        })
     });
 }
 
@@ -214,22 +224,17 @@ pub fn global_avg_forward(_isa: Isa, batch: usize, pixels: usize, channels: usiz
 ///
 /// # Panics
 /// If the lengths don't fit.
-pub fn global_avg_backward(
-    _isa: Isa,
-    batch: usize,
-    pixels: usize,
-    channels: usize,
-    grad_y: &[f32],
-    grad_x: &mut [f32],
-) {
+pub fn global_avg_backward(isa: Isa, batch: usize, pixels: usize, channels: usize, grad_y: &[f32], grad_x: &mut [f32]) {
     assert!(grad_x.len() == batch * pixels * channels && grad_y.len() == batch * channels, "lengths");
     let scale = 1.0 / pixels.max(1) as f32;
     let images = grad_x.par_chunks_mut((pixels * channels).max(1)).zip(grad_y.par_chunks(channels.max(1)));
     images.for_each(|(grad_x, grad_y)| {
-        for row in grad_x.chunks_exact_mut(channels) {
-            for (dx, &dy) in row.iter_mut().zip(grad_y) {
-                *dx = dy * scale;
+        isa.plain(|| {
+            for row in grad_x.chunks_exact_mut(channels) {
+                for (dx, &dy) in row.iter_mut().zip(grad_y) {
+                    *dx = dy * scale;
+                }
             }
-        }
+        })
     });
 }

@@ -72,8 +72,7 @@ fn golden_vectors() {
             let mut y = vec![f32::NAN; dy.len()];
             conv.forward(batch, &x, &conv.pack(isa, Direction::Forward, weights.get()), Some(&bias), &mut y);
             assert_close(&format!("{name} y"), &load(&y, &spec.out_order), &exact(&image("y").0), 1e-5);
-            let mut dx = vec![f32::NAN; x.len()];
-            conv.grad_input(batch, &dy, &conv.pack(isa, Direction::GradInput, weights.get()), &mut dx);
+            let dx = conv.grad_input(batch, &dy, &conv.pack(isa, Direction::GradInput, weights.get()));
             assert_close(&format!("{name} dx"), &load(&dx, &spec.in_order), &exact(&image("dx").0), 1e-5);
             let want = Weights::from_dense(&spec, &tensor("dweight").0);
             let mut grad = Weights::new(&spec, || f32::NAN);

@@ -5,7 +5,8 @@ mod common;
 
 use common::{Numbers, assert_close, each_isa};
 use hetconv_core::Conv2dGeometry;
-use hetconv_kernels::{norm, pool};
+use hetconv_kernels::norm::{self, BatchStats, Gate, NormGradients};
+use hetconv_kernels::pool;
 
 /// Batch-norm, residual and ReLU by the definition.
 #[allow(clippy::too_many_arguments)]
@@ -47,34 +48,25 @@ fn batch_norm_and_its_gradients() {
             let residual = with_residual.then(|| numbers.vec(len));
             let gamma: Vec<f32> = numbers.vec(channels).iter().map(|v| v + 1.5).collect();
             let (beta, dy) = (numbers.vec(channels), numbers.vec(len));
-            let mut y = vec![f32::NAN; len];
-            let r = residual.as_deref();
-            let stats = norm::batch_norm_forward(isa, channels, &x, r, &gamma, &beta, 1e-5, relu, &mut y);
+            let stats = BatchStats::new(&norm::column_sums(isa, channels, &x), rows, 1e-5);
+            let (scale, shift) = stats.scale_and_shift(&gamma, &beta);
+            let y = norm::scale_shift(isa, channels, &x, residual.as_deref(), &scale, &shift, relu);
             let r64 = residual.as_deref().map(exact);
             let (x64, gamma64, beta64) = (exact(&x), exact(&gamma), exact(&beta));
             let want = batch_norm(&x64, r64.as_deref(), &gamma64, &beta64, relu, f64::from(1e-5f32));
             // A single row has no variance: 1/√ε magnifies rounding, and the result is β + residual.
             assert_close("y", &y, &want, if rows == 1 { 1e-3 } else { 2e-5 });
 
-            let (mut dx, mut dr) = (vec![f32::NAN; len], vec![f32::NAN; len]);
-            let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-            let grad_residual = with_residual.then_some(&mut dr[..]);
-            norm::batch_norm_backward(
-                isa,
-                channels,
-                &x,
-                &y,
-                &gamma,
-                &stats,
-                relu,
-                &dy,
-                &mut dx,
-                grad_residual,
-                &mut dgamma,
-                &mut dbeta,
-            );
+            let gate = match (relu, with_residual) {
+                (false, _) => Gate::Open,
+                (true, true) => Gate::Output(&y),
+                (true, false) => Gate::Input { scale: &scale, shift: &shift },
+            };
+            let grads = norm::batch_norm_backward(isa, channels, &x, gate, &gamma, &stats, &dy, with_residual);
+            let NormGradients { x: dx, residual: dr, gamma: dgamma, beta: dbeta } = grads;
+            assert_eq!(dr.is_some(), with_residual);
             let dz: Vec<f64> = (0..len).map(|i| if relu && want[i] <= 0.0 { 0.0 } else { f64::from(dy[i]) }).collect();
-            if with_residual {
+            if let Some(dr) = dr {
                 assert_close("grad-residual", &dr, &dz, 0.0);
             }
             if rows == 1 {
@@ -112,8 +104,7 @@ fn batch_norm_and_its_gradients() {
 fn known_statistics_scale_and_shift() {
     each_isa("scale and shift", |isa| {
         let x = [1.0, -2.0, 3.0, 4.0, f32::NAN, 6.0];
-        let mut y = [0.0; 6];
-        norm::scale_shift(
+        let y = norm::scale_shift(
             isa,
             3,
             &x,
@@ -121,7 +112,6 @@ fn known_statistics_scale_and_shift() {
             &[2.0, 1.0, 0.5],
             &[1.0, 0.0, -5.0],
             true,
-            &mut y,
         );
         assert_eq!((y[0], y[1], y[2], y[3], y[5]), (13.0, 0.0, 0.0, 9.0, 0.0));
         assert!(y[4].is_nan());

@@ -7,8 +7,10 @@ mod conv;
 mod loss;
 mod norm;
 mod pool;
+mod select;
 
 pub use conv::{ConvOp, ConvTensors};
 pub use loss::{Loss, cross_entropy};
 pub use norm::{Moments, NormOp, NormTensors};
 pub use pool::{PoolKind, PoolOp, global_avg_pool};
+pub use select::SelectOp;

@@ -142,8 +142,7 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
     conv.forward(batch, &stored, &packed, Some(&bias), &mut output);
     assert_close(&label("forward"), &load(&output, &spec.out_order), &want, 1e-5);
 
-    let mut again = vec![f32::NAN; want.len()];
-    let sums = conv.forward_with_sums(batch, &stored, &packed, Some(&bias), &mut again);
+    let (again, sums) = conv.forward_with_sums(batch, &stored, &packed, Some(&bias));
     assert_eq!(again, output, "{}", label("forward with sums"));
     let (mut sum, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
     for pixel in output.chunks_exact(n) {
@@ -159,9 +158,8 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
 
     let stored_grad = store(&grad, &spec.out_order);
     let want = reference::grad_input(spec, batch, in_size, &grad, &dense);
-    let mut grad_input = vec![f32::NAN; want.len()];
     let packed = conv.pack(isa, Direction::GradInput, weights.get());
-    conv.grad_input(batch, &stored_grad, &packed, &mut grad_input);
+    let grad_input = conv.grad_input(batch, &stored_grad, &packed);
     assert_close(&label("grad-input"), &load(&grad_input, &spec.in_order), &want, 2e-5);
 
     let want = reference::grad_weight(spec, batch, in_size, &input, &grad);

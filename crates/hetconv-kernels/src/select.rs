@@ -1,0 +1,107 @@
+//! Selection of channels and of every n-th pixel: the parameter-free shortcut of residual networks.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use crate::fresh::fresh;
+
+/// Channels of a result, each a copy of one of the operand's or zeros, at every `stride`-th row and column.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Select {
+    /// For each channel of the result the operand's it copies.
+    pub sources: Vec<Option<u32>>,
+    /// Channels of the operand.
+    pub channels: usize,
+    /// Rows and columns from one pixel of the result to the next.
+    pub stride: usize,
+    /// Height and width of the operand.
+    pub in_size: [usize; 2],
+}
+
+impl Select {
+    /// Height and width of the result.
+    pub fn out_size(&self) -> [usize; 2] {
+        self.in_size.map(|size| size.div_ceil(self.stride))
+    }
+
+    /// Pixels of the operand that the result's come from, row by row.
+    fn pixels(&self) -> impl Iterator<Item = usize> {
+        let ([height, width], stride) = (self.in_size, self.stride);
+        (0..height).step_by(stride).flat_map(move |y| (0..width).step_by(stride).map(move |x| y * width + x))
+    }
+
+    fn lengths(&self) -> [usize; 2] {
+        let [out_height, out_width] = self.out_size();
+        [self.in_size[0] * self.in_size[1] * self.channels, out_height * out_width * self.sources.len()]
+    }
+
+    /// `[batch, height, width, channels]` → `[batch, out height, out width, sources]`.
+    ///
+    /// # Panics
+    /// If the length doesn't fit.
+    pub fn forward(&self, batch: usize, x: &[f32]) -> Vec<f32> {
+        let [in_len, out_len] = self.lengths();
+        assert_eq!(x.len(), batch * in_len, "length of the operand");
+        let fill = |y: &mut [MaybeUninit<f32>]| {
+            if in_len == 0 || out_len == 0 {
+                return;
+            }
+            y.par_chunks_mut(out_len).zip(x.par_chunks(in_len)).for_each(|(y, x)| {
+                for (y, pixel) in y.chunks_exact_mut(self.sources.len()).zip(self.pixels()) {
+                    let x = &x[pixel * self.channels..][..self.channels];
+                    for (y, source) in y.iter_mut().zip(&self.sources) {
+                        y.write(source.map_or(0.0, |source| x[source as usize]));
+                    }
+                }
+            });
+        };
+        // SAFETY: every channel of every pixel of the result is written; where an image is empty there are none.
+        unsafe { fresh(batch * out_len, fill) }
+    }
+
+    /// The gradient by the operand: a channel that was copied several times gets the sum.
+    ///
+    /// # Panics
+    /// If the length doesn't fit.
+    pub fn backward(&self, batch: usize, grad_y: &[f32]) -> Vec<f32> {
+        let [in_len, out_len] = self.lengths();
+        assert_eq!(grad_y.len(), batch * out_len, "length of the gradient");
+        let mut grad_x = vec![0.0; batch * in_len];
+        if in_len > 0 && out_len > 0 {
+            grad_x.par_chunks_mut(in_len).zip(grad_y.par_chunks(out_len)).for_each(|(grad_x, grad_y)| {
+                for (grad_y, pixel) in grad_y.chunks_exact(self.sources.len()).zip(self.pixels()) {
+                    let grad_x = &mut grad_x[pixel * self.channels..][..self.channels];
+                    for (&grad, source) in grad_y.iter().zip(&self.sources) {
+                        if let Some(source) = source {
+                            grad_x[*source as usize] += grad;
+                        }
+                    }
+                }
+            });
+        }
+        grad_x
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_zeros_and_sums() {
+        let select = Select { sources: vec![Some(1), None, Some(0), Some(1)], channels: 2, stride: 2, in_size: [3, 2] };
+        assert_eq!(select.out_size(), [2, 1]);
+        let x: Vec<f32> = (0..24).map(|i| i as f32).collect();
+        // Pixels 0 and 4 of each image.
+        assert_eq!(select.forward(2, &x), [1., 0., 0., 1., 9., 0., 8., 9., 13., 0., 12., 13., 21., 0., 20., 21.]);
+        let grad: Vec<f32> = (1..=16).map(|i| i as f32).collect();
+        let back = select.backward(2, &grad);
+        let mut want = vec![0.0; 24];
+        for (at, value) in [(0, 3.), (1, 5.), (8, 7.), (9, 13.), (12, 11.), (13, 21.), (20, 15.), (21, 29.)] {
+            want[at] = value;
+        }
+        assert_eq!(back, want);
+        assert!(select.forward(0, &[]).is_empty());
+    }
+}
