@@ -19,8 +19,7 @@ use crate::simd::{Simd, Task};
 use crate::taps::Region;
 
 /// The most pixels of any tile.
-const MAX_ROWS: usize = 12;
-const ROWSMAX: usize = 8;
+const MAX_ROWS: usize = 8;
 
 /// A prepared gather; see the module's text.
 pub(crate) struct Gather<'a> {
@@ -156,7 +155,7 @@ impl Task for Part<'_> {
         let Gather { layout, regions, source_pixels, target_pixels, source_channels, target_channels, .. } =
             *self.gather;
         let mut segments = Vec::new();
-        let tiles: usize = regions.iter().map(|r| (self.images * r.pixels.len()).div_ceil(ROWSMAX)).sum();
+        let tiles: usize = regions.iter().map(|r| (self.images * r.pixels.len()).div_ceil(MAX_ROWS)).sum();
         let mut prefetch = Prefetch::new(self.source, tiles);
         prefetch.advance(simd, Prefetch::LEAD);
         for block in &layout.blocks {
@@ -169,8 +168,8 @@ impl Task for Part<'_> {
                 Ring::Rotated { size, .. } => size,
             };
             let most_rows = match size {
-                0 => ROWSMAX.min(S::SUMS / 2),
-                size => (S::SUMS / size).min(8),
+                0 => MAX_ROWS.min(S::SUMS / 2),
+                size => MAX_ROWS.min(S::SUMS / size),
             };
             let mut moments = Moments::<S>::new(simd);
             for region in regions {
@@ -208,9 +207,7 @@ impl Task for Part<'_> {
                     sources: [self.source.as_ptr(); MAX_ROWS],
                     targets: [self.target.as_mut_ptr().cast::<f32>(); MAX_ROWS],
                 };
-                // All tiles of a region are of one size, give or take one row.
                 let mut left = self.images * region.pixels.len();
-                let mut wanted = left.div_ceil(left.div_ceil(most_rows).max(1));
                 for image in 0..self.images {
                     for &(from, to) in &region.pixels {
                         let from = (image * source_pixels + from) * source_channels;
@@ -221,14 +218,9 @@ impl Task for Part<'_> {
                             tile.targets[tile.rows] = self.target.as_mut_ptr().cast::<f32>().add(to);
                         }
                         tile.rows += 1;
-                        if tile.rows < wanted {
+                        if tile.rows < most_rows.min(left) {
                             continue;
                         }
-                        // A tile with fewer pixels than its code is made for computes its last pixel several times.
-                        let last = tile.rows - 1;
-                        let (source, target) = (tile.sources[last], tile.targets[last]);
-                        tile.sources[last..].fill(source);
-                        tile.targets[last..].fill(target);
                         let moments = self.moments.is_some().then_some(&mut moments);
                         prefetch.advance(simd, prefetch.per_tile);
                         for &target in &tile.targets[..tile.rows] {
@@ -240,7 +232,6 @@ impl Task for Part<'_> {
                         unsafe { tile.compute(simd, moments) };
                         left -= tile.rows;
                         tile.rows = 0;
-                        wanted = left.div_ceil(left.div_ceil(most_rows).max(1));
                     }
                 }
             }
@@ -319,7 +310,7 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// Computes the tile's pixels with the smallest code that holds them.
+    /// Computes the tile's pixels.
     ///
     /// # Safety
     /// For each pixel, every segment's and every turn's values are readable from its source pointer, and the block's
@@ -362,11 +353,12 @@ impl Tile<'_> {
             match self.rows {
                 1 => self.ranges::<S, 1, V>(simd, moments),
                 2 => self.ranges::<S, 2, V>(simd, moments),
-                3 | 4 => self.ranges::<S, 4, V>(simd, moments),
-                5 | 6 => self.ranges::<S, 6, V>(simd, moments),
-                7 | 8 => self.ranges::<S, 8, V>(simd, moments),
-                9 | 10 => self.ranges::<S, 10, V>(simd, moments),
-                _ => self.ranges::<S, 12, V>(simd, moments),
+                3 => self.ranges::<S, 3, V>(simd, moments),
+                4 => self.ranges::<S, 4, V>(simd, moments),
+                5 => self.ranges::<S, 5, V>(simd, moments),
+                6 => self.ranges::<S, 6, V>(simd, moments),
+                7 => self.ranges::<S, 7, V>(simd, moments),
+                _ => self.ranges::<S, 8, V>(simd, moments),
             }
         }
     }
@@ -382,7 +374,9 @@ impl Tile<'_> {
                 2 => self.turns::<S, 2, J>(simd, moments),
                 3 => self.turns::<S, 3, J>(simd, moments),
                 4 => self.turns::<S, 4, J>(simd, moments),
-                5 | 6 => self.turns::<S, 6, J>(simd, moments),
+                5 => self.turns::<S, 5, J>(simd, moments),
+                6 => self.turns::<S, 6, J>(simd, moments),
+                7 => self.turns::<S, 7, J>(simd, moments),
                 _ => self.turns::<S, 8, J>(simd, moments),
             }
         }
@@ -494,16 +488,17 @@ impl Tile<'_> {
                         weights = weights.add(V * S::LANES);
                     }
                 } else {
-                    for index in 0..segment.len {
-                        for v in 0..V {
-                            let weight = simd.load(weights.add(v * S::LANES));
-                            let index = index as isize + v as isize * (second - first);
+                    // One vector after the other: two sets of addresses do not fit the registers.
+                    for v in 0..V {
+                        let pixels = pixels.map(|pixel| pixel.offset(v as isize * (second - first)));
+                        let weights = weights.add(v * S::LANES);
+                        for index in 0..segment.len {
+                            let weight = simd.load(weights.add(index * V * S::LANES));
                             for r in 0..R {
-                                let value = simd.splat(*pixels[r].offset(index));
+                                let value = simd.splat(*pixels[r].add(index));
                                 sums[r][v] = simd.mul_add(value, weight, sums[r][v]);
                             }
                         }
-                        weights = weights.add(V * S::LANES);
                     }
                 }
             }
@@ -547,11 +542,8 @@ impl Tile<'_> {
         for v in 0..V {
             let [mut sum, mut squares] = [moments.sums[0][v], moments.sums[1][v]];
             for r in 0..R {
-                // Rows beyond `rows` repeat the last pixel.
-                if r < self.rows {
-                    sum = simd.add(sum, sums[r][v]);
-                    squares = simd.mul_add(sums[r][v], sums[r][v], squares);
-                }
+                sum = simd.add(sum, sums[r][v]);
+                squares = simd.mul_add(sums[r][v], sums[r][v], squares);
             }
             (moments.sums[0][v], moments.sums[1][v]) = (sum, squares);
         }

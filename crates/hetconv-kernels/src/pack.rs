@@ -195,7 +195,9 @@ impl Layout {
         let first = self.len;
         for tap in 0..taps {
             block.taps.push(self.len);
-            self.len += block.tap_len(Some(tap) == self.center);
+            let len = block.tap_len(Some(tap) == self.center);
+            // Weights of one filter and channel are written tap by tap: they must not all fall into one set of the cache.
+            self.len += len + if len > 0 && len.is_multiple_of(PAGE) { LINE } else { 0 };
         }
         block.weights = first..self.len;
         block
@@ -311,6 +313,10 @@ impl Choice<'_> {
         spans.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
     }
 }
+
+/// Values of a page and of a cache line.
+const PAGE: usize = 1024;
+const LINE: usize = 16;
 
 /// A tile of one vector, or of two that read different positions, needs more loads for its products, so it has to save
 /// that much arithmetic to be worth it.

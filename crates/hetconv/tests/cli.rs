@@ -425,3 +425,27 @@ fn benchmark_measures_training_steps() {
     }
     assert!(found["isa"].is_string() && found["cpu"].is_string() && found.get("peak_memory_mib").is_some());
 }
+
+#[test]
+fn benchmark_measures_kernels() {
+    let here = here();
+    let found =
+        json(here.path(), &["benchmark", "--kernels", "--shapes", "n16 32x32", "--parts", "1,4", "--threads", "1"]);
+    let found = found.as_array().expect("an array");
+    let of = |key: &str| found.iter().map(|one| one[key].to_string()).collect::<Vec<_>>();
+    assert_eq!(of("direction"), ["\"forward\"", "\"grad_input\"", "\"grad_weight\""].repeat(2));
+    assert_eq!(of("parts"), ["1", "1", "1", "4", "4", "4"]);
+    assert_eq!(found[0]["kernel"], "standard");
+    assert_eq!(found[3]["kernel"], "hetconv");
+    // 32 images of 16 channels and filters, 32×32 pixels: nine taps, and of P = 4 a third.
+    assert_eq!(found[0]["macs"], 32 * 9 * 16 * 16 * 32 * 32);
+    assert_eq!(found[3]["macs"], 32 * 3 * 16 * 16 * 32 * 32);
+    for one in found {
+        assert_eq!((&one["shape"], &one["threads"]), (&"b32 m16 n16 32x32 k3 s1".into(), &1.into()));
+        assert!(one["executed_macs"].as_u64() < one["macs"].as_u64(), "{one}");
+        assert!(one["gflops"].as_f64() > Some(0.0) && one["fraction_of_peak"].as_f64() > Some(0.0), "{one}");
+    }
+    assert!(failure(here.path(), 1, &["benchmark", "--kernels", "--shapes", "n17"]).contains("n17"));
+    assert!(failure(here.path(), 2, &["benchmark", "--kernels", "--training"]).contains("--training"));
+    assert!(failure(here.path(), 2, &["benchmark", "--training"]).contains("--model"));
+}

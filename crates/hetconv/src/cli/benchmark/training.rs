@@ -1,4 +1,4 @@
-//! `hetconv benchmark --training`
+//! `hetconv benchmark --training`: whole steps of a network.
 
 use std::time::{Duration, Instant};
 
@@ -11,36 +11,10 @@ use hetconv::train::{Purpose, stream, uniform};
 use hetconv::units::{count, milliseconds};
 use serde::Serialize;
 
-use super::checks::{cpu_name, peak_memory_mib};
-use super::model;
-use super::output::Output;
-
-/// Measure how long a training step takes
-#[derive(clap::Args)]
-#[command(after_help = "\
-A step is forward, backward and optimizer, on random images. MACs are those of the whole step: forward and both
-gradients of every convolution and linear layer (the first one's input needs none); executed ones leave out taps that
-fall on padding. The peak is that of all threads, measured just before.
-
-Example:
-  hetconv benchmark --training --model vgg16-cifar_p4 --batch 128")]
-pub struct Args {
-    /// Measure whole training steps
-    #[arg(long, required = true)]
-    training: bool,
-
-    /// The network (see `hetconv list`)
-    #[arg(long, value_name = "NAME")]
-    model: String,
-
-    /// Images in a batch
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
-    batch: u32,
-
-    /// Steps to measure, after three to warm up [default: 5 seconds' worth, from 10 to 200]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    steps: Option<u32>,
-}
+use super::percentile;
+use crate::cli::checks::{cpu_name, peak_memory_mib};
+use crate::cli::model;
+use crate::cli::output::Output;
 
 #[derive(Serialize)]
 struct Benchmark {
@@ -64,19 +38,18 @@ struct Benchmark {
 
 const WARM_UP: usize = 3;
 
-pub fn run(args: &Args, output: &Output) -> Result<()> {
+pub fn run(network: &str, batch: usize, steps: Option<usize>, output: &Output) -> Result<()> {
     let isa = Isa::selected()?;
-    let name: ModelName = args.model.parse()?;
-    let batch = args.batch as usize;
+    let name: ModelName = network.parse()?;
     let graph = model::build(&name, model::usual_classes(&name), None)?;
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
-    let mut times = time_steps(&graph, batch, args.steps.map(|steps| steps as usize))?;
+    let mut times = time_steps(&graph, batch, steps)?;
     times.sort_by(f64::total_cmp);
     let median_ms = percentile(&times, 0.5);
     let (macs, executed_macs) = macs_of_step(&graph, batch as u64)?;
     let per_second = 1e3 / median_ms;
     let benchmark = Benchmark {
-        model: args.model.clone(),
+        model: network.to_owned(),
         batch,
         steps: times.len(),
         median_ms,
@@ -151,13 +124,6 @@ fn macs_of_step(graph: &Graph, batch: u64) -> Result<(u64, u64)> {
     Ok((nominal, executed))
 }
 
-/// The value below which this share of sorted values lies, between neighbours in proportion.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    below + (above - below) * at.fract()
-}
-
 fn text(found: &Benchmark) -> String {
     let memory = found.peak_memory_mib.map_or(String::new(), |mib| format!(", {mib:.0} MiB at most"));
     format!(
@@ -185,14 +151,6 @@ fn text(found: &Benchmark) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_lie_between_neighbours() {
-        let times = [1.0, 2.0, 3.0, 4.0, 10.0];
-        assert_eq!(percentile(&times, 0.5), 3.0);
-        assert!((percentile(&times, 0.9) - 7.6).abs() < 1e-12);
-        assert_eq!(percentile(&[5.0], 0.1), 5.0);
-    }
 
     #[test]
     fn a_step_is_three_passes_but_for_the_first_layer() {
