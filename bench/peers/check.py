@@ -1,0 +1,154 @@
+"""Checks that what the peers compute is what this project computes, so that their times can be compared.
+
+    python3 bench/peers/check.py [--hetconv PATH]
+
+Layers: both forms of HetConv against the golden vectors (result and gradients). Networks: `hetconv predict` against the
+exact network, and every engine on the exported file against the network it was exported from.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import install
+import run
+
+NETWORKS = [
+    *["small-cifar", "small-cifar_p4_se", "small-cifar_gwc4_pwc", "small-cifar_dwc_pwc"],
+    *["resnet20_p4", "mobilenet-cifar_p32", "vgg16-cifar_pc", "resnet34_p8", "resnet50_p4"],
+]
+
+
+def close(what, found, expected, tolerance):
+    """Prints the largest difference, relative to the largest number, and insists that it is small."""
+    difference = float(abs(found - expected).max() / abs(expected).max())
+    print(f"{what}: {difference:.1e}")
+    if not difference < tolerance:
+        raise SystemExit(f"{what}: differs by {difference:.1e}, more than {tolerance}")
+
+
+def golden_layers():
+    """Both forms of every golden layer: result, grad-input and grad-weight."""
+    import graph
+    import torch
+    from safetensors import safe_open
+
+    files = sorted((run.ROOT / "tests" / "golden").glob("*.safetensors"))
+    grouped = 0
+    for file in files:
+        with safe_open(file, "pt") as golden:
+            layer = golden.metadata()
+            tensors = {name: golden.get_tensor(name) for name in golden.keys()}
+        pattern = {key: int(layer[key]) for key in ("in_channels", "out_channels")}
+        pattern["arrangement"] = {layer["arrangement"]: {"parts": int(layer["parts"])}}
+        pairs = {"kernel": 2, "stride": 2, "padding": 4, "dilation": 2}
+        geometry = {key: [int(layer[key])] * count for key, count in pairs.items()}
+        for form in ("dense", "grouped"):
+            image = tensors["x"].clone().requires_grad_()
+            try:
+                module = graph.het_conv(pattern, geometry, tensors["weight"], tensors["bias"], form, gathers=True)
+            except ValueError:
+                continue
+            grouped += form == "grouped"
+            result = module(image)
+            result.backward(tensors["dy"])
+            close(f"{file.stem} {form}", result.detach(), tensors["y"], 1e-5)
+            close(f"{file.stem} {form} grad-input", image.grad, tensors["dx"], 1e-5)
+            if form == "dense":
+                close(f"{file.stem} grad-weight", module.weight.grad, tensors["dweight"], 1e-5)
+    if not files or grouped < len(files) // 2:
+        raise SystemExit("golden vectors are missing, or the grouped form refuses most of them")
+
+
+def networks(hetconv, folder):
+    """The exact network, in both forms, against `hetconv predict`; every engine against the network it was given."""
+    import graph
+    import numpy
+    import torch
+
+    for name in NETWORKS:
+        description, tensors = graph.read(run.fresh_model(name))
+        file, image, pixels = settle(description, tensors, folder)
+        predicted = json.loads(
+            subprocess.check_output([hetconv, "predict", file, image, "--top", "1000", "--format", "json"])
+        )
+        expected = {int(entry["label"]): entry["probability"] for entry in predicted[0]["classes"]}
+        expected = torch.tensor([expected[label] for label in range(len(expected))])
+        folded = graph.fold_batch_norms(*graph.read(file))
+        for form in ("grouped", "dense"):
+            with torch.inference_mode():
+                logits = graph.Network(*folded, form, gathers=True).eval()(pixels)
+            close(f"{name} {form} against hetconv predict", logits.softmax(1)[0], expected, 1e-3)
+            if name not in ("small-cifar", "small-cifar_p4_se", "resnet20_p4", "mobilenet-cifar_p32"):
+                continue
+            with torch.inference_mode():
+                logits = graph.Network(*folded, form).eval()(pixels).numpy()
+            onnx = str(run.export(file, form, 1))
+            for engine in run.ONNX_ENGINES:
+                call = importlib.import_module(f"engine_{engine}").load(onnx, 1, 1)
+                call(numpy.zeros_like(pixels.numpy()))
+                close(f"{name} {form} on {engine}", call(pixels.numpy()).reshape(logits.shape), logits, 1e-4)
+
+
+def settle(description, tensors, folder):
+    """Gives a fresh network statistics and moderate logits, and an image; returns the file, the image and its pixels.
+
+    Fresh statistics are all the same, and logits of a hundred leave one class with a probability of 1: neither would
+    show a mistake.
+    """
+    import graph
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    network = graph.Network(description, tensors, "dense").train()
+    channels, height, width = network.input_shape
+    bytes = torch.randint(256, (height, width, channels), dtype=torch.uint8)
+    normalisation = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    mean, std = (torch.tensor(normalisation[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    pixels = ((bytes.permute(2, 0, 1) / 255 - mean) / std)[None].contiguous()
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, graph.BatchNorm)}
+    with torch.no_grad():
+        for norm in norms.values():
+            norm.momentum = None
+            norm.bias.normal_(0, 0.1)
+        network(torch.cat([pixels, torch.randn(3, *network.input_shape)]))
+        scale = network.eval()(pixels).std()
+    for name, norm in norms.items():
+        node = description["nodes"][int(name.rpartition(".")[2])]["name"]
+        tensors |= {f"{node}.{key}": getattr(norm, key).detach() for key in ("bias", "running_mean", "running_var")}
+    tensors["classifier.weight"] /= scale
+    metadata = {"format": 1, "graph": description, "classes": [], "normalisation": normalisation}
+    file, image = Path(folder, "model.safetensors"), Path(folder, "image.bmp")
+    save_file(tensors, file, {"hetconv": json.dumps(metadata)})
+    image.write_bytes(bitmap(bytes.flip(0, 2).numpy().tobytes(), height, width))
+    return file, image, pixels
+
+
+def bitmap(rows, height, width):
+    """A BMP file of BGR rows from the bottom up, whose length is a multiple of four."""
+    header = [(14 + 40 + len(rows), 4), (0, 4), (54, 4), (40, 4), (width, 4), (height, 4), (1, 2), (24, 2)]
+    header += [(0, 4), (len(rows), 4), (2835, 4), (2835, 4), (0, 4), (0, 4)]
+    return b"BM" + b"".join(value.to_bytes(size, "little") for value, size in header) + rows
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hetconv", help="the binary [default: a release build of this repository]")
+    options = parser.parse_args()
+    golden_layers()
+    with tempfile.TemporaryDirectory() as folder:
+        networks(options.hetconv or run.build(), folder)
+    print("all close")
+
+
+if __name__ == "__main__":
+    if sys.prefix != str(install.VENV):
+        os.execv(install.python(), [install.python(), *sys.argv])
+    main()
