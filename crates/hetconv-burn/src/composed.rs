@@ -213,5 +213,7 @@ pub(crate) fn cross_entropy(logits: Tensor<2>, labels: &[u16], smoothing: f32) -
         row[usize::from(label)] += 1.0 - smoothing;
     }
     let target = Tensor::<2>::from_data(TensorData::new(target, [batch, classes]), &device);
-    -(activation::log_softmax(logits, 1) * target).sum() / batch as f32
+    let terms = activation::log_softmax(logits, 1) * target;
+    // Not `sum`, which Burn's other devices do with atomic additions: in any order, and not on every driver.
+    -terms.sum_dims(&[0, 1]).reshape([1]) / batch as f32
 }

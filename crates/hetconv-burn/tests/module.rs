@@ -181,6 +181,52 @@ fn gradients_equal_finite_differences() {
 }
 
 #[test]
+fn gradients_of_two_parts_make_those_of_the_whole() {
+    // Without batch-norm, an image's gradient does not depend on its neighbours.
+    let mut b = GraphBuilder::new("plain");
+    let x = b.input("image", [3, 6, 6]);
+    let x = b.conv("stem", x, 8, Conv2dGeometry::same(3, 1), ConvKind::Standard, true);
+    let x = b.activation("stem.silu", x, Activation::Silu);
+    let x = b.conv("het", x, 12, Conv2dGeometry::same(3, 2), het(8, 12, 4), true);
+    let x = b.global_avg_pool("pool", x);
+    let x = b.flatten("flatten", x);
+    let x = b.linear("fc", x, 5, true);
+    let graph = b.finish([x]).expect("a graph");
+    let weights = random_weights(&graph, 14);
+    let (images, labels) = (images(&graph, 6, 15), [0, 1, 2, 3, 4, 0]);
+    for implementation in both() {
+        let mut network =
+            GraphModule::with_implementation(&graph, &weights, &Device::flex(), implementation).expect("a network");
+        let mut gradients = |part: std::ops::Range<usize>| {
+            let pixels = images[part.start * 108..part.end * 108].to_vec();
+            network.step(pixels, part.len(), &labels[part], 0.1).expect("a step").gradients
+        };
+        let whole = gradients(0..6);
+        let first = gradients(0..2);
+        let other = gradients(2..6);
+        // Means over 2 and 4 images, weighted so that every image of the 6 counts the same.
+        let sum = first.scaled(1.0 / 3.0).plus(other.scaled(2.0 / 3.0));
+        assert_eq!(sum.iter().count(), 6);
+        for ((name, got), (other, want)) in sum.iter().zip(whole.iter()) {
+            assert_eq!(name, other);
+            assert!(want.iter().any(|value| value.abs() > 1e-3), "{name} has no gradient to speak of");
+            assert_close(&format!("{implementation:?} {name}"), &got, &wide(&want), 1e-6);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "different networks")]
+fn gradients_of_different_networks_do_not_add() {
+    let gradients = |graph: Graph| {
+        let weights = random_weights(&graph, 16);
+        let mut network = GraphModule::new(&graph, &weights, &Device::flex()).expect("a network");
+        network.step(images(&graph, 2, 17), 2, &[0, 1], 0.0).expect("a step").gradients
+    };
+    let _ = gradients(residual()).plus(gradients(everything()));
+}
+
+#[test]
 fn running_statistics_move_as_in_pytorch() {
     for graph in [residual(), everything()] {
         let weights = random_weights(&graph, 8);

@@ -9,7 +9,7 @@ use crate::rng::permutation;
 use hetconv_graph::Normalisation;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
 /// How many finished batches wait at most.
@@ -36,6 +36,24 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// The class of each image.
     pub labels: Vec<u16>,
+}
+
+impl Batch {
+    /// The images of these indices, varied as seed, epoch and index say.
+    fn new(
+        split: &Split,
+        indices: &[u32],
+        augment: &Augment,
+        table: &PixelTable,
+        seed: u64,
+        position: Position,
+    ) -> Self {
+        let [height, width, channels] = split.images().shape();
+        let mut images = vec![0.0; indices.len() * split.images().image_len()];
+        fill_batch(split, indices, augment, table, seed, position.epoch, &mut images);
+        let labels = indices.iter().map(|&i| split.labels()[i as usize]).collect();
+        Self { position, shape: [indices.len(), height, width, channels], images, labels }
+    }
 }
 
 /// What can go wrong with a loader.
@@ -88,7 +106,6 @@ pub struct TrainingBatches {
 #[derive(Debug)]
 pub struct BatchLoader {
     batches: Option<Receiver<Batch>>,
-    used: Sender<Vec<f32>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -108,14 +125,14 @@ impl BatchLoader {
         if steps == 0 {
             return Err(LoaderError::TooFewSamples { samples: split.len(), batch_size });
         }
-        Self::spawn(move |mut work| {
+        Self::spawn(move |ready| {
             for epoch in start.epoch..epochs {
                 let order = permutation(seed, epoch, split.len() as u32);
                 let first = if epoch == start.epoch { start.step } else { 0 };
                 for step in first..steps as u64 {
                     let indices = &order[step as usize * batch_size..][..batch_size];
-                    let position = Position { epoch, step };
-                    if !work.put(&split, indices, &augment, &table, seed, position) {
+                    let batch = Batch::new(&split, indices, &augment, &table, seed, Position { epoch, step });
+                    if ready.send(batch).is_err() {
                         return;
                     }
                 }
@@ -133,28 +150,22 @@ impl BatchLoader {
         batch_size: usize,
     ) -> Result<Self, LoaderError> {
         let table = table(&split, normalisation, batch_size)?;
-        Self::spawn(move |mut work| {
+        Self::spawn(move |ready| {
             let order: Vec<u32> = (0..split.len() as u32).collect();
             for (step, indices) in (0..).zip(order.chunks(batch_size)) {
-                if !work.put(&split, indices, &Augment::NONE, &table, 0, Position { epoch: 0, step }) {
+                let batch = Batch::new(&split, indices, &Augment::NONE, &table, 0, Position { epoch: 0, step });
+                if ready.send(batch).is_err() {
                     return;
                 }
             }
         })
     }
 
-    /// Gives a batch's pixels back, so that their memory is used again.
-    pub fn recycle(&self, images: Vec<f32>) {
-        // A loader that has finished needs no more memory.
-        let _ = self.used.send(images);
-    }
-
-    fn spawn(run: impl FnOnce(Workbench) + Send + 'static) -> Result<Self, LoaderError> {
+    /// Starts the thread; when nobody wants batches any more, sending one fails and `run` is to end.
+    fn spawn(run: impl FnOnce(SyncSender<Batch>) + Send + 'static) -> Result<Self, LoaderError> {
         let (ready, batches) = sync_channel(WAITING);
-        let (used, spare) = channel();
-        let work = Workbench { ready, spare };
-        let thread = Builder::new().name("batch loader".into()).spawn(move || run(work))?;
-        Ok(Self { batches: Some(batches), used, thread: Some(thread) })
+        let thread = Builder::new().name("batch loader".into()).spawn(move || run(ready))?;
+        Ok(Self { batches: Some(batches), thread: Some(thread) })
     }
 }
 
@@ -200,33 +211,6 @@ impl Drop for BatchLoader {
     }
 }
 
-/// The thread's side: where batches go and where used memory comes from.
-struct Workbench {
-    ready: std::sync::mpsc::SyncSender<Batch>,
-    spare: Receiver<Vec<f32>>,
-}
-
-impl Workbench {
-    /// Prepares a batch and hands it over; false if nobody wants batches any more.
-    fn put(
-        &mut self,
-        split: &Split,
-        indices: &[u32],
-        augment: &Augment,
-        table: &PixelTable,
-        seed: u64,
-        position: Position,
-    ) -> bool {
-        let [height, width, channels] = split.images().shape();
-        let mut images = self.spare.try_recv().unwrap_or_default();
-        images.resize(indices.len() * split.images().image_len(), 0.0);
-        fill_batch(split, indices, augment, table, seed, position.epoch, &mut images);
-        let labels = indices.iter().map(|&i| split.labels()[i as usize]).collect();
-        let shape = [indices.len(), height, width, channels];
-        self.ready.send(Batch { position, shape, images, labels }).is_ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +232,11 @@ mod tests {
 
     fn train(start: Position) -> Vec<Batch> {
         BatchLoader::training(split(), &identity(), batches(start)).unwrap().map(Result::unwrap).collect()
+    }
+
+    /// A batch of image 1.
+    fn one() -> Batch {
+        Batch::new(&split(), &[1], &Augment::NONE, &PixelTable::new(&identity()), 0, Position::default())
     }
 
     #[test]
@@ -283,19 +272,6 @@ mod tests {
     }
 
     #[test]
-    fn recycled_memory_changes_nothing() {
-        let mut loader = BatchLoader::training(split(), &identity(), batches(Position::default())).unwrap();
-        let mut seen = Vec::new();
-        while let Some(batch) = loader.next() {
-            let batch = batch.unwrap();
-            seen.push(batch.clone());
-            loader.recycle(vec![f32::NAN; batch.images.len() + 5]);
-            loader.recycle(batch.images);
-        }
-        assert_eq!(seen, train(Position::default()));
-    }
-
-    #[test]
     fn evaluation_keeps_order_pixels_and_remainder() {
         let all: Vec<Batch> = BatchLoader::evaluation(split(), &identity(), 4).unwrap().map(Result::unwrap).collect();
         assert_eq!(all.iter().map(|batch| batch.shape[0]).collect::<Vec<_>>(), [4, 4, 2]);
@@ -320,9 +296,8 @@ mod tests {
 
     #[test]
     fn a_panic_in_the_thread_becomes_one_error() {
-        let mut loader = BatchLoader::spawn(|mut work| {
-            let table = PixelTable::new(&identity());
-            assert!(work.put(&split(), &[1], &Augment::NONE, &table, 0, Position::default()));
+        let mut loader = BatchLoader::spawn(|ready| {
+            ready.send(one()).unwrap();
             panic!("the disk is on fire");
         })
         .unwrap();
@@ -336,11 +311,9 @@ mod tests {
     fn dropping_a_loader_ends_its_thread() {
         let alive = Arc::new(());
         let theirs = alive.clone();
-        let split = split();
-        let mut loader = BatchLoader::spawn(move |mut work| {
+        let mut loader = BatchLoader::spawn(move |ready| {
             let _theirs = theirs;
-            let table = PixelTable::new(&identity());
-            while work.put(&split, &[1], &Augment::NONE, &table, 0, Position::default()) {}
+            while ready.send(one()).is_ok() {}
         })
         .unwrap();
         loader.next().unwrap().unwrap();

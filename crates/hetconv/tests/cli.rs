@@ -338,6 +338,34 @@ fn a_run_leaves_its_files_and_can_be_used() {
     assert!(failure(here.path(), 1, &["report", "run/checkpoints"]).contains("no finished run"));
 }
 
+#[test]
+fn image_size_scales_image_files() {
+    let here = here();
+    for class in ["train/cat", "train/dog", "test/cat", "test/dog"] {
+        let folder = here.path().join("photos").join(class);
+        std::fs::create_dir_all(&folder).unwrap();
+        image_file(&folder.join("image.bmp"));
+    }
+    let image = |args: &[&str]| json(here.path(), &[&["data", "prepare", "photos"], args].concat())["image"].clone();
+    assert_eq!(image(&[]), serde_json::json!([32, 40, 3]));
+    assert_eq!(image(&["--image-size", "16"]), serde_json::json!([16, 16, 3]));
+
+    let small = ["train", "--model", "small-cifar_p4", "--data", "photos", "--out", "run", "--image-size", "16"];
+    let train = [&small[..], &["--epochs", "1", "--batch-size", "2", "--threads", "2"]].concat();
+    json(here.path(), &train);
+    let config = std::fs::read_to_string(here.path().join("run/config.toml")).unwrap();
+    assert!(config.lines().any(|line| line == "image_size = 16"), "{config}");
+    let input = |model: &str| json(here.path(), &["summary", model])["input"].clone();
+    assert_eq!(input("run/model.safetensors"), serde_json::json!([1, 3, 16, 16]));
+    // A trained network's own size is used where it is tried.
+    assert_eq!(json(here.path(), &["eval", "run/model.safetensors", "--data", "photos"])["images"], 2);
+
+    let error = failure(here.path(), 2, &["train", "--resume", "--out", "run", "--image-size", "24"]);
+    assert!(error.contains("--image-size 24") && error.contains("says 16"), "{error}");
+    let error = failure(here.path(), 1, &["data", "prepare", "photos", "--image-size", "0"]);
+    assert!(error.contains("image size 0"), "{error}");
+}
+
 /// Writes a BMP of 40×32 pixels, 24 bits each.
 fn image_file(path: &Path) {
     let (width, height) = (40u32, 32u32);

@@ -43,15 +43,19 @@ fn kill_later(mut run: Child, out: &Path, extra: Duration) -> bool {
     running
 }
 
-#[test]
-fn killed_and_resumed_runs_end_with_the_same_bytes() {
+/// Trains three epochs at one go, and again with kills on the way; both must end with the same bytes.
+fn killed_and_resumed(settings: &[&str], steps: u64) {
     let folder = tempfile::tempdir().expect("a folder");
     let whole = folder.path().join("whole");
-    let done = finish(train(&whole, "2", &["--epochs", "3"]));
+    let once = [settings, &["--epochs", "3"]].concat();
+    let done = finish(train(&whole, "2", &once));
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let summary = std::fs::read(whole.join("summary.json")).expect("a summary");
+    let summary: serde_json::Value = serde_json::from_slice(&summary).expect("JSON");
+    assert_eq!(summary["steps"], steps);
 
     let broken = folder.path().join("broken");
-    let more = ["--epochs", "3", "--checkpoint-every", "2", "--resume"];
+    let more = [&once[..], &["--checkpoint-every", "2", "--resume"]].concat();
     let mut killed = 0;
     for extra in [0, 3, 11, 29, 47, 5, 17] {
         let run = train(&broken, "2", &more).spawn().expect("the program starts");
@@ -63,6 +67,17 @@ fn killed_and_resumed_runs_end_with_the_same_bytes() {
     assert!(model(&whole) == model(&broken), "{killed} kills changed the model");
     assert_eq!(metrics(&whole), metrics(&broken));
     assert_eq!(metrics(&whole).len(), 4);
+}
+
+#[test]
+fn killed_and_resumed_runs_end_with_the_same_bytes() {
+    killed_and_resumed(&[], 30);
+}
+
+#[test]
+fn so_do_those_that_accumulate_gradients() {
+    // Ten batches an epoch make three steps; the tenth is dropped, and the next epoch begins with its own first.
+    killed_and_resumed(&["--accumulate", "3"], 9);
 }
 
 #[test]
