@@ -53,15 +53,16 @@ class Contender:
     command: tuple
     read: Callable
 
-    def run(self, threads, extra=()):
+    def run(self, threads, extra):
         """A list of `{case, median_ms, …}`."""
         own = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor")}
         environment = os.environ | own | (KEEP_MEMORY if self.engine == "torch" else {})
         command = [str(part) for part in (*self.command, "--threads", threads, *extra)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode != 0:
+        found = list(self.read(done.stdout)) if done.returncode == 0 else []
+        if not found:
             raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stderr[-2000:]}")
-        return list(self.read(done.stdout))
+        return found
 
 
 def peer(engine, configuration, *arguments):
@@ -164,21 +165,29 @@ def compare(contenders, threads, options):
         if contender.engine == "hetconv":
             continue
         note(f"trying {contender.engine} {contender.configuration} with {threads} threads")
-        try:
-            for found in contender.run(threads, QUICK):
-                tried[found["case"], contender.engine].append((found["median_ms"], contender))
-        except RuntimeError as failure:
-            note(f"LEFT OUT: {failure}")
-            options.left_out.append(f"{contender.engine} {contender.configuration}, {threads} threads")
+        for found in attempt(contender, threads, QUICK, options):
+            tried[found["case"], contender.engine].append((found["median_ms"], contender))
     chosen = {who for found in tried.values() for time, who in found if time <= 1.05 * min(time for time, _ in found)}
     order = [contender for contender in contenders if contender in chosen or contender.engine == "hetconv"]
     results = defaultdict(lambda: defaultdict(list))
     for round in range(options.rounds):
         note(f"round {round + 1} of {options.rounds} with {threads} threads")
         for contender in order if round % 2 == 0 else reversed(order):
-            for found in contender.run(threads):
+            for found in attempt(contender, threads, [], options):
                 results[found["case"]][contender].append(found)
     return [record for case, found in results.items() for record in records(case, threads, found)]
+
+
+def attempt(contender, threads, extra, options):
+    """What a contender measures. A peer that fails is named below the results; our own failure ends everything."""
+    try:
+        return contender.run(threads, extra)
+    except RuntimeError as failure:
+        if contender.engine == "hetconv":
+            raise
+        note(f"FAILED: {failure}")
+        options.failed.append(f"{contender.engine} {contender.configuration}, {threads} threads")
+        return []
 
 
 def records(case, threads, results):
@@ -213,7 +222,7 @@ def show(found, options):
     """Prints the results as asked for."""
     versions = {name: version for record in found for name, version in record.pop("versions").items()}
     versions["hetconv"] = subprocess.check_output([options.hetconv, "--version"], text=True).split()[-1]
-    context = {**machine(), "versions": versions, "left_out": options.left_out}
+    context = {**machine(), "versions": versions, "failed": options.failed}
     if options.format == "json":
         print(json.dumps({**context, "results": found}, indent=1))
     elif options.format == "csv":
@@ -229,8 +238,8 @@ def show(found, options):
         widths = [max(map(len, column)) for column in zip(*rows)]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-        for name in options.left_out:
-            print(f"left out because it failed: {name}")
+        for name in options.failed:
+            print(f"failed: {name}")
 
 
 def main():
@@ -250,7 +259,7 @@ def main():
     options = parser.parse_args()
     options.batch = options.batch or (128 if options.what == "training" else 1)
     options.hetconv = options.hetconv or build()
-    options.left_out, found = [], []
+    options.failed, found = [], []
     for contenders in {"training": training, "layers": layers, "inference": inference}[options.what](options):
         for threads in options.threads:
             found += compare(contenders, threads, options)
