@@ -54,6 +54,10 @@ struct Class {
 }
 
 impl Class {
+    const fn empty() -> Self {
+        Self { locked: AtomicBool::new(false), first: AtomicUsize::new(0) }
+    }
+
     /// Runs with the address of the first block, which may be changed.
     fn with<T>(&self, change: impl FnOnce(&mut usize) -> T) -> T {
         while self.locked.compare_exchange_weak(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
@@ -70,8 +74,7 @@ impl Class {
 impl<A> Recycler<A> {
     /// An allocator that keeps nothing yet.
     pub const fn new(inner: A) -> Self {
-        const EMPTY: Class = Class { locked: AtomicBool::new(false), first: AtomicUsize::new(0) };
-        Self { inner, classes: [EMPTY; CLASSES], kept: AtomicUsize::new(0) }
+        Self { inner, classes: [const { Class::empty() }; CLASSES], kept: AtomicUsize::new(0) }
     }
 
     /// The class of a layout and the layout of its blocks; `None` where blocks are not kept.
