@@ -16,6 +16,7 @@ use crate::norm::column_sums;
 use crate::pack::{Classes, Direction, Layout};
 use crate::parallel::reduction_parts;
 use crate::taps::{self, Region};
+use crate::winograd::{self, Winograd};
 
 /// A convolution: its shape, its kind and the channel orders of its two activations.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +72,16 @@ pub enum ConvWeightsMut<'a> {
         /// The other taps of the spatial channels `[N, S, kh·kw−1]`; spare slots become +0.
         ring: &'a mut [f32],
     },
+}
+
+/// How forward and grad-input are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// A sum of products, one pass over the output.
+    Direct,
+    /// F(4×4, 3×3): 36 products where the direct pass has 144, for 3×3 taps at stride 1. Results differ by rounding, some
+    /// 10⁻⁶ of their rms, and a value that is not finite spreads over a 6×6 neighbourhood.
+    Winograd,
 }
 
 /// A convolution prepared for one image size: the tables that its three kernels read.
@@ -168,19 +179,49 @@ impl Conv {
         batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels
     }
 
-    /// Packs weights for one direction and one instruction set.
+    /// The algorithms that can compute this layer.
+    pub fn algorithms(&self) -> &'static [Algorithm] {
+        let transformed = !self.depthwise && winograd::fits(&self.spec.geometry);
+        if transformed { &[Algorithm::Direct, Algorithm::Winograd] } else { &[Algorithm::Direct] }
+    }
+
+    /// The algorithm that takes less time by a fixed cost.
+    pub fn fastest(&self, isa: Isa, direction: Direction) -> Algorithm {
+        if !self.algorithms().contains(&Algorithm::Winograd) {
+            return Algorithm::Direct;
+        }
+        let layout = |algorithm| Layout::new(&self.spec, &self.classes, direction, algorithm, isa);
+        let (regions, inputs, size) = match direction {
+            Direction::Forward => (&self.forward, self.spec.in_channels, self.out_size),
+            Direction::GradInput => (&self.backward, self.spec.out_channels, self.in_size),
+        };
+        let direct = layout(Algorithm::Direct).products(regions, isa);
+        let transformed = winograd::cost(&layout(Algorithm::Winograd), inputs, size, isa);
+        if transformed < direct { Algorithm::Winograd } else { Algorithm::Direct }
+    }
+
+    /// Packs weights for one direction, algorithm and instruction set.
     ///
     /// # Panics
-    /// If the weights are not this layer's.
-    pub fn pack(&self, isa: Isa, direction: Direction, weights: ConvWeights<'_>) -> PackedWeights {
+    /// If the weights are not this layer's, or the algorithm is none of its [`Conv::algorithms`].
+    pub fn pack(&self, isa: Isa, direction: Direction, algorithm: Algorithm, weights: ConvWeights<'_>) -> PackedWeights {
         self.spec.check_weights(&weights);
-        let form = if self.depthwise {
-            let ConvWeights::Dense(weight) = weights else { unreachable!("depthwise weights are dense") };
-            PackedForm::Depthwise(Depthwise::new(&self.spec, isa).pack(weight))
-        } else {
-            let layout = Layout::new(&self.spec, &self.classes, direction, isa);
-            let packed = crate::pack::pack(&self.spec, &self.classes, &layout, direction, weights);
-            PackedForm::Blocks(layout, packed)
+        assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
+        let layout = || Layout::new(&self.spec, &self.classes, direction, algorithm, isa);
+        let form = match algorithm {
+            Algorithm::Direct if self.depthwise => {
+                let ConvWeights::Dense(weight) = weights else { unreachable!("depthwise weights are dense") };
+                PackedForm::Depthwise(Depthwise::new(&self.spec, isa).pack(weight))
+            }
+            Algorithm::Direct => {
+                let layout = layout();
+                let packed = crate::pack::pack(&self.spec, &self.classes, &layout, direction, weights);
+                PackedForm::Blocks(layout, packed)
+            }
+            Algorithm::Winograd => {
+                let (spec, classes) = (&self.spec, &self.classes);
+                PackedForm::Winograd(winograd::Weights::new(spec, classes, layout(), direction, isa, weights))
+            }
         };
         PackedWeights { isa, direction, form }
     }
@@ -258,6 +299,10 @@ impl Conv {
         assert_eq!(source.len(), batch * source_pixels * source_channels, "length of the activation that is read");
         assert_eq!(target.len(), batch * target_pixels * target_channels, "length of the activation that is written");
         assert!(bias.is_none_or(|bias| bias.len() == n), "bias length");
+        let stored_bias = || match bias {
+            Some(bias) => self.spec.out_order.channels().iter().map(|&filter| bias[filter as usize]).collect(),
+            None => vec![0.0; target_channels],
+        };
         match &weights.form {
             PackedForm::Depthwise(packed) => {
                 let depthwise = Depthwise::new(&self.spec, weights.isa);
@@ -266,18 +311,33 @@ impl Conv {
                 None
             }
             PackedForm::Blocks(layout, packed) => {
-                let bias = bias.map(|bias| self.spec.out_order.channels().iter().map(|&f| bias[f as usize]).collect());
                 let gather = Gather {
                     layout,
                     regions,
                     packed,
-                    bias: bias.unwrap_or_else(|| vec![0.0; target_channels]),
+                    bias: stored_bias(),
                     source_pixels,
                     target_pixels,
                     source_channels,
                     target_channels,
                 };
                 gather.run(weights.isa, batch, source, target, sums)
+            }
+            PackedForm::Winograd(packed) => {
+                let padding = [0, 1].map(|axis| self.spec.geometry.padding[axis] as isize);
+                let winograd = Winograd {
+                    weights: packed,
+                    bias: stored_bias(),
+                    source_size,
+                    target_size,
+                    before: match direction {
+                        Direction::Forward => padding,
+                        Direction::GradInput => padding.map(|padding| 2 - padding),
+                    },
+                    source_channels,
+                    target_channels,
+                };
+                winograd.run(weights.isa, batch, source, target, sums)
             }
         }
     }
@@ -295,7 +355,7 @@ impl Conv {
             let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
             return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, &self.pairs, grad);
         }
-        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, isa);
+        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, Algorithm::Direct, isa);
         let packed = {
             let grad = GradWeight {
                 layout: &layout,
@@ -357,6 +417,7 @@ pub struct PackedWeights {
 enum PackedForm {
     Depthwise(Vec<f32>),
     Blocks(Layout, Aligned),
+    Winograd(winograd::Weights),
 }
 
 impl ConvWeightsMut<'_> {

@@ -13,12 +13,12 @@ use rayon::prelude::*;
 
 use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, Images};
-use crate::gather::Spread;
 use crate::isa::Isa;
 use crate::pack::{Block, Layout, Ring, rotated, split_blocks};
 use crate::parallel::parts_of_blocks;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
+use crate::tile::Spread;
 
 /// The most input channels of a tile.
 const ROWS: usize = 8;

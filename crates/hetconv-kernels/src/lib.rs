@@ -27,6 +27,8 @@ mod pack;
 mod parallel;
 mod simd;
 mod taps;
+mod tile;
+mod winograd;
 
 pub mod alloc;
 pub mod loss;
@@ -37,7 +39,7 @@ pub mod pool;
 pub mod reference;
 pub mod select;
 
-pub use conv::{Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
+pub use conv::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
 pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;
 pub use pack::Direction;

@@ -19,8 +19,10 @@ use hetconv_core::{ChannelOrder, ConvKind};
 use rayon::prelude::*;
 
 use crate::aligned::Aligned;
-use crate::conv::{ConvSpec, ConvWeights, ConvWeightsMut};
+use crate::conv::{Algorithm, ConvSpec, ConvWeights, ConvWeightsMut};
 use crate::isa::Isa;
+use crate::taps::Region;
+use crate::winograd;
 
 /// Outputs that are computed together.
 #[derive(Debug)]
@@ -97,6 +99,14 @@ pub enum Direction {
 }
 
 impl Block {
+    /// The positions that each tap but a dense centre reads, of a block whose vectors all read the same.
+    pub fn range(&self) -> Range<usize> {
+        match &self.ring {
+            Ring::Ranges([first, second]) if first == second => first.clone(),
+            _ => unreachable!("vectors that read differently"),
+        }
+    }
+
     /// Number of the weights of a tap.
     fn tap_len(&self, is_center: bool) -> usize {
         match &self.ring {
@@ -164,7 +174,7 @@ struct Choice<'a> {
 
 impl Layout {
     /// Splits the outputs into blocks, cheapest first.
-    pub fn new(spec: &ConvSpec, classes: &Classes, direction: Direction, isa: Isa) -> Self {
+    pub fn new(spec: &ConvSpec, classes: &Classes, direction: Direction, algorithm: Algorithm, isa: Isa) -> Self {
         let (filters, channels) =
             (stored(&classes.filters, &spec.out_order), stored(&classes.channels, &spec.in_order));
         let (outputs, inputs) = match direction {
@@ -183,11 +193,26 @@ impl Layout {
         let mut layout = Self { blocks: Vec::new(), center, len: 0 };
         let mut start = 0;
         while start < outputs.len() {
-            let block = layout.place(choice.cheapest(start), choice.taps);
+            let block = match algorithm {
+                Algorithm::Direct => choice.cheapest(start),
+                Algorithm::Winograd => choice.cheapest_transformed(start),
+            };
+            let block = layout.place(block, choice.taps);
             start = block.outputs.end;
             layout.blocks.push(block);
         }
         layout
+    }
+
+    /// Whole-vector products of an image's target pixels by the direct pass.
+    pub fn products(&self, regions: &[Region], isa: Isa) -> f64 {
+        let of_block = |block: &Block| {
+            let weight = if block.half { isa.half_cost() } else { 1.0 };
+            let of_tap = |&(tap, _): &(usize, isize)| block.tap_len(Some(tap) == self.center) / isa.lanes();
+            let of_region = |region: &Region| region.pixels.len() * region.taps.iter().map(of_tap).sum::<usize>();
+            weight * regions.iter().map(of_region).sum::<usize>() as f64
+        };
+        self.blocks.iter().map(of_block).sum()
     }
 
     /// Gives a block's weights their place behind all others.
@@ -218,6 +243,22 @@ impl Choice<'_> {
         candidates.extend(self.rotated(start));
         let cheapest = candidates.into_iter().min_by(|a, b| self.cost(a).total_cmp(&self.cost(b)));
         cheapest.expect("six candidates or more")
+    }
+
+    /// As [`Choice::cheapest`] among those whose vectors read the same range, by Winograd's number of products.
+    fn cheapest_transformed(&self, start: usize) -> Block {
+        let run = self.outputs[start..].iter().take_while(|&&class| class == self.outputs[start]).count();
+        let left = self.outputs.len() - start;
+        let lanes = self.isa.lanes();
+        let candidates = [2 * lanes, lanes, run.min(2 * lanes)].map(|width| {
+            let outputs = start..start + width.min(left);
+            let span = self.span(outputs.clone());
+            self.block(outputs, false, lanes, Ring::Ranges([span.clone(), span]))
+        });
+        let cost = |block: &Block| {
+            block.vectors as f64 * winograd::products(block, self.inputs.len()) / block.outputs.len() as f64
+        };
+        candidates.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("three candidates")
     }
 
     /// Whole-vector products per output.
@@ -316,7 +357,7 @@ impl Choice<'_> {
 
 /// Values of a page and of a cache line.
 const PAGE: usize = 1024;
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// A tile of one vector, or of two that read different positions, needs more loads for its products, so it has to save
 /// that much arithmetic to be worth it.

@@ -4,7 +4,7 @@ mod common;
 
 use common::{check, each_isa};
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{ConvSpec, Direction};
+use hetconv_kernels::{Algorithm, ConvSpec, Direction};
 use proptest::prelude::*;
 
 fn geometry() -> impl Strategy<Value = Conv2dGeometry> {
@@ -72,7 +72,7 @@ proptest! {
             let run = |spec: &ConvSpec| {
                 let conv = hetconv_kernels::Conv::new(spec.clone(), [h, 5]).expect("fits");
                 let mut output = vec![f32::NAN; 2 * h * 5 * n];
-                let packed = conv.pack(isa, Direction::Forward, common::Weights::from_dense(spec, &dense).get());
+                let packed = conv.pack(isa, Direction::Forward, Algorithm::Direct, common::Weights::from_dense(spec, &dense).get());
                 conv.forward(2, &input, &packed, None, &mut output);
                 output
             };

@@ -2,7 +2,7 @@
 #![allow(dead_code, missing_docs)]
 
 use hetconv_core::{Arrangement, ChannelOrder, ConvKind};
-use hetconv_kernels::{Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, reference};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, reference};
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
 pub struct Numbers(pub u64);
@@ -137,30 +137,35 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         }
     }
     let stored = store(&input, &spec.in_order);
-    let mut output = vec![f32::NAN; want.len()];
-    let packed = conv.pack(isa, Direction::Forward, weights.get());
-    conv.forward(batch, &stored, &packed, Some(&bias), &mut output);
-    assert_close(&label("forward"), &load(&output, &spec.out_order), &want, 1e-5);
-
-    let (again, sums) = conv.forward_with_sums(batch, &stored, &packed, Some(&bias));
-    assert_eq!(again, output, "{}", label("forward with sums"));
-    let (mut sum, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
-    for pixel in output.chunks_exact(n) {
-        for (channel, &value) in pixel.iter().enumerate() {
-            sum[channel] += f64::from(value);
-            squares[channel] += f64::from(value).powi(2);
-        }
-    }
-    let as_f32 = |sums: &[f64]| sums.iter().map(|&sum| sum as f32).collect::<Vec<_>>();
-    let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
-    assert_close(&label("sums"), &as_f32(&sums.sums), &sum, tolerance);
-    assert_close(&label("sums of squares"), &as_f32(&sums.squares), &squares, tolerance);
-
     let stored_grad = store(&grad, &spec.out_order);
-    let want = reference::grad_input(spec, batch, in_size, &grad, &dense);
-    let packed = conv.pack(isa, Direction::GradInput, weights.get());
-    let grad_input = conv.grad_input(batch, &stored_grad, &packed);
-    assert_close(&label("grad-input"), &load(&grad_input, &spec.in_order), &want, 2e-5);
+    let want_grad_input = reference::grad_input(spec, batch, in_size, &grad, &dense);
+    for &algorithm in conv.algorithms() {
+        let label = |what: &str| format!("{algorithm:?} {}", label(what));
+        // Winograd's sums have terms up to some 100 times their result's size.
+        let more = if algorithm == Algorithm::Winograd { 4.0 } else { 1.0 };
+        let mut output = vec![f32::NAN; want.len()];
+        let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
+        conv.forward(batch, &stored, &packed, Some(&bias), &mut output);
+        assert_close(&label("forward"), &load(&output, &spec.out_order), &want, more * 1e-5);
+
+        let (again, sums) = conv.forward_with_sums(batch, &stored, &packed, Some(&bias));
+        assert_eq!(again, output, "{}", label("forward with sums"));
+        let (mut sum, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
+        for pixel in output.chunks_exact(n) {
+            for (channel, &value) in pixel.iter().enumerate() {
+                sum[channel] += f64::from(value);
+                squares[channel] += f64::from(value).powi(2);
+            }
+        }
+        let as_f32 = |sums: &[f64]| sums.iter().map(|&sum| sum as f32).collect::<Vec<_>>();
+        let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
+        assert_close(&label("sums"), &as_f32(&sums.sums), &sum, tolerance);
+        assert_close(&label("sums of squares"), &as_f32(&sums.squares), &squares, tolerance);
+
+        let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
+        let grad_input = conv.grad_input(batch, &stored_grad, &packed);
+        assert_close(&label("grad-input"), &load(&grad_input, &spec.in_order), &want_grad_input, more * 2e-5);
+    }
 
     let want = reference::grad_weight(spec, batch, in_size, &input, &grad);
     let want: Vec<f32> = want.iter().map(|&v| v as f32).collect();

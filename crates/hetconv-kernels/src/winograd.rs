@@ -1,0 +1,515 @@
+//! Forward and grad-input of 3×3 convolutions at stride 1 by Winograd's F(4×4, 3×3): 36 products an input channel and 4×4
+//! target pixels, where the direct pass has 144.
+//!
+//! A 6×6 piece of the source is transformed once for each class of channels, the 36 points of several pieces are multiplied
+//! with a block's transformed weights, and the products are transformed back into 4×4 target pixels. For HetConv the
+//! transformed weights cover the filters' own classes, their centre taps included; the other centre taps never enter the
+//! transformed domain, where they would cost 2.25 times as much: the results start a [`Tile`] that adds them.
+//!
+//! Results differ from the direct pass by rounding: some 10⁻⁶ of their rms. A value that is not finite spreads over its
+//! whole piece.
+
+use std::mem::MaybeUninit;
+
+use hetconv_core::Conv2dGeometry;
+use rayon::prelude::*;
+
+use crate::aligned::Aligned;
+use crate::conv::{ConvSpec, ConvWeights};
+use crate::isa::Isa;
+use crate::moments::{ColumnSums, SumsOfParts};
+use crate::pack::{Block, Classes, Direction, LINE, Layout, pack};
+use crate::parallel::images_per_part;
+use crate::simd::{Simd, Task};
+use crate::tile::{MAX_ROWS, Moments, Segment, Tile};
+
+/// Target pixels of a piece along one axis.
+const OUT: usize = 4;
+/// Source pixels of a piece along one axis.
+const IN: usize = OUT + 2;
+/// Points of the transformed domain.
+const POINTS: usize = IN * IN;
+
+/// A layer's weights in the transformed domain.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    layout: Layout,
+    /// The direct weights, of which the centre taps of other classes are read.
+    packed: Aligned,
+    /// `[block, point, input of the block's range, stride]`.
+    transformed: Aligned,
+    /// Where each block starts in `transformed`.
+    starts: Vec<usize>,
+}
+
+/// Values from one point of a block to the next; a line more than there are, so that points do not share a set of the cache.
+fn point_len(block: &Block) -> usize {
+    block.range().len() * block.stride + LINE
+}
+
+/// Whether a convolution can be computed this way: 3×3 taps at stride 1.
+pub(crate) fn fits(geometry: &Conv2dGeometry) -> bool {
+    (geometry.kernel, geometry.stride, geometry.dilation) == ([3; 2], [1; 2], [1; 2])
+}
+
+/// Products per target pixel and vector of a block, of `inputs` in all.
+pub(crate) fn products(block: &Block, inputs: usize) -> f64 {
+    let range = block.range().len();
+    let outside = if block.center.is_empty() { 0 } else { inputs - range };
+    (range * POINTS) as f64 / (OUT * OUT) as f64 + outside as f64
+}
+
+/// Cost of an image of `target_size`, in whole-vector products.
+pub(crate) fn cost(layout: &Layout, inputs: usize, target_size: [usize; 2], isa: Isa) -> f64 {
+    /// What it costs to transform a vector of a piece: there, and back.
+    const TRANSFORMS: [f64; 2] = [220.0, 140.0];
+    let pieces = target_size.map(|size| size.div_ceil(OUT)).iter().product::<usize>() as f64;
+    let mut sum = 0.0;
+    let mut transformed = None;
+    for block in &layout.blocks {
+        let range = block.range();
+        if transformed.as_ref() != Some(&range) {
+            sum += TRANSFORMS[0] * range.len().div_ceil(isa.lanes()) as f64;
+        }
+        transformed = Some(range);
+        sum += block.vectors as f64 * ((OUT * OUT) as f64 * products(block, inputs) + TRANSFORMS[1]);
+    }
+    pieces * sum
+}
+
+impl Weights {
+    /// Packs and transforms canonical weights.
+    pub fn new(spec: &ConvSpec, classes: &Classes, layout: Layout, direction: Direction, isa: Isa, weights: ConvWeights<'_>) -> Self {
+        let packed = pack(spec, classes, &layout, direction, weights);
+        let mut starts = Vec::with_capacity(layout.blocks.len());
+        let mut len = 0;
+        for block in &layout.blocks {
+            starts.push(len);
+            len += POINTS * point_len(block);
+        }
+        let mut transformed = Aligned::zeroed(len);
+        let mut rest = &mut transformed[..];
+        let mut work = Vec::with_capacity(layout.blocks.len());
+        for block in &layout.blocks {
+            let (part, others) = rest.split_at_mut(POINTS * point_len(block));
+            work.push((block, part));
+            rest = others;
+        }
+        let center = layout.center;
+        work.into_par_iter().for_each(|(block, out)| {
+            isa.run(TransformWeights { block, center, flip: direction == Direction::GradInput, packed: &packed, out });
+        });
+        Self { layout, packed, transformed, starts }
+    }
+}
+
+/// G·g·Gᵀ of one block's weights.
+struct TransformWeights<'a> {
+    block: &'a Block,
+    center: Option<usize>,
+    /// Whether taps are read from the last to the first.
+    flip: bool,
+    packed: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Task for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { block, center, flip, packed, out } = self;
+        let (range, point_len) = (block.range(), point_len(block));
+        let taps: [&[f32]; 9] = std::array::from_fn(|at| {
+            let tap = if flip { 8 - at } else { at };
+            // The centre tap of HetConv holds all inputs, the others the range.
+            let first = if Some(tap) == center { range.start * block.stride } else { 0 };
+            &packed[block.taps[tap] + first..][..range.len() * block.stride]
+        });
+        assert!(out.len() == POINTS * point_len);
+        for at in (0..range.len() * block.stride).step_by(S::LANES) {
+            // SAFETY: rows of weights are whole vectors, so one is left at `at` in every tap and every point.
+            unsafe {
+                let column = |x: usize| {
+                    let tap = |y: usize| simd.load(taps[3 * y + x].as_ptr().add(at));
+                    weight_points(simd, [tap(0), tap(1), tap(2)])
+                };
+                let columns = [column(0), column(1), column(2)];
+                for y in 0..IN {
+                    let row = weight_points(simd, [columns[0][y], columns[1][y], columns[2][y]]);
+                    for (x, &value) in row.iter().enumerate() {
+                        simd.store(out.as_mut_ptr().add((y * IN + x) * point_len + at), value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// G·g.
+#[inline(always)]
+fn weight_points<S: Simd>(simd: S, g: [S::V; 3]) -> [S::V; IN] {
+    let times = |factor: f32, value| simd.mul(simd.splat(factor), value);
+    let outer = times(-1.0 / 6.0, simd.add(g[0], g[2]));
+    let middle = times(1.0 / 6.0, g[1]);
+    let far = simd.mul_add(simd.splat(1.0 / 6.0), g[2], times(1.0 / 24.0, g[0]));
+    let half = times(1.0 / 12.0, g[1]);
+    [
+        times(0.25, g[0]),
+        simd.sub(outer, middle),
+        simd.add(outer, middle),
+        simd.add(far, half),
+        simd.sub(far, half),
+        g[2],
+    ]
+}
+
+/// Bᵀ·d.
+#[inline(always)]
+fn source_points<S: Simd>(simd: S, d: [S::V; IN]) -> [S::V; IN] {
+    let times_add = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
+    let (even, odd) = (times_add(-4.0, d[2], d[4]), times_add(-4.0, d[1], d[3]));
+    let (near, far) = (simd.sub(d[4], d[2]), simd.sub(d[3], d[1]));
+    [
+        times_add(4.0, d[0], times_add(-5.0, d[2], d[4])),
+        simd.add(even, odd),
+        simd.sub(even, odd),
+        times_add(2.0, far, near),
+        times_add(-2.0, far, near),
+        times_add(4.0, d[1], times_add(-5.0, d[3], d[5])),
+    ]
+}
+
+/// Aᵀ·m.
+#[inline(always)]
+fn target_pixels<S: Simd>(simd: S, m: [S::V; IN]) -> [S::V; OUT] {
+    let (near, near_odd) = (simd.add(m[1], m[2]), simd.sub(m[1], m[2]));
+    let (far, far_odd) = (simd.add(m[3], m[4]), simd.sub(m[3], m[4]));
+    [
+        simd.add(simd.add(m[0], near), far),
+        simd.mul_add(simd.splat(2.0), far_odd, near_odd),
+        simd.mul_add(simd.splat(4.0), far, near),
+        simd.add(simd.mul_add(simd.splat(8.0), far_odd, near_odd), m[5]),
+    ]
+}
+
+/// A prepared convolution; see the module's text.
+pub(crate) struct Winograd<'a> {
+    pub weights: &'a Weights,
+    /// One number per output position.
+    pub bias: Vec<f32>,
+    pub source_size: [usize; 2],
+    pub target_size: [usize; 2],
+    /// Source pixels that the first target pixel's window begins before the source, vertically and horizontally.
+    pub before: [isize; 2],
+    pub source_channels: usize,
+    pub target_channels: usize,
+}
+
+/// A target that several threads write, each its own values.
+#[derive(Clone, Copy)]
+struct Target(*mut f32);
+
+// SAFETY: parts write disjoint values: other images or other blocks.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Winograd<'_> {
+    /// Computes `target` `[batch, target size, target channels]` from `source`, and, if wanted, the sum and the sum of
+    /// squares of each channel.
+    pub fn run(
+        &self,
+        isa: Isa,
+        batch: usize,
+        source: &[f32],
+        target: &mut [MaybeUninit<f32>],
+        moments: bool,
+    ) -> Option<ColumnSums> {
+        let source_len = self.source_size[0] * self.source_size[1] * self.source_channels;
+        let target_len = self.target_size[0] * self.target_size[1] * self.target_channels;
+        assert!(source.len() == batch * source_len && target.len() == batch * target_len);
+        assert!(self.bias.len() == self.target_channels);
+        if target.is_empty() {
+            return moments.then(|| ColumnSums::zero(self.target_channels));
+        }
+        let images = images_per_part(batch, 4 * source_len.max(target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
+        let groups = groups_of_blocks(&self.weights.layout);
+        let image_parts = batch.div_ceil(images);
+        let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
+        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
+        let mut parts = Vec::with_capacity(image_parts * groups.len());
+        let whole = Target(target.as_mut_ptr().cast());
+        for first in (0..batch).step_by(images) {
+            for blocks in &groups {
+                parts.push((first, blocks.clone(), of_parts.next()));
+            }
+        }
+        parts.into_par_iter().for_each(|(first, blocks, moments)| {
+            let images = images.min(batch - first);
+            let source = &source[first * source_len..][..images * source_len];
+            // SAFETY: the target has `batch` images.
+            let target = Target(unsafe { { whole }.0.add(first * target_len) });
+            isa.run(Part { winograd: self, images, blocks, source, target, moments });
+        });
+        sums.map(SumsOfParts::total)
+    }
+
+    /// Pieces along both axes.
+    fn grid(&self) -> [usize; 2] {
+        self.target_size.map(|size| size.div_ceil(OUT))
+    }
+
+    /// Pieces of an image.
+    fn pieces(&self) -> usize {
+        self.grid().iter().product()
+    }
+}
+
+/// A part has at least that many pieces: they share each read of the transformed weights.
+const FEW_PIECES: usize = 16;
+
+/// Blocks that one part works on: all, or some where their weights are many.
+fn groups_of_blocks(layout: &Layout) -> Vec<std::ops::Range<usize>> {
+    let blocks = layout.blocks.len();
+    vec![0..blocks]
+}
+
+/// Pieces that are transformed together: with their products they stay in a core's second-level cache.
+fn pieces_together(bytes: usize) -> usize {
+    const CACHE: usize = 768 << 10;
+    (CACHE / bytes).clamp(FEW_PIECES, 96) / MAX_ROWS * MAX_ROWS
+}
+
+/// Some images and blocks, for one thread.
+struct Part<'a> {
+    winograd: &'a Winograd<'a>,
+    images: usize,
+    blocks: std::ops::Range<usize>,
+    source: &'a [f32],
+    /// The first image's target.
+    target: Target,
+    /// Sums and sums of squares, `[2, target channels]`.
+    moments: Option<&'a mut [f64]>,
+}
+
+/// Some pieces, one after another.
+struct Pieces {
+    first: usize,
+    count: usize,
+    /// Transformed source, `[piece, point, input]`, and its values a piece.
+    points: Aligned,
+    points_len: usize,
+    /// Products, `[piece, point, stride]`, and their values a piece.
+    products: Aligned,
+    products_len: usize,
+}
+
+impl Task for Part<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let Winograd { weights, source_channels, .. } = self.winograd;
+        let blocks = &weights.layout.blocks[self.blocks.clone()];
+        let depth = blocks.iter().map(|block| block.range().len()).max().unwrap_or(0).next_multiple_of(S::LANES);
+        let stride = blocks.iter().map(|block| block.stride).max().unwrap_or(0);
+        let all = self.images * self.winograd.pieces();
+        let together = pieces_together(4 * POINTS * (depth + stride));
+        let together = all.div_ceil(all.div_ceil(together)).next_multiple_of(MAX_ROWS);
+        // A line more than there are, so that pieces do not share a set of the cache.
+        let (points_len, products_len) = (POINTS * depth + LINE, POINTS * stride + LINE);
+        let mut pieces = Pieces {
+            first: 0,
+            count: 0,
+            points: Aligned::zeroed(together * points_len),
+            points_len,
+            products: Aligned::zeroed(together * products_len),
+            products_len,
+        };
+        let zeros = vec![0.0; (*source_channels).max(stride)];
+        for first in (0..all).step_by(together) {
+            (pieces.first, pieces.count) = (first, together.min(all - first));
+            let mut transformed = None;
+            for index in self.blocks.clone() {
+                let block = &weights.layout.blocks[index];
+                let range = block.range();
+                if transformed.as_ref() != Some(&range) {
+                    self.transform(simd, &range, depth, &mut pieces, &zeros);
+                    transformed = Some(range);
+                }
+                match block.vectors {
+                    2 => self.block::<S, 2>(simd, index, depth, &mut pieces, &zeros),
+                    _ => self.block::<S, 1>(simd, index, depth, &mut pieces, &zeros),
+                }
+            }
+        }
+    }
+}
+
+impl Part<'_> {
+    /// Image, and first target row and column of a piece.
+    #[inline(always)]
+    fn place(&self, piece: usize) -> (usize, [usize; 2]) {
+        let [rows, columns] = self.winograd.grid();
+        let (image, within) = (piece / (rows * columns), piece % (rows * columns));
+        (image, [within / columns * OUT, within % columns * OUT])
+    }
+
+    /// Values of a source pixel, relative to target row and column 0; zeros outside the image.
+    #[inline(always)]
+    fn source(&self, image: usize, y: usize, x: usize, zeros: &[f32]) -> *const f32 {
+        let Winograd { source_size: [height, width], before, source_channels, .. } = *self.winograd;
+        let (y, x) = (y.wrapping_sub(before[0] as usize), x.wrapping_sub(before[1] as usize));
+        if y < height && x < width {
+            &raw const self.source[((image * height + y) * width + x) * source_channels]
+        } else {
+            zeros.as_ptr()
+        }
+    }
+
+    /// Transforms a range of the source's channels.
+    #[inline(always)]
+    fn transform<S: Simd>(&self, simd: S, range: &std::ops::Range<usize>, depth: usize, pieces: &mut Pieces, zeros: &[f32]) {
+        for at in 0..pieces.count {
+            let (image, [top, left]) = self.place(pieces.first + at);
+            let pixels: [*const f32; POINTS] =
+                std::array::from_fn(|pixel| self.source(image, top + pixel / IN, left + pixel % IN, zeros));
+            let out = &mut pieces.points[at * pieces.points_len..][..pieces.points_len];
+            for channel in (0..range.len()).step_by(S::LANES) {
+                let left = range.len() - channel;
+                // SAFETY: every pixel has `range.end` values or more, `left` of them from here on; `out` has `depth`
+                // values a point, whole vectors.
+                unsafe {
+                    let load = |pixel: usize| {
+                        let from = pixels[pixel].add(range.start + channel);
+                        if left >= S::LANES { simd.load(from) } else { simd.load_first(from, left) }
+                    };
+                    let mut rows = [[simd.splat(0.0); IN]; IN];
+                    for x in 0..IN {
+                        let column = source_points(simd, std::array::from_fn(|y| load(y * IN + x)));
+                        for y in 0..IN {
+                            rows[y][x] = column[y];
+                        }
+                    }
+                    for (y, &row) in rows.iter().enumerate() {
+                        for (x, &value) in source_points(simd, row).iter().enumerate() {
+                            simd.store(out.as_mut_ptr().add((y * IN + x) * depth + channel), value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Multiplies the transformed source with a block's weights and writes the block's outputs.
+    #[inline(always)]
+    fn block<S: Simd, const V: usize>(&mut self, simd: S, index: usize, depth: usize, pieces: &mut Pieces, zeros: &[f32]) {
+        let Winograd { weights, bias, target_size: [height, width], source_channels, target_channels, .. } = self.winograd;
+        let (height, width, source_channels, target_channels) = (*height, *width, *source_channels, *target_channels);
+        let block = &weights.layout.blocks[index];
+        assert!(block.stride == V * S::LANES);
+        let range = block.range();
+        let most_rows = MAX_ROWS.min(S::SUMS / V);
+        let (points, products) = (pieces.points.as_ptr(), pieces.products.as_mut_ptr());
+        for point in 0..POINTS {
+            let segment = Segment { sources: [0; 2], len: range.len(), weights: weights.starts[index] + point * point_len(block) };
+            let mut tile = Tile {
+                segments: &[segment],
+                turns: &[],
+                size: 0,
+                packed: weights.transformed.as_ptr(),
+                bias: &zeros[..block.stride],
+                block,
+                start: None,
+                rows: 0,
+                sources: [points; MAX_ROWS],
+                targets: [products; MAX_ROWS],
+            };
+            for first in (0..pieces.count).step_by(most_rows) {
+                tile.rows = most_rows.min(pieces.count - first);
+                // SAFETY: each piece has `depth` values a point, the range's among them, and `stride` products.
+                unsafe {
+                    for row in 0..tile.rows {
+                        tile.sources[row] = points.add((first + row) * pieces.points_len + point * depth);
+                        tile.targets[row] = products.add((first + row) * pieces.products_len + point * block.stride);
+                    }
+                    tile.compute_ranges::<S, V>(simd, None);
+                }
+            }
+        }
+        // What is left for the direct domain: centre taps of channels outside the range.
+        let mut segments = Vec::with_capacity(2);
+        if let Some(center) = weights.layout.center {
+            for part in [0..range.start, range.end..source_channels] {
+                let weights = block.taps[center] + part.start * block.stride;
+                segments.push(Segment { sources: [part.start as isize; 2], len: part.len(), weights });
+            }
+        }
+        let mut moments = Moments::<S>::new(simd);
+        let mut results = Aligned::zeroed(OUT * OUT * block.stride);
+        for at in 0..pieces.count {
+            let (image, [top, left]) = self.place(pieces.first + at);
+            let products = &pieces.products[at * pieces.products_len..][..POINTS * block.stride];
+            for lane in (0..block.stride).step_by(S::LANES) {
+                // SAFETY: there are `stride` products a point and as many results a pixel, whole vectors.
+                unsafe {
+                    let mut rows = [[simd.splat(0.0); IN]; OUT];
+                    for x in 0..IN {
+                        let load = |y: usize| simd.load(products.as_ptr().add((y * IN + x) * block.stride + lane));
+                        let column = target_pixels(simd, std::array::from_fn(load));
+                        for y in 0..OUT {
+                            rows[y][x] = column[y];
+                        }
+                    }
+                    for (y, &row) in rows.iter().enumerate() {
+                        for (x, &value) in target_pixels(simd, row).iter().enumerate() {
+                            simd.store(results.as_mut_ptr().add((y * OUT + x) * block.stride + lane), value);
+                        }
+                    }
+                }
+            }
+            let mut starts = [results.as_ptr(); MAX_ROWS];
+            let mut tile = Tile {
+                segments: &segments,
+                turns: &[],
+                size: 0,
+                packed: weights.packed.as_ptr(),
+                bias: &bias[block.outputs.clone()],
+                block,
+                start: None,
+                rows: 0,
+                sources: [zeros.as_ptr(); MAX_ROWS],
+                targets: [self.target.0; MAX_ROWS],
+            };
+            let inside = [(height - top).min(OUT), (width - left).min(OUT)];
+            let mut pixels = inside[0] * inside[1];
+            for y in 0..inside[0] {
+                for x in 0..inside[1] {
+                    // The centre of the window is one pixel further.
+                    tile.sources[tile.rows] = self.source(image, top + y + 1, left + x + 1, zeros);
+                    let pixel = (image * height + top + y) * width + left + x;
+                    // SAFETY: the target has the part's images, and the pixel lies in one of them.
+                    unsafe {
+                        tile.targets[tile.rows] = self.target.0.add(pixel * target_channels + block.outputs.start);
+                        starts[tile.rows] = results.as_ptr().add((y * OUT + x) * block.stride);
+                    }
+                    tile.rows += 1;
+                    if tile.rows < most_rows.min(pixels) {
+                        continue;
+                    }
+                    tile.start = Some(starts);
+                    let moments = self.moments.is_some().then_some(&mut moments);
+                    // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
+                    unsafe { tile.compute_ranges::<S, V>(simd, moments) };
+                    pixels -= tile.rows;
+                    tile.rows = 0;
+                }
+            }
+        }
+        if let Some(sums) = &mut self.moments {
+            moments.flush(simd);
+            moments.add_to(sums, &block.outputs);
+        }
+    }
+}
