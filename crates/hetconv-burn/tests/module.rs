@@ -206,7 +206,10 @@ fn gradients_of_two_parts_make_those_of_the_whole() {
         let other = gradients(2..6);
         // Means over 2 and 4 images, weighted so that every image of the 6 counts the same.
         let sum = first.scaled(1.0 / 3.0).plus(other.scaled(2.0 / 3.0));
-        assert_eq!(sum.iter().count(), graph.weight_specs().expect("a graph").iter().filter(|spec| spec.role.trainable()).count());
+        assert_eq!(
+            sum.iter().count(),
+            graph.weight_specs().expect("a graph").iter().filter(|spec| spec.role.trainable()).count()
+        );
         for ((name, got), (other, want)) in sum.iter().zip(whole.iter()) {
             assert_eq!(name, other);
             assert!(want.iter().any(|value| value.abs() > 1e-3), "{name} has no gradient to speak of");

@@ -204,7 +204,13 @@ impl Conv {
     ///
     /// # Panics
     /// If the weights are not this layer's, or the algorithm is none of its [`Conv::algorithms`].
-    pub fn pack(&self, isa: Isa, direction: Direction, algorithm: Algorithm, weights: ConvWeights<'_>) -> PackedWeights {
+    pub fn pack(
+        &self,
+        isa: Isa,
+        direction: Direction,
+        algorithm: Algorithm,
+        weights: ConvWeights<'_>,
+    ) -> PackedWeights {
         self.spec.check_weights(&weights);
         assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
         let layout = || Layout::new(&self.spec, &self.classes, direction, algorithm, isa);

@@ -13,7 +13,7 @@ use crate::pack::{Block, Source, rotated};
 use crate::simd::Simd;
 
 /// The most pixels of any tile.
-pub(crate) const MAX_ROWS: usize = 8;
+pub(crate) const MAX_ROWS: usize = 12;
 
 /// One tap over one range of positions.
 #[derive(Clone, Copy)]
@@ -180,7 +180,11 @@ impl Tile<'_> {
                 5 => self.ranges::<S, 5, V>(simd, moments),
                 6 => self.ranges::<S, 6, V>(simd, moments),
                 7 => self.ranges::<S, 7, V>(simd, moments),
-                _ => self.ranges::<S, 8, V>(simd, moments),
+                8 => self.ranges::<S, 8, V>(simd, moments),
+                9 => self.ranges::<S, 9, V>(simd, moments),
+                10 => self.ranges::<S, 10, V>(simd, moments),
+                11 => self.ranges::<S, 11, V>(simd, moments),
+                _ => self.ranges::<S, 12, V>(simd, moments),
             }
         }
     }
@@ -199,7 +203,11 @@ impl Tile<'_> {
                 5 => self.turns::<S, 5, J>(simd, moments),
                 6 => self.turns::<S, 6, J>(simd, moments),
                 7 => self.turns::<S, 7, J>(simd, moments),
-                _ => self.turns::<S, 8, J>(simd, moments),
+                8 => self.turns::<S, 8, J>(simd, moments),
+                9 => self.turns::<S, 9, J>(simd, moments),
+                10 => self.turns::<S, 10, J>(simd, moments),
+                11 => self.turns::<S, 11, J>(simd, moments),
+                _ => self.turns::<S, 12, J>(simd, moments),
             }
         }
     }

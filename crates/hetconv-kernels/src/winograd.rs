@@ -9,7 +9,11 @@
 //! Results differ from the direct pass by rounding: some 10⁻⁶ of their rms. A value that is not finite spreads over its
 //! whole piece.
 
+// Sums are indexed by row and vector alike, as registers are.
+#![allow(clippy::needless_range_loop)]
+
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use hetconv_core::Conv2dGeometry;
 use rayon::prelude::*;
@@ -79,7 +83,14 @@ pub(crate) fn cost(layout: &Layout, inputs: usize, target_size: [usize; 2], isa:
 
 impl Weights {
     /// Packs and transforms canonical weights.
-    pub fn new(spec: &ConvSpec, classes: &Classes, layout: Layout, direction: Direction, isa: Isa, weights: ConvWeights<'_>) -> Self {
+    pub fn new(
+        spec: &ConvSpec,
+        classes: &Classes,
+        layout: Layout,
+        direction: Direction,
+        isa: Isa,
+        weights: ConvWeights<'_>,
+    ) -> Self {
         let packed = pack(spec, classes, &layout, direction, weights);
         let mut starts = Vec::with_capacity(layout.blocks.len());
         let mut len = 0;
@@ -267,25 +278,27 @@ impl Winograd<'_> {
 }
 
 /// A part has at least that many pieces: they share each read of the transformed weights.
-const FEW_PIECES: usize = 16;
+const FEW_PIECES: usize = 24;
 
 /// Blocks that one part works on: all, or some where their weights are many.
-fn groups_of_blocks(layout: &Layout) -> Vec<std::ops::Range<usize>> {
+fn groups_of_blocks(layout: &Layout) -> Vec<Range<usize>> {
     let blocks = layout.blocks.len();
     vec![0..blocks]
 }
 
-/// Pieces that are transformed together: with their products they stay in a core's second-level cache.
-fn pieces_together(bytes: usize) -> usize {
+/// How many of `all` pieces, `bytes` each, are transformed together: with their products they stay in a core's second-level
+/// cache.
+fn pieces_together(all: usize, bytes: usize) -> usize {
     const CACHE: usize = 768 << 10;
-    (CACHE / bytes).clamp(FEW_PIECES, 96) / MAX_ROWS * MAX_ROWS
+    let most = (CACHE / bytes).clamp(FEW_PIECES, 96).next_multiple_of(MAX_ROWS);
+    all.div_ceil(all.div_ceil(most)).next_multiple_of(MAX_ROWS)
 }
 
 /// Some images and blocks, for one thread.
 struct Part<'a> {
     winograd: &'a Winograd<'a>,
     images: usize,
-    blocks: std::ops::Range<usize>,
+    blocks: Range<usize>,
     source: &'a [f32],
     /// The first image's target.
     target: Target,
@@ -293,16 +306,42 @@ struct Part<'a> {
     moments: Option<&'a mut [f64]>,
 }
 
+/// Where a piece is.
+#[derive(Clone, Copy)]
+struct Place {
+    /// First value of the window's first source pixel, which may lie outside the image.
+    source: *const f32,
+    /// Which rows and columns of the window lie inside: a bit for each.
+    inside: [u32; 2],
+    /// First value of the first target pixel.
+    target: *mut f32,
+    /// Rows and columns of target pixels.
+    size: [usize; 2],
+}
+
 /// Some pieces, one after another.
 struct Pieces {
-    first: usize,
-    count: usize,
-    /// Transformed source, `[piece, point, input]`, and its values a piece.
+    places: Vec<Place>,
+    /// Transformed source, `[piece, point, input]`.
     points: Aligned,
-    points_len: usize,
-    /// Products, `[piece, point, stride]`, and their values a piece.
+    /// Inputs of a point: those of the widest range.
+    depth: usize,
+    /// Products, `[piece, point, stride]`.
     products: Aligned,
-    products_len: usize,
+    /// Values of a pixel outside of the image.
+    zeros: Vec<f32>,
+}
+
+impl Pieces {
+    /// Values of a piece's points; a line more than there are, so that pieces do not share a set of the cache.
+    fn points_len(&self) -> usize {
+        POINTS * self.depth + LINE
+    }
+}
+
+/// Values of a piece's products; see [`Pieces::points_len`].
+fn products_len(stride: usize) -> usize {
+    POINTS * stride + LINE
 }
 
 impl Task for Part<'_> {
@@ -315,32 +354,28 @@ impl Task for Part<'_> {
         let depth = blocks.iter().map(|block| block.range().len()).max().unwrap_or(0).next_multiple_of(S::LANES);
         let stride = blocks.iter().map(|block| block.stride).max().unwrap_or(0);
         let all = self.images * self.winograd.pieces();
-        let together = pieces_together(4 * POINTS * (depth + stride));
-        let together = all.div_ceil(all.div_ceil(together)).next_multiple_of(MAX_ROWS);
-        // A line more than there are, so that pieces do not share a set of the cache.
-        let (points_len, products_len) = (POINTS * depth + LINE, POINTS * stride + LINE);
+        let together = pieces_together(all, 4 * POINTS * (depth + stride));
         let mut pieces = Pieces {
-            first: 0,
-            count: 0,
-            points: Aligned::zeroed(together * points_len),
-            points_len,
-            products: Aligned::zeroed(together * products_len),
-            products_len,
+            places: Vec::with_capacity(together),
+            points: Aligned::zeroed(together * (POINTS * depth + LINE)),
+            depth,
+            products: Aligned::zeroed(together * products_len(stride)),
+            zeros: vec![0.0; *source_channels],
         };
-        let zeros = vec![0.0; (*source_channels).max(stride)];
         for first in (0..all).step_by(together) {
-            (pieces.first, pieces.count) = (first, together.min(all - first));
+            pieces.places.clear();
+            pieces.places.extend((first..all.min(first + together)).map(|piece| self.place(piece)));
             let mut transformed = None;
             for index in self.blocks.clone() {
                 let block = &weights.layout.blocks[index];
                 let range = block.range();
                 if transformed.as_ref() != Some(&range) {
-                    self.transform(simd, &range, depth, &mut pieces, &zeros);
+                    self.transform(simd, &range, &mut pieces);
                     transformed = Some(range);
                 }
                 match block.vectors {
-                    2 => self.block::<S, 2>(simd, index, depth, &mut pieces, &zeros),
-                    _ => self.block::<S, 1>(simd, index, depth, &mut pieces, &zeros),
+                    2 => self.block::<S, 2>(simd, index, &mut pieces),
+                    _ => self.block::<S, 1>(simd, index, &mut pieces),
                 }
             }
         }
@@ -348,34 +383,43 @@ impl Task for Part<'_> {
 }
 
 impl Part<'_> {
-    /// Image, and first target row and column of a piece.
-    #[inline(always)]
-    fn place(&self, piece: usize) -> (usize, [usize; 2]) {
+    fn place(&self, piece: usize) -> Place {
+        let Winograd { source_size, target_size, before, source_channels, target_channels, .. } = *self.winograd;
         let [rows, columns] = self.winograd.grid();
         let (image, within) = (piece / (rows * columns), piece % (rows * columns));
-        (image, [within / columns * OUT, within % columns * OUT])
+        let first = [within / columns * OUT, within % columns * OUT];
+        let source = [0, 1].map(|axis| first[axis] as isize - before[axis]);
+        let inside = |axis: usize| {
+            let is_inside = |&at: &usize| (0..source_size[axis] as isize).contains(&(source[axis] + at as isize));
+            (0..IN).filter(is_inside).fold(0, |bits, at| bits | 1 << at)
+        };
+        let pixel = (image * source_size[0]) as isize + source[0];
+        let pixel = pixel * source_size[1] as isize + source[1];
+        let target = (image * target_size[0] + first[0]) * target_size[1] + first[1];
+        Place {
+            source: self.source.as_ptr().wrapping_offset(pixel * source_channels as isize),
+            inside: [inside(0), inside(1)],
+            target: self.target.0.wrapping_add(target * target_channels),
+            size: [0, 1].map(|axis| (target_size[axis] - first[axis]).min(OUT)),
+        }
     }
 
-    /// Values of a source pixel, relative to target row and column 0; zeros outside the image.
+    /// A pixel of a piece's window: its own values, or zeros outside of the image.
     #[inline(always)]
-    fn source(&self, image: usize, y: usize, x: usize, zeros: &[f32]) -> *const f32 {
-        let Winograd { source_size: [height, width], before, source_channels, .. } = *self.winograd;
-        let (y, x) = (y.wrapping_sub(before[0] as usize), x.wrapping_sub(before[1] as usize));
-        if y < height && x < width {
-            &raw const self.source[((image * height + y) * width + x) * source_channels]
-        } else {
-            zeros.as_ptr()
-        }
+    fn pixel(&self, place: &Place, y: usize, x: usize, zeros: &[f32]) -> *const f32 {
+        let Winograd { source_size, source_channels, .. } = *self.winograd;
+        let is_inside = (place.inside[0] >> y) & (place.inside[1] >> x) & 1 == 1;
+        let pixel = place.source.wrapping_add((y * source_size[1] + x) * source_channels);
+        if is_inside { pixel } else { zeros.as_ptr() }
     }
 
     /// Transforms a range of the source's channels.
     #[inline(always)]
-    fn transform<S: Simd>(&self, simd: S, range: &std::ops::Range<usize>, depth: usize, pieces: &mut Pieces, zeros: &[f32]) {
-        for at in 0..pieces.count {
-            let (image, [top, left]) = self.place(pieces.first + at);
+    fn transform<S: Simd>(&self, simd: S, range: &Range<usize>, pieces: &mut Pieces) {
+        let (depth, points_len) = (pieces.depth, pieces.points_len());
+        for (place, out) in pieces.places.iter().zip(pieces.points.chunks_exact_mut(points_len)) {
             let pixels: [*const f32; POINTS] =
-                std::array::from_fn(|pixel| self.source(image, top + pixel / IN, left + pixel % IN, zeros));
-            let out = &mut pieces.points[at * pieces.points_len..][..pieces.points_len];
+                std::array::from_fn(|pixel| self.pixel(place, pixel / IN, pixel % IN, &pieces.zeros));
             for channel in (0..range.len()).step_by(S::LANES) {
                 let left = range.len() - channel;
                 // SAFETY: every pixel has `range.end` values or more, `left` of them from here on; `out` has `depth`
@@ -404,55 +448,48 @@ impl Part<'_> {
 
     /// Multiplies the transformed source with a block's weights and writes the block's outputs.
     #[inline(always)]
-    fn block<S: Simd, const V: usize>(&mut self, simd: S, index: usize, depth: usize, pieces: &mut Pieces, zeros: &[f32]) {
-        let Winograd { weights, bias, target_size: [height, width], source_channels, target_channels, .. } = self.winograd;
-        let (height, width, source_channels, target_channels) = (*height, *width, *source_channels, *target_channels);
+    fn block<S: Simd, const V: usize>(&mut self, simd: S, index: usize, pieces: &mut Pieces) {
+        let Winograd { weights, bias, target_size: [_, width], source_channels, target_channels, .. } = self.winograd;
+        let (width, target_channels) = (*width, *target_channels);
         let block = &weights.layout.blocks[index];
         assert!(block.stride == V * S::LANES);
         let range = block.range();
         let most_rows = MAX_ROWS.min(S::SUMS / V);
-        let (points, products) = (pieces.points.as_ptr(), pieces.products.as_mut_ptr());
+        let (points_len, products_len) = (pieces.points_len(), products_len(block.stride));
+        let of_point = block.range().len() * block.stride;
         for point in 0..POINTS {
-            let segment = Segment { sources: [0; 2], len: range.len(), weights: weights.starts[index] + point * point_len(block) };
-            let mut tile = Tile {
-                segments: &[segment],
-                turns: &[],
-                size: 0,
-                packed: weights.transformed.as_ptr(),
-                bias: &zeros[..block.stride],
-                block,
-                start: None,
-                rows: 0,
-                sources: [points; MAX_ROWS],
-                targets: [products; MAX_ROWS],
-            };
-            for first in (0..pieces.count).step_by(most_rows) {
-                tile.rows = most_rows.min(pieces.count - first);
+            let from = weights.starts[index] + point * point_len(block);
+            let of_point = &weights.transformed[from..from + of_point];
+            for first in (0..pieces.places.len()).step_by(most_rows) {
+                let points = &pieces.points[first * points_len + point * pieces.depth..];
+                let products = &mut pieces.products[first * products_len + point * block.stride..];
+                let product = Product { weights: of_point, points, points_len, products, products_len };
                 // SAFETY: each piece has `depth` values a point, the range's among them, and `stride` products.
-                unsafe {
-                    for row in 0..tile.rows {
-                        tile.sources[row] = points.add((first + row) * pieces.points_len + point * depth);
-                        tile.targets[row] = products.add((first + row) * pieces.products_len + point * block.stride);
-                    }
-                    tile.compute_ranges::<S, V>(simd, None);
-                }
+                unsafe { product.compute::<S, V>(simd, most_rows.min(pieces.places.len() - first)) };
             }
         }
         // What is left for the direct domain: centre taps of channels outside the range.
         let mut segments = Vec::with_capacity(2);
         if let Some(center) = weights.layout.center {
-            for part in [0..range.start, range.end..source_channels] {
+            for part in [0..range.start, range.end..*source_channels] {
                 let weights = block.taps[center] + part.start * block.stride;
                 segments.push(Segment { sources: [part.start as isize; 2], len: part.len(), weights });
             }
         }
         let mut moments = Moments::<S>::new(simd);
-        let mut results = Aligned::zeroed(OUT * OUT * block.stride);
-        for at in 0..pieces.count {
-            let (image, [top, left]) = self.place(pieces.first + at);
-            let products = &pieces.products[at * pieces.products_len..][..POINTS * block.stride];
+        let mut results = [[0.0f32; 32]; OUT * OUT];
+        for (place, products) in pieces.places.iter().zip(pieces.products.chunks_exact(products_len)) {
+            let target = place.target.wrapping_add(block.outputs.start);
+            for y in 0..place.size[0] {
+                for x in 0..place.size[1] {
+                    for vector in 0..V {
+                        let target = target.wrapping_add((y * width + x) * target_channels + vector * S::LANES);
+                        simd.prefetch_to_write(target);
+                    }
+                }
+            }
             for lane in (0..block.stride).step_by(S::LANES) {
-                // SAFETY: there are `stride` products a point and as many results a pixel, whole vectors.
+                // SAFETY: there are `stride` products a point, and 32 results a pixel, which is no less.
                 unsafe {
                     let mut rows = [[simd.splat(0.0); IN]; OUT];
                     for x in 0..IN {
@@ -464,12 +501,12 @@ impl Part<'_> {
                     }
                     for (y, &row) in rows.iter().enumerate() {
                         for (x, &value) in target_pixels(simd, row).iter().enumerate() {
-                            simd.store(results.as_mut_ptr().add((y * OUT + x) * block.stride + lane), value);
+                            simd.store(results[y * OUT + x].as_mut_ptr().add(lane), value);
                         }
                     }
                 }
             }
-            let mut starts = [results.as_ptr(); MAX_ROWS];
+            let mut starts = [results[0].as_ptr(); MAX_ROWS];
             let mut tile = Tile {
                 segments: &segments,
                 turns: &[],
@@ -479,30 +516,26 @@ impl Part<'_> {
                 block,
                 start: None,
                 rows: 0,
-                sources: [zeros.as_ptr(); MAX_ROWS],
-                targets: [self.target.0; MAX_ROWS],
+                sources: [pieces.zeros.as_ptr(); MAX_ROWS],
+                targets: [target; MAX_ROWS],
             };
-            let inside = [(height - top).min(OUT), (width - left).min(OUT)];
-            let mut pixels = inside[0] * inside[1];
-            for y in 0..inside[0] {
-                for x in 0..inside[1] {
+            let mut left = place.size[0] * place.size[1];
+            let rows = left.div_ceil(left.div_ceil(most_rows));
+            for y in 0..place.size[0] {
+                for x in 0..place.size[1] {
                     // The centre of the window is one pixel further.
-                    tile.sources[tile.rows] = self.source(image, top + y + 1, left + x + 1, zeros);
-                    let pixel = (image * height + top + y) * width + left + x;
-                    // SAFETY: the target has the part's images, and the pixel lies in one of them.
-                    unsafe {
-                        tile.targets[tile.rows] = self.target.0.add(pixel * target_channels + block.outputs.start);
-                        starts[tile.rows] = results.as_ptr().add((y * OUT + x) * block.stride);
-                    }
+                    tile.sources[tile.rows] = self.pixel(place, y + 1, x + 1, &pieces.zeros);
+                    tile.targets[tile.rows] = target.wrapping_add((y * width + x) * target_channels);
+                    starts[tile.rows] = results[y * OUT + x].as_ptr();
                     tile.rows += 1;
-                    if tile.rows < most_rows.min(pixels) {
+                    if tile.rows < rows.min(left) {
                         continue;
                     }
                     tile.start = Some(starts);
                     let moments = self.moments.is_some().then_some(&mut moments);
                     // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
                     unsafe { tile.compute_ranges::<S, V>(simd, moments) };
-                    pixels -= tile.rows;
+                    left -= tile.rows;
                     tile.rows = 0;
                 }
             }
@@ -510,6 +543,68 @@ impl Part<'_> {
         if let Some(sums) = &mut self.moments {
             moments.flush(simd);
             moments.add_to(sums, &block.outputs);
+        }
+    }
+}
+
+/// One point of some pieces times a block's weights.
+struct Product<'a> {
+    /// `[input, stride]`.
+    weights: &'a [f32],
+    /// From the first piece's point on.
+    points: &'a [f32],
+    points_len: usize,
+    /// From the first piece's point on.
+    products: &'a mut [f32],
+    products_len: usize,
+}
+
+impl Product<'_> {
+    /// # Safety
+    /// `rows` pieces have as many values at their point as there are inputs, and `V` vectors of products.
+    #[inline(always)]
+    unsafe fn compute<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            match rows {
+                1 => self.rows::<S, 1, V>(simd),
+                2 => self.rows::<S, 2, V>(simd),
+                3 => self.rows::<S, 3, V>(simd),
+                4 => self.rows::<S, 4, V>(simd),
+                5 => self.rows::<S, 5, V>(simd),
+                6 => self.rows::<S, 6, V>(simd),
+                7 => self.rows::<S, 7, V>(simd),
+                8 => self.rows::<S, 8, V>(simd),
+                9 => self.rows::<S, 9, V>(simd),
+                10 => self.rows::<S, 10, V>(simd),
+                11 => self.rows::<S, 11, V>(simd),
+                _ => self.rows::<S, 12, V>(simd),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Product::compute`], of `R` rows.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const R: usize, const V: usize>(self, simd: S) {
+        let mut sums = [[simd.splat(0.0); V]; R];
+        // SAFETY: the caller's.
+        unsafe {
+            let points: [*const f32; R] = std::array::from_fn(|r| self.points.as_ptr().add(r * self.points_len));
+            for (input, weights) in self.weights.chunks_exact(V * S::LANES).enumerate() {
+                let weights: [S::V; V] = std::array::from_fn(|v| simd.load(weights.as_ptr().add(v * S::LANES)));
+                for r in 0..R {
+                    let value = simd.splat(*points[r].add(input));
+                    for v in 0..V {
+                        sums[r][v] = simd.mul_add(value, weights[v], sums[r][v]);
+                    }
+                }
+            }
+            for (r, row) in sums.iter().enumerate() {
+                for (v, &sum) in row.iter().enumerate() {
+                    simd.store(self.products.as_mut_ptr().add(r * self.products_len + v * S::LANES), sum);
+                }
+            }
         }
     }
 }

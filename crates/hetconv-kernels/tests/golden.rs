@@ -70,9 +70,16 @@ fn golden_vectors() {
             let x = store(&x, &spec.in_order);
             let exact = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
             let mut y = vec![f32::NAN; dy.len()];
-            conv.forward(batch, &x, &conv.pack(isa, Direction::Forward, Algorithm::Direct, weights.get()), Some(&bias), &mut y);
+            conv.forward(
+                batch,
+                &x,
+                &conv.pack(isa, Direction::Forward, Algorithm::Direct, weights.get()),
+                Some(&bias),
+                &mut y,
+            );
             assert_close(&format!("{name} y"), &load(&y, &spec.out_order), &exact(&image("y").0), 1e-5);
-            let dx = conv.grad_input(batch, &dy, &conv.pack(isa, Direction::GradInput, Algorithm::Direct, weights.get()));
+            let dx =
+                conv.grad_input(batch, &dy, &conv.pack(isa, Direction::GradInput, Algorithm::Direct, weights.get()));
             assert_close(&format!("{name} dx"), &load(&dx, &spec.in_order), &exact(&image("dx").0), 1e-5);
             let want = Weights::from_dense(&spec, &tensor("dweight").0);
             let mut grad = Weights::new(&spec, || f32::NAN);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use hetconv_kernels::{ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Isa};
+use hetconv_kernels::{ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Isa, PackedWeights};
 
 use crate::Implementation;
 use crate::composed::ComposedConv;
@@ -122,6 +122,10 @@ impl ConvKernel {
         if self.is_het() { 3 } else { 2 }
     }
 
+    fn pack(&self, direction: Direction, inputs: &[FlexTensor]) -> PackedWeights {
+        self.conv.pack(self.isa, direction, self.conv.fastest(self.isa, direction), self.weights(inputs))
+    }
+
     fn weights<'a>(&self, inputs: &'a [FlexTensor]) -> ConvWeights<'a> {
         if self.is_het() {
             ConvWeights::Het { center: values(&inputs[1]), ring: values(&inputs[2]) }
@@ -139,7 +143,7 @@ impl<const N: usize> Kernel<N> for ConvKernel {
     fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, ColumnSums, Self::Saved) {
         let batch = inputs[0].layout().shape()[0];
         let [height, width] = self.conv.out_size();
-        let weights = self.conv.pack(self.isa, Direction::Forward, self.weights(inputs));
+        let weights = self.pack(Direction::Forward, inputs);
         let bias = inputs.get(self.bias()).map(values);
         let (output, sums) = self.conv.forward_with_sums(batch, values(&inputs[0]), &weights, bias);
         (tensor(output, [batch, height, width, self.conv.spec().out_channels]), sums, inputs.clone())
@@ -171,7 +175,7 @@ impl<const N: usize> Kernel<N> for ConvKernel {
             results[bias] = Some(like(bias, grad_bias));
         }
         if wanted[0] {
-            let weights = self.conv.pack(self.isa, Direction::GradInput, self.weights(&inputs));
+            let weights = self.pack(Direction::GradInput, &inputs);
             results[0] = Some(like(0, self.conv.grad_input(batch, grad_output, &weights)));
         }
         results

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use hetconv::core::{Conv2dGeometry, ConvKind, HetPattern};
-use hetconv::kernels::{Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, measure};
+use hetconv::kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, measure};
 use hetconv::train::{Purpose, stream, uniform};
 use serde::Serialize;
 
@@ -148,8 +148,8 @@ fn seconds(conv: &Conv, batch: usize, isa: Isa) -> [f64; 3] {
     // Spare slots of the ring are 0, and not read.
     let (mut main, mut ring) = (numbers(main), vec![0.5; ring]);
     let weights = if is_het { ConvWeights::Het { center: &main, ring: &ring } } else { ConvWeights::Dense(&main) };
-    let forward = conv.pack(isa, Direction::Forward, weights);
-    let backward = conv.pack(isa, Direction::GradInput, weights);
+    let forward = conv.pack(isa, Direction::Forward, Algorithm::Direct, weights);
+    let backward = conv.pack(isa, Direction::GradInput, Algorithm::Direct, weights);
     let mut output = vec![0.0; grad_output.len()];
     [
         median(|| conv.forward(batch, &input, &forward, None, &mut output)),
