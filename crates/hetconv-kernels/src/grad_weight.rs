@@ -21,7 +21,7 @@ use crate::taps::Region;
 use crate::tile::Spread;
 
 /// The most input channels of a tile.
-const ROWS: usize = 8;
+const ROWS: usize = 12;
 
 /// Values of a panel: with the input that meets it, it stays in the first-level cache.
 const PANEL: usize = 6 << 10;
@@ -379,6 +379,10 @@ impl Tile<'_> {
         // SAFETY: the caller's.
         unsafe {
             match (rows, vectors) {
+                (12, 2) => self.compute::<S, 12, 2>(simd),
+                (11, 2) => self.compute::<S, 11, 2>(simd),
+                (10, 2) => self.compute::<S, 10, 2>(simd),
+                (9, 2) => self.compute::<S, 9, 2>(simd),
                 (8, 2) => self.compute::<S, 8, 2>(simd),
                 (7, 2) => self.compute::<S, 7, 2>(simd),
                 (6, 2) => self.compute::<S, 6, 2>(simd),
@@ -387,6 +391,10 @@ impl Tile<'_> {
                 (3, 2) => self.compute::<S, 3, 2>(simd),
                 (2, 2) => self.compute::<S, 2, 2>(simd),
                 (_, 2) => self.compute::<S, 1, 2>(simd),
+                (12, _) => self.compute::<S, 12, 1>(simd),
+                (11, _) => self.compute::<S, 11, 1>(simd),
+                (10, _) => self.compute::<S, 10, 1>(simd),
+                (9, _) => self.compute::<S, 9, 1>(simd),
                 (8, _) => self.compute::<S, 8, 1>(simd),
                 (7, _) => self.compute::<S, 7, 1>(simd),
                 (6, _) => self.compute::<S, 6, 1>(simd),

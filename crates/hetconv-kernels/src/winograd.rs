@@ -289,7 +289,7 @@ fn groups_of_blocks(layout: &Layout) -> Vec<Range<usize>> {
 /// How many of `all` pieces, `bytes` each, are transformed together: with their products they stay in a core's second-level
 /// cache.
 fn pieces_together(all: usize, bytes: usize) -> usize {
-    const CACHE: usize = 768 << 10;
+    const CACHE: usize = 512 << 10;
     let most = (CACHE / bytes).clamp(FEW_PIECES, 96).next_multiple_of(MAX_ROWS);
     all.div_ceil(all.div_ceil(most)).next_multiple_of(MAX_ROWS)
 }
