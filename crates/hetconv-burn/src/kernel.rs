@@ -34,6 +34,11 @@ pub(crate) trait Kernel<const N: usize>: Clone + Debug + Send + 'static {
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
+/// Whether autodiff follows a tensor.
+pub(crate) fn is_tracked(tensor: &DispatchTensor) -> bool {
+    tensor.autodiff != DispatchAutodiffContext::Disabled
+}
+
 /// Runs a kernel on Burn tensors.
 ///
 /// # Panics

@@ -75,9 +75,10 @@ pub enum ConvWeightsMut<'a> {
 }
 
 /// How forward and grad-input are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Algorithm {
-    /// A sum of products, one pass over the output.
+    /// A sum of products, one pass over the output. A value that is not finite reaches the outputs whose windows hold it;
+    /// where a vector covers several classes, also those of the other classes.
     Direct,
     /// F(4×4, 3×3): 36 products where the direct pass has 144, for 3×3 taps at stride 1. Results differ by rounding, some
     /// 10⁻⁶ of their rms, and a value that is not finite spreads over a 6×6 neighbourhood.

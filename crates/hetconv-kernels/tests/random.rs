@@ -48,8 +48,6 @@ fn spec() -> impl Strategy<Value = ConvSpec> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
-
     #[test]
     fn kernels_agree_with_the_reference(
         spec in spec(), batch in 0..4usize, h in 1..9usize, w in 1..9usize, seed: u64

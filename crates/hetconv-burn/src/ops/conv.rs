@@ -5,11 +5,11 @@ use std::sync::Arc;
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use hetconv_kernels::{ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Isa, PackedWeights};
+use hetconv_kernels::{Algorithm, ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Isa, PackedWeights};
 
 use crate::Implementation;
 use crate::composed::ComposedConv;
-use crate::kernel::{Kernel, apply, tensor, values};
+use crate::kernel::{Kernel, apply, is_tracked, tensor, values};
 
 /// The weights of a convolution, in canonical form and natural order.
 #[derive(Clone, Debug)]
@@ -55,7 +55,8 @@ impl ConvOp {
         &self.conv
     }
 
-    /// Differentiable in the input, the weights and the bias.
+    /// Differentiable in the input, the weights and the bias. The kernels may use Winograd's algorithm where a tensor is
+    /// tracked by autodiff, and sum directly where none is: evaluation is exact.
     ///
     /// # Shapes
     /// * `input`: `[batch, height, width, M]`, channels in the convolution's input order
@@ -85,7 +86,7 @@ impl ConvOp {
             Form::Kernels(isa) => *isa,
             Form::Composed(composed) => return (composed.forward(input, weights, bias), None),
         };
-        let kernel = ConvKernel { conv: self.conv.clone(), isa };
+        let kernel = ConvKernel { conv: self.conv.clone(), isa, exact: false };
         let input = input.into_dispatch();
         let (output, sums) = match (weights, bias.map(Tensor::into_dispatch)) {
             (ConvTensors::Dense(weight), None) => kernel.apply([input, weight.into_dispatch()]),
@@ -106,11 +107,14 @@ impl ConvOp {
 struct ConvKernel {
     conv: Arc<Conv>,
     isa: Isa,
+    /// Whether only the direct algorithm may be used.
+    exact: bool,
 }
 
 impl ConvKernel {
     fn apply<const N: usize>(self, inputs: [DispatchTensor; N]) -> (DispatchTensor, ColumnSums) {
-        apply(self, inputs)
+        let exact = !inputs.iter().any(is_tracked);
+        apply(Self { exact, ..self }, inputs)
     }
 
     fn is_het(&self) -> bool {
@@ -123,7 +127,8 @@ impl ConvKernel {
     }
 
     fn pack(&self, direction: Direction, inputs: &[FlexTensor]) -> PackedWeights {
-        self.conv.pack(self.isa, direction, self.conv.fastest(self.isa, direction), self.weights(inputs))
+        let algorithm = if self.exact { Algorithm::Direct } else { self.conv.fastest(self.isa, direction) };
+        self.conv.pack(self.isa, direction, algorithm, self.weights(inputs))
     }
 
     fn weights<'a>(&self, inputs: &'a [FlexTensor]) -> ConvWeights<'a> {

@@ -1,0 +1,193 @@
+//! The ends of memory, of the numbers and of the shapes.
+
+mod common;
+
+use common::{Numbers, Weights, check, each_isa};
+use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa};
+
+fn het(m: usize, n: usize, parts: usize) -> ConvKind {
+    ConvKind::Het(HetPattern::shifted(m, n, parts).expect("legal"))
+}
+
+#[test]
+fn nothing_at_all_one_pixel_and_one_channel() {
+    each_isa("smallest shapes", |isa| {
+        let mut seed = 0;
+        for (m, n, kind) in [
+            (1, 1, ConvKind::Standard),
+            (1, 1, het(1, 1, 1)),
+            (1, 40, het(1, 40, 1)),
+            (40, 1, het(40, 1, 4)),
+            (33, 35, het(33, 35, 4)),
+            (7, 7, ConvKind::Grouped(7)),
+            (64, 64, ConvKind::Grouped(64)),
+        ] {
+            for geometry in [Conv2dGeometry::same(3, 1), Conv2dGeometry::same(3, 2), Conv2dGeometry::square(1, 1, 0, 1)]
+            {
+                let spec = ConvSpec::by_class(m, n, geometry, kind.clone());
+                for (batch, size) in [(0, [5, 4]), (1, [1, 1]), (3, [1, 1]), (2, [1, 9]), (1, [9, 1])] {
+                    check(&spec, isa, batch, size, seed);
+                    seed += 1;
+                }
+            }
+        }
+    });
+}
+
+/// Winograd's pieces are 4×4: images at and around their multiples, and every padding.
+#[test]
+fn edges_of_winograd_pieces() {
+    each_isa("edges of pieces", |isa| {
+        let mut seed = 0;
+        for size in [2, 3, 4, 5, 7, 8, 9, 12, 13] {
+            for padding in [[1, 1, 1, 1], [0, 0, 0, 0], [2, 2, 2, 2], [3, 0, 1, 2]] {
+                let geometry = Conv2dGeometry { padding, ..Conv2dGeometry::same(3, 1) };
+                if geometry.output_size([size, size + 1]).is_err() {
+                    continue;
+                }
+                for (m, n, kind) in [(20, 36, ConvKind::Standard), (32, 64, het(32, 64, 4)), (24, 24, het(24, 24, 3))] {
+                    check(&ConvSpec::by_class(m, n, geometry.clone(), kind), isa, 3, [size, size + 1], seed);
+                    seed += 1;
+                }
+            }
+        }
+    });
+}
+
+/// What one value that is not finite does to a layer without idle lanes.
+fn outputs(
+    spec: &ConvSpec,
+    isa: Isa,
+    algorithm: Algorithm,
+    direction: Direction,
+    spoilt: (usize, f32),
+) -> [Vec<f32>; 2] {
+    let conv = Conv::new(spec.clone(), [9, 9]).expect("fits");
+    let mut numbers = Numbers(3);
+    let weights = Weights::new(spec, || numbers.next());
+    let packed = conv.pack(isa, direction, algorithm, weights.get());
+    let mut input = numbers.vec(81 * spec.in_channels);
+    let run = |input: &[f32]| match direction {
+        Direction::Forward => conv.forward_with_sums(1, input, &packed, None).0,
+        Direction::GradInput => conv.grad_input(1, input, &packed),
+    };
+    let clean = run(&input);
+    input[spoilt.0] = spoilt.1;
+    [clean, run(&input)]
+}
+
+#[test]
+fn values_that_are_not_finite_reach_their_windows_and_nothing_else() {
+    let (channels, at) = (64, (4 * 9 + 4) * 64 + 21);
+    each_isa("values that are not finite", |isa| {
+        for kind in [ConvKind::Standard, het(channels, channels, 4), ConvKind::Grouped(4), ConvKind::Grouped(64)] {
+            let spec = ConvSpec::by_class(channels, channels, Conv2dGeometry::same(3, 1), kind);
+            let conv = Conv::new(spec.clone(), [9, 9]).expect("fits");
+            // The classes of these layers are equal runs of stored channels on both sides.
+            let class = |channel: usize| match &spec.kind {
+                ConvKind::Grouped(groups) => channel / (channels / groups),
+                ConvKind::Het(_) => channel / 16,
+                ConvKind::Standard => 0,
+            };
+            for spoilt in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                for (&algorithm, direction) in
+                    conv.algorithms().iter().flat_map(|a| [(a, Direction::Forward), (a, Direction::GradInput)])
+                {
+                    let [clean, got] = outputs(&spec, isa, algorithm, direction, (at, spoilt));
+                    for (index, (clean, got)) in clean.iter().zip(&got).enumerate() {
+                        let (pixel, channel) = (index / channels, index % channels);
+                        let away = [(pixel / 9).abs_diff(4), (pixel % 9).abs_diff(4)];
+                        let label = format!("{:?} {isa:?} {algorithm:?} {direction:?} {away:?}", spec.kind);
+                        let het = matches!(spec.kind, ConvKind::Het(_));
+                        let reads =
+                            away.iter().all(|&a| a <= 1) && class(channel) == class(21) || het && away == [0, 0];
+                        if reads && algorithm == Algorithm::Direct && spoilt.is_infinite() {
+                            assert!(got.is_infinite(), "{label}: {got}");
+                        } else if reads {
+                            assert!(!got.is_finite(), "{label}: {got}");
+                        } else if algorithm == Algorithm::Direct || away.iter().any(|&a| a > 5) {
+                            assert_eq!(got.to_bits(), clean.to_bits(), "{label}");
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// A slice that ends where the next page cannot be read.
+#[cfg(unix)]
+struct Guarded {
+    base: *mut f32,
+    bytes: usize,
+    page: usize,
+    len: usize,
+}
+
+#[cfg(unix)]
+impl Guarded {
+    fn new(values: &[f32]) -> Self {
+        // SAFETY: an anonymous mapping of its own, one page of which is then closed; the values are copied to its other end.
+        unsafe {
+            let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
+            let bytes = std::mem::size_of_val(values).next_multiple_of(page);
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let base = libc::mmap(std::ptr::null_mut(), bytes + page, access, kind, -1, 0);
+            assert_ne!(base, libc::MAP_FAILED, "a mapping");
+            assert_eq!(libc::mprotect(base.cast::<u8>().add(bytes).cast(), page, libc::PROT_NONE), 0, "a closed page");
+            let mut guarded = Self { base: base.cast(), bytes, page, len: values.len() };
+            guarded.get_mut().copy_from_slice(values);
+            guarded
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut [f32] {
+        // SAFETY: the last `len` values before the closed page, all initialised (the system clears pages), borrowed uniquely.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(self.bytes / 4 - self.len), self.len) }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, which nothing refers to any more.
+        unsafe { libc::munmap(self.base.cast(), self.bytes + self.page) };
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn nothing_is_read_or_written_past_its_end() {
+    each_isa("closed pages", |isa| {
+        for (m, n, kind) in [
+            (64, 64, het(64, 64, 4)),
+            (64, 64, het(64, 64, 32)),
+            (16, 16, het(16, 16, 4)),
+            (17, 19, het(17, 19, 3)),
+            (3, 33, ConvKind::Standard),
+            (31, 5, ConvKind::Standard),
+            (40, 40, ConvKind::Grouped(40)),
+        ] {
+            for (stride, size) in [(1, [5, 6]), (2, [5, 6]), (1, [1, 1]), (1, [8, 8])] {
+                let spec = ConvSpec::by_class(m, n, Conv2dGeometry::same(3, stride), kind.clone());
+                let conv = Conv::new(spec.clone(), size).expect("fits");
+                let mut numbers = Numbers(5);
+                let mut weights = Weights::new(&spec, || numbers.next());
+                let outputs = 2 * conv.out_size().iter().product::<usize>() * n;
+                let mut input = Guarded::new(&numbers.vec(2 * size[0] * size[1] * m));
+                let mut bias = Guarded::new(&numbers.vec(n));
+                let mut output = Guarded::new(&vec![0.0; outputs]);
+                let mut grad = Guarded::new(&numbers.vec(outputs));
+                for &algorithm in conv.algorithms() {
+                    let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
+                    conv.forward(2, input.get_mut(), &packed, Some(bias.get_mut()), output.get_mut());
+                    let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
+                    std::hint::black_box(conv.grad_input(2, grad.get_mut(), &packed));
+                }
+                conv.grad_weight(isa, 2, input.get_mut(), grad.get_mut(), weights.get_mut());
+            }
+        }
+    });
+}
