@@ -245,8 +245,8 @@ impl Winograd<'_> {
             return moments.then(|| ColumnSums::zero(self.target_channels));
         }
         let images = images_per_part(batch, 4 * source_len.max(target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
-        let groups = groups_of_blocks(&self.weights.layout);
         let image_parts = batch.div_ceil(images);
+        let groups = groups_of_blocks(self.weights.layout.blocks.len(), image_parts);
         let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
         let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
         let mut parts = Vec::with_capacity(image_parts * groups.len());
@@ -280,10 +280,11 @@ impl Winograd<'_> {
 /// A part has at least that many pieces: they share each read of the transformed weights.
 const FEW_PIECES: usize = 24;
 
-/// Blocks that one part works on: all, or some where their weights are many.
-fn groups_of_blocks(layout: &Layout) -> Vec<Range<usize>> {
-    let blocks = layout.blocks.len();
-    vec![0..blocks]
+/// Blocks that one part works on: all, or some where there are few parts of images. Each group transforms the source.
+fn groups_of_blocks(blocks: usize, image_parts: usize) -> Vec<Range<usize>> {
+    const PARTS: usize = 8;
+    let together = blocks.div_ceil((PARTS / image_parts).max(1)).max(1);
+    (0..blocks).step_by(together).map(|first| first..blocks.min(first + together)).collect()
 }
 
 /// How many of `all` pieces, `bytes` each, are transformed together: with their products they stay in a core's second-level
