@@ -14,7 +14,8 @@ use crate::{Activation, ConvKind, Fault, Graph, GraphError, Op, Shape, ValueId};
 /// Where: in a network with residual blocks, on the residual branch right before every [`Op::Add`]; that is the operand
 /// with the most convolutions behind it, if it comes from a convolution and its batch-norm. In a network without, after
 /// the batch-norm of every convolution; a grouped convolution followed by a pointwise one counts as one with it. The new
-/// nodes are called `CONV.se.pool`, `.reduce`, `.relu`, `.expand`, `.sigmoid` and `.scale`.
+/// nodes are called `CONV.se.pool`, `.reduce`, `.relu`, `.expand`, `.sigmoid` and `.scale`; a second batch-norm of the same
+/// convolution gives them its own name.
 ///
 /// # Errors
 /// A graph that is not valid, or a reduction of 0.
@@ -24,6 +25,7 @@ pub fn squeeze_excite(graph: &Graph, reduction: usize) -> Result<Graph, GraphErr
     let has_blocks = graph.nodes.iter().any(|node| matches!(node.op, Op::Add));
     let places = if has_blocks { residual_branches(graph) } else { normalised_convolutions(graph) };
     let mut rebuild = Rebuild::new(graph);
+    let mut named = HashSet::new();
     for (id, node) in graph.nodes.iter().enumerate() {
         let Some(conv) = places.contains(&id).then(|| &graph.nodes[node.inputs[0]].name) else {
             rebuild.keep(node);
@@ -46,6 +48,7 @@ pub fn squeeze_excite(graph: &Graph, reduction: usize) -> Result<Graph, GraphErr
         };
         let inputs = node.inputs.iter().map(|&input| rebuild.new_id(input)).collect();
         let image = rebuild.push(node.name.clone(), node.op.clone(), inputs);
+        let stem = if named.insert(conv) { conv } else { &node.name };
         let gate = [
             ("pool", Op::GlobalAvgPool),
             ("reduce", pointwise(channels, squeezed)),
@@ -55,9 +58,9 @@ pub fn squeeze_excite(graph: &Graph, reduction: usize) -> Result<Graph, GraphErr
         ];
         let mut x = image;
         for (part, op) in gate {
-            x = rebuild.push(format!("{conv}.se.{part}"), op, vec![x]);
+            x = rebuild.push(format!("{stem}.se.{part}"), op, vec![x]);
         }
-        let scaled = rebuild.push(format!("{conv}.se.scale"), Op::Mul, vec![image, x]);
+        let scaled = rebuild.push(format!("{stem}.se.scale"), Op::Mul, vec![image, x]);
         rebuild.produced(scaled);
     }
     rebuild.finish()

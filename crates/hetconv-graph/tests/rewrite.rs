@@ -60,6 +60,16 @@ proptest! {
 }
 
 #[test]
+fn both_batch_norms_of_one_convolution_are_scaled() {
+    let mut b = GraphBuilder::new("two");
+    let x = b.input("image", [3, 4, 4]);
+    let x = b.conv("conv", x, 6, Conv2dGeometry::same(3, 1), ConvKind::Standard, false);
+    let outputs = [b.batch_norm("one", x), b.batch_norm("two", x)];
+    let graph = squeeze_excite(&b.finish(outputs).unwrap(), 2).unwrap();
+    assert!(graph.find("conv.se.scale").is_some() && graph.find("two.se.scale").is_some());
+}
+
+#[test]
 fn every_spatial_convolution_but_the_first_is_replaced() {
     let (graph, notes) = rewrite(&network("resnet20"), &het(4)).unwrap();
     assert_eq!(notes, []);
