@@ -112,6 +112,7 @@ impl Conv {
         let axis = |axis: usize| taps::forward_axis(geometry, axis, in_size[axis], out_size[axis]);
         let back = |axis: usize| taps::backward_axis(geometry, axis, in_size[axis], out_size[axis]);
         let (rows, columns) = (axis(0), axis(1));
+        let channels = [spec.in_channels, spec.out_channels];
         let width = geometry.kernel[1];
         let tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, in_size[1]);
         let groups = match spec.kind {
@@ -119,8 +120,8 @@ impl Conv {
             _ => 0,
         };
         Ok(Self {
-            forward: taps::regions(width, &rows, &columns, in_size[1]),
-            backward: taps::regions(width, &back(0), &back(1), out_size[1]),
+            forward: taps::regions(width, &rows, &columns, in_size[1], channels),
+            backward: taps::regions(width, &back(0), &back(1), out_size[1], [channels[1], channels[0]]),
             pairs: (0..geometry.taps()).map(tap).collect(),
             depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
             classes,

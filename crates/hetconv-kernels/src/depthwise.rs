@@ -109,7 +109,7 @@ impl Task for Forward<'_> {
         let Self { regions, channels, padded, packed, bias, source, target } = self;
         for region in regions {
             for &(from, to) in &region.pixels {
-                let out = &mut target[to * channels..][..channels];
+                let out = &mut target[to..][..channels];
                 for channel in (0..channels).step_by(S::LANES) {
                     let whole = channel + S::LANES <= channels;
                     // SAFETY: `bias` and each tap's weights are padded to whole vectors; source values are read whole
@@ -117,7 +117,7 @@ impl Task for Forward<'_> {
                     unsafe {
                         let mut sum = simd.load(bias.as_ptr().add(channel));
                         for &(tap, offset) in &region.taps {
-                            let pixel = (from as isize + offset) as usize * channels + channel;
+                            let pixel = (from as isize + offset) as usize + channel;
                             debug_assert!(pixel < source.len());
                             let value = source.as_ptr().add(pixel);
                             let value =

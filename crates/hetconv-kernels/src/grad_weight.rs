@@ -18,7 +18,7 @@ use crate::pack::{Block, Layout, Ring, rotated, split_blocks};
 use crate::parallel::parts_of_blocks;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
-use crate::tile::Spread;
+use crate::walk::{Turn, Walk};
 
 /// The most input channels of a tile.
 const ROWS: usize = 12;
@@ -97,7 +97,7 @@ impl GradWeight<'_> {
         let of_region = |region: &Region| -> Pairs {
             let of_image = |image| {
                 let pair = move |&(input, output): &(usize, usize)| {
-                    (offset(image * in_pixels + input, m), offset(image * out_pixels + output, n))
+                    (offset(image * in_pixels * m + input, 1), offset(image * out_pixels * n + output, 1))
                 };
                 region.pixels.iter().map(pair)
             };
@@ -144,10 +144,6 @@ impl Task for Part<'_> {
         let in_len = images.in_size[0] * images.in_size[1] * spec.in_channels;
         let out_pixels = images.out_size[0] * images.out_size[1];
         let (block, cut) = (self.block, self.cut);
-        let spreads: Vec<Option<Spread>> = match &block.ring {
-            Ring::Ranges(_) => Vec::new(),
-            Ring::Rotated { sources, .. } => sources.iter().map(Spread::new).collect(),
-        };
         let mut panel = Aligned::zeroed(cut.run * block.stride);
         for start in (self.first..self.last).step_by(cut.group) {
             let in_group = (self.last - start).min(cut.group);
@@ -180,26 +176,23 @@ impl Task for Part<'_> {
             let Ring::Rotated { size, sources } = &block.ring else { continue };
             for (region, pairs) in self.grad.regions.iter().zip(&cut.regions) {
                 let pairs = &pairs[..in_group * region.pixels.len()];
-                let mut taps = Vec::new();
-                for &(tap, offset) in region.taps.iter().filter(|&&(tap, _)| Some(tap) != layout.center) {
-                    let first = block.taps[tap] - block.weights.start;
-                    taps.extend(sources.iter().zip(&spreads).enumerate().map(|(i, (source, spread))| TurnTap {
-                        input: offset * spec.in_channels as isize + source.start as isize,
-                        lanes: spread.as_ref(),
-                        out: first + i * size * block.stride,
-                    }));
-                }
-                for pairs in pairs.chunks(cut.run) {
-                    let grad_output = &grad_output[block.outputs.start..];
-                    let turns = Turns { pairs, input, grad_output, taps: &taps, out: &mut *self.out };
-                    // SAFETY: pairs hold offsets of pixels of the first `in_group` images, which both slices span; a
-                    // region only names taps that fall inside, and sources lie within a pixel.
-                    unsafe {
-                        match size {
-                            1 => turns.compute::<S, 1>(simd),
-                            2 => turns.compute::<S, 2>(simd),
-                            4 => turns.compute::<S, 4>(simd),
-                            _ => turns.compute::<S, 8>(simd),
+                let taps: Vec<(usize, isize)> =
+                    region.taps.iter().copied().filter(|&(tap, _)| Some(tap) != layout.center).collect();
+                let walk = Walk::new(block, None, &taps);
+                for (vector, turns) in walk.turns.iter().enumerate().take(sources.len()) {
+                    for pairs in pairs.chunks(cut.run) {
+                        let grad_output = &grad_output[block.outputs.start + vector * block.lanes()..];
+                        let first = block.weights.start;
+                        let turns = Turns { pairs, input, grad_output, turns, first, out: &mut *self.out };
+                        // SAFETY: pairs hold offsets of pixels of the first `in_group` images, which both slices span; a
+                        // region only names taps that fall inside, and sources lie within a pixel.
+                        unsafe {
+                            match size {
+                                1 => turns.compute::<S, 1>(simd),
+                                2 => turns.compute::<S, 2>(simd),
+                                4 => turns.compute::<S, 4>(simd),
+                                _ => turns.compute::<S, 8>(simd),
+                            }
                         }
                     }
                 }
@@ -220,23 +213,15 @@ fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
     to[whole..from.len()].copy_from_slice(&from[whole..]);
 }
 
-/// One tap and one vector of channels.
-struct TurnTap<'a> {
-    /// First value that is read, relative to the pixel that the first tap reads.
-    input: isize,
-    /// How the values come to their lanes; `None` as they are.
-    lanes: Option<&'a Spread>,
-    /// Place of the gradient, `[size, LANES]`.
-    out: usize,
-}
-
 /// All taps of a block that reads vectors, over pixels of one region.
 struct Turns<'a> {
     pairs: &'a [(u32, u32)],
     input: &'a [f32],
-    /// From the block's first filter on.
+    /// From the vector's first filter on.
     grad_output: &'a [f32],
-    taps: &'a [TurnTap<'a>],
+    turns: &'a [Turn],
+    /// Where the block's part of the packed buffer starts.
+    first: usize,
     out: &'a mut [f32],
 }
 
@@ -248,13 +233,13 @@ impl Turns<'_> {
     /// in `input`.
     #[inline(always)]
     unsafe fn compute<S: Simd, const J: usize>(self, simd: S) {
-        let Self { pairs, input, grad_output, mut taps, out } = self;
+        let Self { pairs, input, grad_output, turns: mut all, first, out } = self;
         let most = S::SUMS / J;
-        while !taps.is_empty() {
-            let now = [8, 4, 2, 1].into_iter().find(|&now| now <= taps.len() && (now <= most || now == 1)).unwrap_or(1);
-            let (these, others) = taps.split_at(now);
-            taps = others;
-            let turns = Turns { pairs, input, grad_output, taps: these, out: &mut *out };
+        while !all.is_empty() {
+            let now = [8, 4, 2, 1].into_iter().find(|&now| now <= all.len() && (now <= most || now == 1)).unwrap_or(1);
+            let (these, others) = all.split_at(now);
+            all = others;
+            let turns = Turns { pairs, input, grad_output, turns: these, first, out: &mut *out };
             // SAFETY: the caller's.
             unsafe {
                 match now {
@@ -273,17 +258,18 @@ impl Turns<'_> {
     /// As [`Turns::compute`].
     #[inline(always)]
     unsafe fn sum<S: Simd, const J: usize, const T: usize>(self, simd: S) {
-        assert!(self.taps.len() == T && self.taps.iter().all(|tap| tap.out + J * S::LANES <= self.out.len()));
+        let place = |turn: &Turn| turn.weights - self.first;
+        assert!(self.turns.len() == T && self.turns.iter().all(|turn| place(turn) + J * S::LANES <= self.out.len()));
         let lanes: [S::Lanes; J] = std::array::from_fn(|turn| {
             simd.lanes(&std::array::from_fn(|lane| (rotated(lane, turn, J) % S::LANES) as u32))
         });
-        let offsets: [isize; T] = std::array::from_fn(|t| self.taps[t].input);
+        let offsets: [isize; T] = std::array::from_fn(|t| self.turns[t].source);
         let mut sums = [[simd.splat(0.0); J]; T];
         // SAFETY: the caller vouches for the pairs; the places in `out` were checked.
         unsafe {
             let (input, grad_output) = (self.input.as_ptr(), self.grad_output.as_ptr());
             // Two loops, so that the choice is not made for every value.
-            if self.taps.iter().all(|tap| tap.lanes.is_none()) {
+            if self.turns.iter().all(|turn| turn.lanes.is_none()) {
                 for &(from, to) in self.pairs {
                     let grad = simd.load(grad_output.add(to as usize));
                     let grads: [S::V; J] =
@@ -297,7 +283,7 @@ impl Turns<'_> {
                 }
             } else {
                 let whole = std::array::from_fn(|lane| lane as u32 % S::LANES as u32);
-                let spread: [(S::Lanes, S::V); T] = std::array::from_fn(|t| match self.taps[t].lanes {
+                let spread: [(S::Lanes, S::V); T] = std::array::from_fn(|t| match &self.turns[t].lanes {
                     None => (simd.lanes(&whole), simd.splat(1.0)),
                     Some(spread) => (simd.lanes(&spread.lanes), simd.load(spread.live.as_ptr())),
                 });
@@ -314,9 +300,9 @@ impl Turns<'_> {
                     }
                 }
             }
-            for (tap, sums) in self.taps.iter().zip(&sums) {
+            for (turn, sums) in self.turns.iter().zip(&sums) {
                 for (j, &sum) in sums.iter().enumerate() {
-                    let out = self.out.as_mut_ptr().add(tap.out + j * S::LANES);
+                    let out = self.out.as_mut_ptr().add(place(turn) + j * S::LANES);
                     simd.store(out, simd.add(simd.load(out), sum));
                 }
             }

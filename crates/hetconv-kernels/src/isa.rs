@@ -107,17 +107,6 @@ impl Isa {
         }
     }
 
-    /// Sums of a convolution tile that fit the registers.
-    pub(crate) fn sums(self) -> usize {
-        match self.0 {
-            Kind::Portable(_) => Portable::SUMS,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2(_) => Avx2::SUMS,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512(_) => Avx512::SUMS,
-        }
-    }
-
     /// Runs a task compiled for this instruction set.
     #[inline]
     pub fn run<T: Task>(self, task: T) -> T::Output {

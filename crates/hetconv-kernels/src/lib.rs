@@ -28,6 +28,7 @@ mod parallel;
 mod simd;
 mod taps;
 mod tile;
+mod walk;
 mod winograd;
 
 pub mod alloc;

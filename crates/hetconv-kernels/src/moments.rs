@@ -1,5 +1,10 @@
 //! Sums over the pixels of each channel, gathered where the values are made.
 
+use std::ops::Range;
+
+use crate::simd::Simd;
+use crate::tile::MAX_STRIDE;
+
 /// The sum and the sum of squares of each channel over all pixels of a batch, in stored order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ColumnSums {
@@ -40,5 +45,62 @@ impl SumsOfParts {
             total.squares.iter_mut().zip(squares).for_each(|(total, square)| *total += square);
         }
         total
+    }
+}
+
+/// Sums and sums of squares of a block's outputs: `f32` over some tiles, `f64` beyond.
+pub(crate) struct Moments {
+    sums: [[f32; MAX_STRIDE]; 2],
+    tiles: usize,
+    total: [[f64; MAX_STRIDE]; 2],
+}
+
+impl Moments {
+    /// Tiles after which the `f32` sums are added to the others.
+    const TILES: usize = 16;
+
+    pub fn new() -> Self {
+        Self { sums: [[0.0; MAX_STRIDE]; 2], tiles: 0, total: [[0.0; MAX_STRIDE]; 2] }
+    }
+
+    /// Counts the outputs of a tile.
+    #[inline(always)]
+    pub fn add<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, outputs: &[[S::V; V]; R]) {
+        let [sums, squares] = &mut self.sums;
+        for v in 0..V {
+            // SAFETY: a block has at most `MAX_STRIDE` lanes.
+            unsafe {
+                let (sums, squares) = (sums[v * S::LANES..].as_mut_ptr(), squares[v * S::LANES..].as_mut_ptr());
+                let (mut sum, mut square) = (simd.load(sums), simd.load(squares));
+                for row in outputs {
+                    sum = simd.add(sum, row[v]);
+                    square = simd.mul_add(row[v], row[v], square);
+                }
+                simd.store(sums, sum);
+                simd.store(squares, square);
+            }
+        }
+        self.tiles += 1;
+        if self.tiles == Self::TILES {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        for (total, sum) in self.total.iter_mut().flatten().zip(self.sums.iter_mut().flatten()) {
+            *total += f64::from(*sum);
+            *sum = 0.0;
+        }
+        self.tiles = 0;
+    }
+
+    /// Adds everything counted to sums and sums of squares, `[2, channels]`.
+    pub fn add_to(mut self, sums: &mut [f64], outputs: &Range<usize>) {
+        self.flush();
+        let (sum, squares) = sums.split_at_mut(sums.len() / 2);
+        for (lane, output) in outputs.clone().enumerate() {
+            sum[output] += self.total[0][lane];
+            squares[output] += self.total[1][lane];
+        }
     }
 }

@@ -50,13 +50,13 @@ pub(crate) struct Block {
 pub(crate) enum Ring {
     /// Input positions for each vector; of equal length, and equal with one vector. Weights are `[range, stride]`.
     Ranges([Range<usize>; 2]),
-    /// Vectors of input positions. Weights are `[sources, size, stride]`: lane i of rotation j belongs to the input in
-    /// lane i and the output in lane [`rotated`]`(i, j, size)`.
+    /// For each vector, vectors of input positions. Weights are `[sources, size, lanes]`, one vector's behind the other's:
+    /// lane i of rotation j belongs to the input in lane i and the output in lane [`rotated`]`(i, j, size)`.
     Rotated {
         /// Lanes that change places among themselves: 1, 2, 4 or 8.
         size: usize,
-        /// The vectors.
-        sources: Vec<Source>,
+        /// The vectors that each vector reads.
+        sources: Vec<Vec<Source>>,
     },
 }
 
@@ -99,6 +99,11 @@ pub enum Direction {
 }
 
 impl Block {
+    /// Lanes of one vector.
+    pub fn lanes(&self) -> usize {
+        self.stride / self.vectors
+    }
+
     /// The positions that each tap but a dense centre reads, of a block whose vectors all read the same.
     pub fn range(&self) -> Range<usize> {
         match &self.ring {
@@ -112,7 +117,7 @@ impl Block {
         match &self.ring {
             _ if is_center => self.center.len() * self.stride,
             Ring::Ranges([range, _]) => range.len() * self.stride,
-            Ring::Rotated { size, sources } => sources.len() * size * self.stride,
+            Ring::Rotated { size, sources } => sources.iter().map(Vec::len).sum::<usize>() * size * self.lanes(),
         }
     }
 
@@ -121,17 +126,21 @@ impl Block {
     /// outputs.
     #[inline(always)]
     fn visit(&self, is_center: bool, inputs_first: bool, mut visit: impl FnMut(usize, usize, usize)) {
-        let (first, outputs, lanes) = (self.outputs.start, self.outputs.len(), self.stride / self.vectors);
+        let (first, outputs, lanes) = (self.outputs.start, self.outputs.len(), self.lanes());
         let ranges = match &self.ring {
             _ if is_center => [self.center.clone(), self.center.clone()],
             Ring::Ranges(ranges) => ranges.clone(),
             Ring::Rotated { size, sources } => {
-                for (row, turn) in (0..sources.len()).flat_map(|_| 0..*size).enumerate() {
-                    let source = &sources[row / size];
-                    for (lane, held) in source.lanes.iter().enumerate() {
-                        if let Some(held) = held {
-                            let output = first + rotated(lane, turn, *size);
-                            visit(row * self.stride + lane, output, source.start + *held as usize);
+                let of_vectors = sources.iter().enumerate();
+                let sources =
+                    of_vectors.flat_map(|(vector, sources)| sources.iter().map(move |source| (vector, source)));
+                for (index, (vector, source)) in sources.enumerate() {
+                    for turn in 0..*size {
+                        for (lane, held) in source.lanes.iter().enumerate() {
+                            if let Some(held) = held {
+                                let output = first + vector * lanes + rotated(lane, turn, *size);
+                                visit((index * size + turn) * lanes + lane, output, source.start + *held as usize);
+                            }
                         }
                     }
                 }
@@ -240,7 +249,8 @@ impl Choice<'_> {
             let widths = [2 * lanes, lanes, run.min(2 * lanes)];
             candidates.extend(widths.map(|width| self.ranges(start, width.min(left), lanes, half)));
         }
-        candidates.extend(self.rotated(start));
+        candidates.extend(self.rotated(start, 1));
+        candidates.extend(self.rotated(start, 2));
         let cheapest = candidates.into_iter().min_by(|a, b| self.cost(a).total_cmp(&self.cost(b)));
         cheapest.expect("six candidates or more")
     }
@@ -270,9 +280,11 @@ impl Choice<'_> {
                 let simple = block.vectors == 2 && first == second;
                 (block.vectors * (block.center.len() + taps * first.len()), if simple { 1.0 } else { MORE_LOADS })
             }
-            // The sums of each rotation are brought to their lanes once.
+            // The sums of each rotation are brought to their lanes once, and written and read again.
             Ring::Rotated { size, sources } => {
-                (block.center.len() + taps * size * sources.len() + 2 * size, MORE_LOADS)
+                let turns = taps * size * sources.iter().map(Vec::len).sum::<usize>();
+                let loads = if block.vectors == 2 { 1.0 } else { MORE_LOADS };
+                (block.vectors * (block.center.len() + 2 * size + 2) + turns, loads)
             }
         };
         weight * loads * products as f64 / block.outputs.len() as f64
@@ -293,9 +305,25 @@ impl Choice<'_> {
         self.block(start..end, half, lanes, Ring::Ranges([widen(first), widen(second)]))
     }
 
+    /// The block of so many vectors of outputs from `start` on, with their inputs in vectors as well; `None` unless each can
+    /// be had, all with groups of one size.
+    fn rotated(&self, start: usize, vectors: usize) -> Option<Block> {
+        let lanes = self.isa.lanes();
+        let (mut sizes, mut sources) = (Vec::new(), Vec::new());
+        for vector in 0..vectors {
+            let (size, of_vector) = self.rotated_vector(start + vector * lanes)?;
+            sizes.push(size);
+            sources.push(of_vector);
+        }
+        let size = sizes[0];
+        let outputs = start..start + vectors * lanes;
+        let block = || self.block(outputs, false, lanes, Ring::Rotated { size, sources });
+        sizes.iter().all(|&other| other == size).then(block)
+    }
+
     /// The vector of outputs from `start` on, with its inputs in vectors as well; `None` unless it covers whole classes,
     /// contiguous on both sides, each side a multiple of the other, all of one size on the smaller side.
-    fn rotated(&self, start: usize) -> Option<Block> {
+    fn rotated_vector(&self, start: usize) -> Option<(usize, Vec<Source>)> {
         let lanes = self.isa.lanes();
         let outputs = self.outputs.get(start..start + lanes)?;
         let mut size = None;
@@ -329,7 +357,7 @@ impl Choice<'_> {
                 sources.push(Source { start, lanes: missing.iter_mut().map(&mut take).collect() });
             }
         }
-        Some(self.block(start..start + lanes, false, lanes, Ring::Rotated { size, sources }))
+        Some((size, sources))
     }
 
     fn block(&self, outputs: Range<usize>, half: bool, lanes: usize, ring: Ring) -> Block {

@@ -1,27 +1,53 @@
 //! How work is split: into parts that depend on shapes only, so that results don't depend on the number of threads.
 
+use std::ops::Range;
+
+/// Parts that a pass over a batch has at least, if there is enough to split: enough for a straggler not to matter.
+const PARTS: usize = 16;
+
+/// A target that several threads write, each its own values.
+#[derive(Clone, Copy)]
+pub(crate) struct Target(pub *mut f32);
+
+// SAFETY: parts write disjoint values: other images or other blocks.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+impl Target {
+    /// # Safety
+    /// As of the pointer's own `add`.
+    pub unsafe fn add(self, values: usize) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { self.0.add(values) })
+    }
+}
+
 /// Images of each part when `images` of them, `bytes` each, are worked on independently.
 ///
-/// A part's data should stay in a core's second-level cache, and there should be enough parts for a straggler not to
-/// matter. Where images are small, their number is a multiple of a tile's `rows`: a region that has one pixel an image
-/// then fills whole tiles.
+/// A part's data should stay in a core's second-level cache. Small images are at least as many as a tile has `rows`: a
+/// region that has one pixel an image then fills a tile.
 pub(crate) fn images_per_part(images: usize, bytes: usize, rows: usize) -> usize {
-    const CACHE: usize = 256 << 10;
-    const PARTS: usize = 8;
-    let cached = (CACHE / bytes.max(1)).clamp(1, images.div_ceil(PARTS).max(1));
-    if cached > rows / 2 { cached.next_multiple_of(rows) } else { cached }
+    const CACHE: usize = 512 << 10;
+    let cached = (CACHE / bytes.max(1)).max(1).min(images.div_ceil(PARTS).max(1));
+    let fills = if bytes * rows <= 3 * CACHE { rows } else { 1 };
+    cached.next_multiple_of(fills).min(images.max(1))
+}
+
+/// Blocks that one part works on: all, or some where there are few parts of images.
+pub(crate) fn groups_of_blocks(blocks: usize, image_parts: usize) -> Vec<Range<usize>> {
+    let together = blocks.div_ceil(PARTS.div_ceil(image_parts.max(1))).max(1);
+    (0..blocks).step_by(together).map(|first| first..blocks.min(first + together)).collect()
 }
 
 /// Number of parts for a reduction over `rows` that needs `floats` of scratch for each part.
 pub(crate) fn reduction_parts(rows: usize, floats: usize) -> usize {
     const SCRATCH: usize = 4 << 20;
-    const PARTS: usize = 16;
     (SCRATCH / floats.max(1)).clamp(1, PARTS).min(rows.max(1))
 }
 
 /// Parts of a batch of `images` for a reduction that is split by blocks as well, `floats` of scratch for each part.
 pub(crate) fn parts_of_blocks(images: usize, blocks: usize, floats: usize) -> usize {
     const SCRATCH: usize = 4 << 20;
-    const PIECES: usize = 16;
-    PIECES.div_ceil(blocks.max(1)).min(SCRATCH / floats.max(1)).clamp(1, images.max(1))
+    PARTS.div_ceil(blocks.max(1)).min(SCRATCH / floats.max(1)).clamp(1, images.max(1))
 }

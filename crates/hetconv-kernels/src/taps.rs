@@ -14,9 +14,9 @@ pub(crate) type Axis = Vec<Vec<(usize, usize)>>;
 /// Target pixels that read the same taps at the same offsets.
 #[derive(Debug)]
 pub(crate) struct Region {
-    /// Tap (row-major index in the window) and its source pixel relative to a target's own.
+    /// Tap (row-major index in the window) and the first value of its source pixel relative to that of the first tap's.
     pub taps: Vec<(usize, isize)>,
-    /// Source pixel of the first tap, and target pixel, within one image.
+    /// First values of the first tap's source pixel and of the target pixel, within one image.
     pub pixels: Vec<(usize, usize)>,
 }
 
@@ -45,8 +45,18 @@ pub(crate) fn backward_axis(geometry: &Conv2dGeometry, axis: usize, input: usize
     reads
 }
 
-/// Groups the target pixels of an image by what they read.
-pub(crate) fn regions(kernel_width: usize, rows: &Axis, columns: &Axis, source_width: usize) -> Vec<Region> {
+/// Rows and columns of pixels that follow each other in a region: as a tile's pixels they share more sources than in a row.
+const PATCH: [usize; 2] = [2, 6];
+
+/// Groups the target pixels of an image by what they read; `channels` are those of a source and of a target pixel.
+pub(crate) fn regions(
+    kernel_width: usize,
+    rows: &Axis,
+    columns: &Axis,
+    source_width: usize,
+    channels: [usize; 2],
+) -> Vec<Region> {
+    let [source_channels, target_channels] = channels;
     let (row_groups, column_groups) = (alike(rows), alike(columns));
     let mut regions = Vec::new();
     for (row_taps, row_members) in &row_groups {
@@ -54,15 +64,18 @@ pub(crate) fn regions(kernel_width: usize, rows: &Axis, columns: &Axis, source_w
             let mut taps = Vec::new();
             for &(ky, dy) in row_taps {
                 for &(kx, dx) in column_taps {
-                    taps.push((ky * kernel_width + kx, dy * source_width as isize + dx));
+                    taps.push((ky * kernel_width + kx, (dy * source_width as isize + dx) * source_channels as isize));
                 }
             }
             let first = |axis: &Axis, index: usize| axis[index].first().map_or(0, |&(_, source)| source);
             let mut pixels = Vec::with_capacity(row_members.len() * column_members.len());
-            for &y in row_members {
-                for &x in column_members {
-                    let source = if taps.is_empty() { 0 } else { first(rows, y) * source_width + first(columns, x) };
-                    pixels.push((source, y * columns.len() + x));
+            for rows_of_patch in row_members.chunks(PATCH[0]) {
+                for columns_of_patch in column_members.chunks(PATCH[1]) {
+                    for (&y, &x) in rows_of_patch.iter().flat_map(|y| columns_of_patch.iter().map(move |x| (y, x))) {
+                        let source =
+                            if taps.is_empty() { 0 } else { first(rows, y) * source_width + first(columns, x) };
+                        pixels.push((source * source_channels, (y * columns.len() + x) * target_channels));
+                    }
                 }
             }
             regions.push(Region { taps, pixels });
@@ -119,7 +132,7 @@ mod tests {
     fn a_padded_window_has_nine_regions_that_cover_every_pixel_once() {
         let geometry = Conv2dGeometry::same(3, 1);
         let (rows, columns) = (forward_axis(&geometry, 0, 5, 5), forward_axis(&geometry, 1, 4, 4));
-        let regions = regions(3, &rows, &columns, 4);
+        let regions = regions(3, &rows, &columns, 4, [7, 1]);
         assert_eq!(regions.len(), 9);
         let mut targets: Vec<usize> = regions.iter().flat_map(|r| r.pixels.iter().map(|p| p.1)).collect();
         targets.sort_unstable();

@@ -21,11 +21,12 @@ use rayon::prelude::*;
 use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, ConvWeights};
 use crate::isa::Isa;
-use crate::moments::{ColumnSums, SumsOfParts};
+use crate::moments::{ColumnSums, Moments, SumsOfParts};
 use crate::pack::{Block, Classes, Direction, LINE, Layout, pack};
-use crate::parallel::images_per_part;
+use crate::parallel::{Target, groups_of_blocks, images_per_part};
 use crate::simd::{Simd, Task};
-use crate::tile::{MAX_ROWS, Moments, Segment, Tile};
+use crate::tile::{MAX_ROWS, MAX_STRIDE, Tile, Turned};
+use crate::walk::Walk;
 
 /// Target pixels of a piece along one axis.
 const OUT: usize = 4;
@@ -217,15 +218,6 @@ pub(crate) struct Winograd<'a> {
     pub target_channels: usize,
 }
 
-/// A target that several threads write, each its own values.
-#[derive(Clone, Copy)]
-struct Target(*mut f32);
-
-// SAFETY: parts write disjoint values: other images or other blocks.
-unsafe impl Send for Target {}
-// SAFETY: as above.
-unsafe impl Sync for Target {}
-
 impl Winograd<'_> {
     /// Computes `target` `[batch, target size, target channels]` from `source`, and, if wanted, the sum and the sum of
     /// squares of each channel.
@@ -260,7 +252,7 @@ impl Winograd<'_> {
             let images = images.min(batch - first);
             let source = &source[first * source_len..][..images * source_len];
             // SAFETY: the target has `batch` images.
-            let target = Target(unsafe { { whole }.0.add(first * target_len) });
+            let target = unsafe { whole.add(first * target_len) };
             isa.run(Part { winograd: self, images, blocks, source, target, moments });
         });
         sums.map(SumsOfParts::total)
@@ -279,13 +271,6 @@ impl Winograd<'_> {
 
 /// A part has at least that many pieces: they share each read of the transformed weights.
 const FEW_PIECES: usize = 24;
-
-/// Blocks that one part works on: all, or some where there are few parts of images. Each group transforms the source.
-fn groups_of_blocks(blocks: usize, image_parts: usize) -> Vec<Range<usize>> {
-    const PARTS: usize = 8;
-    let together = blocks.div_ceil((PARTS / image_parts).max(1)).max(1);
-    (0..blocks).step_by(together).map(|first| first..blocks.min(first + together)).collect()
-}
 
 /// How many of `all` pieces, `bytes` each, are transformed together: with their products they stay in a core's second-level
 /// cache.
@@ -470,15 +455,15 @@ impl Part<'_> {
             }
         }
         // What is left for the direct domain: centre taps of channels outside the range.
-        let mut segments = Vec::with_capacity(2);
+        let mut walk = Walk::default();
         if let Some(center) = weights.layout.center {
             for part in [0..range.start, range.end..*source_channels] {
-                let weights = block.taps[center] + part.start * block.stride;
-                segments.push(Segment { sources: [part.start as isize; 2], len: part.len(), weights });
+                walk.read(block.stride, 0, &part, block.taps[center] + part.start * block.stride);
             }
         }
-        let mut moments = Moments::<S>::new(simd);
-        let mut results = [[0.0f32; 32]; OUT * OUT];
+        let mut moments = Moments::new();
+        let mut turned = Turned::new();
+        let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
         for (place, products) in pieces.places.iter().zip(pieces.products.chunks_exact(products_len)) {
             let target = place.target.wrapping_add(block.outputs.start);
             for y in 0..place.size[0] {
@@ -490,7 +475,7 @@ impl Part<'_> {
                 }
             }
             for lane in (0..block.stride).step_by(S::LANES) {
-                // SAFETY: there are `stride` products a point, and 32 results a pixel, which is no less.
+                // SAFETY: there are `stride` products a point, and `MAX_STRIDE` results a pixel, which is no less.
                 unsafe {
                     let mut rows = [[simd.splat(0.0); IN]; OUT];
                     for x in 0..IN {
@@ -509,16 +494,14 @@ impl Part<'_> {
             }
             let mut starts = [results[0].as_ptr(); MAX_ROWS];
             let mut tile = Tile {
-                segments: &segments,
-                turns: &[],
-                size: 0,
+                walk: &walk,
+                block,
                 packed: weights.packed.as_ptr(),
                 bias: &bias[block.outputs.clone()],
-                block,
-                start: None,
                 rows: 0,
                 sources: [pieces.zeros.as_ptr(); MAX_ROWS],
                 targets: [target; MAX_ROWS],
+                starts: None,
             };
             let mut left = place.size[0] * place.size[1];
             let rows = left.div_ceil(left.div_ceil(most_rows));
@@ -532,17 +515,16 @@ impl Part<'_> {
                     if tile.rows < rows.min(left) {
                         continue;
                     }
-                    tile.start = Some(starts);
+                    tile.starts = Some(starts);
                     let moments = self.moments.is_some().then_some(&mut moments);
                     // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
-                    unsafe { tile.compute_ranges::<S, V>(simd, moments) };
+                    unsafe { tile.compute(simd, &mut turned, moments) };
                     left -= tile.rows;
                     tile.rows = 0;
                 }
             }
         }
         if let Some(sums) = &mut self.moments {
-            moments.flush(simd);
             moments.add_to(sums, &block.outputs);
         }
     }

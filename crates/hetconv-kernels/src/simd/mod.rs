@@ -34,6 +34,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The token of the half-length vectors.
     fn half(self) -> Self::Half;
+    /// Runs a task in a function of its own: an inner loop's registers are then given out for it alone.
+    fn apart<T: Task>(self, task: T) -> T::Output;
     /// All lanes equal.
     fn splat(self, value: f32) -> Self::V;
     /// a·b + c, in one rounding where the instruction set has it.
@@ -62,7 +64,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `target` is valid for writing `LANES` values; no alignment is needed.
     unsafe fn store(self, target: *mut f32, value: Self::V);
-    /// Asks for the cache line at an address to be brought near; any address will do.
+    /// Asks for the cache line at an address to be brought into the second-level cache; any address will do.
     fn prefetch(self, address: *const f32);
     /// As [`Simd::prefetch`], for a line that will be written.
     fn prefetch_to_write(self, address: *const f32);
@@ -78,6 +80,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
             std::ptr::copy_nonoverlapping(source, lanes.as_mut_ptr(), count);
             self.load(lanes.as_ptr())
         }
+    }
+    /// Reads `count <= LANES` values; the other lanes are 0.
+    ///
+    /// # Safety
+    /// `source` is valid for reading `count` values.
+    #[inline(always)]
+    unsafe fn load_lanes(self, source: *const f32, count: usize) -> Self::V {
+        // SAFETY: the caller's.
+        unsafe { if count == Self::LANES { self.load(source) } else { self.load_first(source, count) } }
+    }
+    /// Writes the first `count <= LANES` lanes.
+    ///
+    /// # Safety
+    /// `target` is valid for writing `count` values.
+    #[inline(always)]
+    unsafe fn store_lanes(self, target: *mut f32, value: Self::V, count: usize) {
+        // SAFETY: the caller's.
+        unsafe { if count == Self::LANES { self.store(target, value) } else { self.store_first(target, value, count) } }
     }
     /// Writes the first `count < LANES` lanes.
     ///
@@ -110,7 +130,10 @@ impl Simd for Portable {
     fn half(self) -> Self {
         self
     }
-
+    #[inline(never)]
+    fn apart<T: Task>(self, task: T) -> T::Output {
+        task.run(self)
+    }
     #[inline(always)]
     fn splat(self, value: f32) -> [f32; 4] {
         [value; 4]

@@ -96,7 +96,7 @@ macro_rules! implement {
             #[inline(always)]
             fn prefetch(self, address: *const f32) {
                 // SAFETY: the token proves SSE; a prefetch never faults.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
             }
             #[inline(always)]
             fn prefetch_to_write(self, address: *const f32) {
@@ -142,6 +142,16 @@ implement!(
             Avx2Half(self)
         }
         #[inline(always)]
+        fn apart<T: Task>(self, task: T) -> T::Output {
+            #[target_feature(enable = "avx2,fma")]
+            #[inline(never)]
+            fn inner<T: Task>(token: Avx2, task: T) -> T::Output {
+                task.run(token)
+            }
+            // SAFETY: the token proves that the CPU has both features.
+            unsafe { inner(self, task) }
+        }
+        #[inline(always)]
         fn where_positive(self, gate: __m256, value: __m256) -> __m256 {
             // SAFETY: the token proves AVX2.
             unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(gate, _mm256_setzero_ps()), value) }
@@ -183,6 +193,16 @@ implement!(
             self
         }
         #[inline(always)]
+        fn apart<T: Task>(self, task: T) -> T::Output {
+            #[target_feature(enable = "avx2,fma")]
+            #[inline(never)]
+            fn inner<T: Task>(token: Avx2Half, task: T) -> T::Output {
+                task.run(token)
+            }
+            // SAFETY: the token proves that the CPU has both features.
+            unsafe { inner(self, task) }
+        }
+        #[inline(always)]
         fn where_positive(self, gate: __m128, value: __m128) -> __m128 {
             // SAFETY: the token proves AVX2, which includes AVX.
             unsafe { _mm_and_ps(_mm_cmp_ps::<_CMP_GT_OQ>(gate, _mm_setzero_ps()), value) }
@@ -222,6 +242,16 @@ implement!(
         #[inline(always)]
         fn half(self) -> Avx2 {
             Avx2(())
+        }
+        #[inline(always)]
+        fn apart<T: Task>(self, task: T) -> T::Output {
+            #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+            #[inline(never)]
+            fn inner<T: Task>(token: Avx512, task: T) -> T::Output {
+                task.run(token)
+            }
+            // SAFETY: the token proves that the CPU has the features.
+            unsafe { inner(self, task) }
         }
         #[inline(always)]
         fn where_positive(self, gate: __m512, value: __m512) -> __m512 {

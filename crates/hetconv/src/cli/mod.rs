@@ -79,6 +79,11 @@ fn run(cli: Cli) -> Result<()> {
         pool = pool.num_threads(threads.get());
     }
     pool.build_global().context("cannot start the threads")?;
+    // On one of the threads itself: work then starts and ends without waking or waiting for another.
+    rayon::scope(|_| dispatch(cli))
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
     let output = Output::new(cli.format);
     match cli.command {
         Command::Compare(args) => compare::run(&args, &output),
