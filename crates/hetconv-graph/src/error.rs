@@ -38,9 +38,6 @@ pub enum GraphError {
         /// The name.
         name: String,
     },
-    /// JSON that is not a graph.
-    #[error("not a graph: {0}")]
-    Json(String),
 }
 
 /// What is wrong with a node.
@@ -133,7 +130,13 @@ pub enum Fault {
         /// The channels there are.
         channels: usize,
     },
-    /// Sizes beyond what can be counted or stored.
+    /// A value larger than any network needs, and perhaps than the memory.
+    #[error(
+        "its result would be {0}; at most {channels} channels, {side} pixels a side and {elements} elements are possible",
+        channels = Shape::MAX_CHANNELS, side = Shape::MAX_SIDE, elements = Shape::MAX_ELEMENTS
+    )]
+    Size(Shape),
+    /// Weights or costs beyond what can be counted or stored.
     #[error("its sizes are too large to count")]
     TooLarge,
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use common::{distinct_weights, random_graph};
-use hetconv_graph::{FileFault, GraphError, ModelFile, Normalisation, WeightError, zoo};
+use hetconv_graph::{Fault, FileFault, GraphError, ModelFile, Normalisation, WeightError, zoo};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -284,6 +284,18 @@ fn a_pattern_larger_than_the_file() {
             pattern["out_channels"] = json!(filters);
         });
         assert!(matches!(fault(&bytes), FileFault::Claims { .. }), "{channels} {filters}");
+    }
+}
+
+#[test]
+fn images_larger_than_the_memory() {
+    for shape in [[3, 1 << 20, 1 << 20], [3, 1 << 14, 1 << 14], [1 << 40, 1, 1], [usize::MAX, usize::MAX, usize::MAX]] {
+        let bytes = with_description(|description| op(description, "input")["shape"] = json!(shape));
+        let fault = fault(&bytes);
+        let FileFault::Graph(GraphError::Node { node, fault: Fault::Size(_) }) = &fault else {
+            panic!("{shape:?}: {fault}");
+        };
+        assert_eq!(node, "input");
     }
 }
 
