@@ -525,6 +525,6 @@ fn sgd_config(sgd: &Sgd) -> SgdConfig {
         momentum: sgd.momentum as f32,
         nesterov: sgd.nesterov,
         weight_decay: sgd.weight_decay as f32,
-        decay: if sgd.decay_norm { DecayScope::All } else { DecayScope::Kernels },
+        decay: DecayScope::Kernels,
     }
 }
