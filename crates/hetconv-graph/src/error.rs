@@ -87,6 +87,14 @@ pub enum Fault {
     /// A window that cannot be applied.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
+    /// A convolution's window with more taps than any network needs.
+    #[error("its window has {taps} taps; at most {limit} are possible")]
+    Taps {
+        /// Height times width of the window.
+        taps: usize,
+        /// The most taps.
+        limit: usize,
+    },
     /// A pooling window that may lie wholly in the padding.
     #[error("padding of {padding} pixels is not smaller than the pooling window of {window}")]
     PoolPadding {

@@ -23,6 +23,9 @@ pub enum Shape {
     Features(usize),
 }
 
+/// The most taps a convolution's window may have: 64×64.
+const MAX_TAPS: usize = 1 << 12;
+
 impl Shape {
     /// The most channels or features a value may have.
     pub const MAX_CHANNELS: usize = HetPattern::LIMIT;
@@ -225,6 +228,10 @@ fn check_conv(
     nonzero("in_channels", in_channels)?;
     nonzero("out_channels", out_channels)?;
     geometry.validate()?;
+    // HetConv may have taps without weights, and every tap takes memory in whatever computes it.
+    if geometry.taps() > MAX_TAPS {
+        return Err(Fault::Taps { taps: geometry.taps(), limit: MAX_TAPS });
+    }
     let weights = [in_channels, out_channels, geometry.kernel[0], geometry.kernel[1]];
     product(&weights)?;
     match kind {

@@ -300,6 +300,21 @@ fn images_larger_than_the_memory() {
 }
 
 #[test]
+fn taps_that_take_no_bytes_in_the_file() {
+    // No channel has a filter's class, so that the ring is empty whatever the window.
+    let bytes = with_description(|description| {
+        let conv = op(description, "conv2");
+        let classes = json!({"channels": vec![0; 16], "filters": vec![1; 32]});
+        conv["kind"]["het"]["arrangement"] = json!({ "assigned": classes });
+        conv["geometry"]["kernel"] = json!([65_535, 65_535]);
+        conv["geometry"]["padding"] = json!([32_767, 32_767, 32_767, 32_767]);
+    });
+    let fault = fault(&bytes);
+    let FileFault::Graph(GraphError::Node { node, fault: Fault::Taps { .. } }) = &fault else { panic!("{fault}") };
+    assert_eq!(node, "conv2");
+}
+
+#[test]
 fn class_names_that_do_not_match() {
     let bytes = with_description(|description| description["classes"] = json!(["ant"]));
     assert!(matches!(fault(&bytes), FileFault::Classes { found: 1, outputs: 4 }));

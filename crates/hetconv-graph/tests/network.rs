@@ -114,7 +114,8 @@ fn absurd_sizes_do_not_overflow() {
     assert_eq!(fault(conv(4, huge, same, ConvKind::Standard), &[0]), Fault::TooLarge);
     let mut b = GraphBuilder::new("many MACs");
     let x = b.input("input", [1 << 24, 4, 4]);
-    let x = b.conv("conv", x, 1 << 24, Conv2dGeometry::same(89, 1), ConvKind::Standard, false);
+    let window = Conv2dGeometry { kernel: [64, 64], stride: [1, 1], padding: [32, 32, 31, 31], dilation: [1, 1] };
+    let x = b.conv("conv", x, 1 << 24, window, ConvKind::Standard, false);
     let graph = b.finish([x]).unwrap();
     assert!(matches!(graph.cost(), Err(GraphError::Node { fault: Fault::TooLarge, .. })));
 }
