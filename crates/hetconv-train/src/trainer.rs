@@ -309,12 +309,10 @@ impl<'a> Run<'a> {
         if is_occupied && !goes_on {
             return Err(TrainError::Occupied(out.to_path_buf()));
         }
-        std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
         let device = burn_device(config.device)?;
         let mut optimizer = hetconv_burn::Sgd::new(sgd_config(&recipe.optimizer));
         let (network, progress) = match found {
             None => {
-                config.save(&out.join(run_files::CONFIG))?;
                 let network = GraphModule::new(graph, &Weights::init(graph, config.seed)?, &device)?;
                 (network, Progress { seed: config.seed, ..Progress::default() })
             }
@@ -329,6 +327,11 @@ impl<'a> Run<'a> {
                 (network, checkpoint.progress)
             }
         };
+        // Nothing is written before nothing can be wrong with the run.
+        std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+        if !goes_on {
+            config.save(&out.join(run_files::CONFIG))?;
+        }
         let metrics_path = out.join(run_files::METRICS);
         let metrics = MetricsWriter::resume(&metrics_path, progress.position.epoch)?;
         Ok(Self {

@@ -205,6 +205,10 @@ fn a_run_that_cannot_be_done_is_2_and_leaves_nothing() {
         let error = failure(here.path(), 2, &["train", "--model", "small-cifar", "--device", "cuda", "--out", "run"]);
         assert!(error.contains("--features cuda"), "{error}");
     }
+    let mut command = Command::cargo_bin("hetconv").unwrap();
+    command.args(["train", "--model", "small-cifar", "--out", "run"]).current_dir(here.path());
+    let output = command.env("HETCONV_ISA", "sse9").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert_eq!(std::fs::read_dir(here.path()).unwrap().count(), 0);
 }
 
