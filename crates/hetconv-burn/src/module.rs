@@ -36,6 +36,7 @@ pub struct GraphModule {
     program: Arc<Program>,
     parameters: Vec<Parameter>,
     device: Device,
+    fast_evaluation: bool,
 }
 
 /// What one training step found.
@@ -85,7 +86,14 @@ impl GraphModule {
         let program = Arc::new(Program::new(graph, implementation)?);
         let device = device.clone().inner();
         let parameters = upload(graph, weights, &device)?;
-        Ok(Self { program, parameters, device })
+        Ok(Self { program, parameters, device, fast_evaluation: false })
+    }
+
+    /// Whether evaluation may use Winograd's algorithm, whose results differ by rounding and which spreads a value that is
+    /// not finite over its neighbours. It sums directly unless asked otherwise.
+    #[must_use]
+    pub fn with_fast_evaluation(self, fast: bool) -> Self {
+        Self { fast_evaluation: fast, ..self }
     }
 
     /// The network.
@@ -156,7 +164,8 @@ impl GraphModule {
     fn evaluate(&self, images: Tensor<4>, wanted: usize) -> Result<Tensor<2>, ModuleError> {
         self.check_images(&images.dims())?;
         let constants = Leaves::constants(&self.parameters);
-        Ok(self.program.run(images.inner(), &constants, Pass::Evaluation, wanted))
+        let pass = Pass::Evaluation { fast: self.fast_evaluation };
+        Ok(self.program.run(images.inner(), &constants, pass, wanted))
     }
 
     /// A training pass: batch-norm uses the statistics of the batch and moves its running ones, with the unbiased

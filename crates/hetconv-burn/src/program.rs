@@ -89,7 +89,10 @@ pub(crate) enum Pass<'a> {
     /// Collects the moments of every batch-norm: where its running ones are kept, the batch's, and how many values each
     /// was taken over.
     Training(&'a mut Vec<(RunningIds, Moments, usize)>),
-    Evaluation,
+    Evaluation {
+        /// Whether convolutions may use Winograd's algorithm.
+        fast: bool,
+    },
 }
 
 /// Indices of the parameters that hold running statistics.
@@ -203,7 +206,8 @@ impl Program {
                         ConvTensors::Dense(weight.reshape([filters, channels, 1, 1]))
                     }
                 };
-                return op.forward_with_sums(next(), weights, bias.map(|bias| parameters.get(bias)));
+                let fast = matches!(pass, Pass::Evaluation { fast: true });
+                return op.forward_with_sums(next(), weights, bias.map(|bias| parameters.get(bias)), fast);
             }
             Step::Norm(norm) => {
                 let x = next();
@@ -217,7 +221,7 @@ impl Program {
                         collected.push((running, moments, batch * height * width));
                         y
                     }
-                    Pass::Evaluation => {
+                    Pass::Evaluation { .. } => {
                         let (mean, variance) = (parameters.get(norm.mean), parameters.get(norm.variance));
                         norm.op.evaluate(x, affine, Moments { mean, variance }, residual)
                     }

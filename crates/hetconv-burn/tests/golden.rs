@@ -10,6 +10,7 @@ use common::{assert_close, wide};
 use hetconv_burn::ops::{ConvOp, ConvTensors};
 use hetconv_burn::{HetArrangement, HetConv2dConfig, Implementation};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
+use hetconv_graph::GraphBuilder;
 use hetconv_kernels::{Conv, ConvSpec};
 use safetensors::SafeTensors;
 
@@ -20,6 +21,7 @@ struct Case {
     geometry: Conv2dGeometry,
     arrangement: HetArrangement,
     parts: usize,
+    macs: u64,
     tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
 }
 
@@ -92,6 +94,7 @@ fn read(bytes: &[u8]) -> Case {
         geometry: Conv2dGeometry::square(number("kernel"), number("stride"), number("padding"), number("dilation")),
         arrangement,
         parts,
+        macs: number("macs_per_image") as u64,
         tensors: tensors.collect(),
     }
 }
@@ -108,6 +111,10 @@ fn the_layer_on_flex() {
             .with_dilation(dilation)
             .with_arrangement(case.arrangement)
             .init(&device);
+        let &[_, _, height, width] = case.tensor("x").0 else { panic!("{}: x has four axes", case.name) };
+        let [height, width] = layer.output_size([height, width]).expect("a window that fits");
+        let macs = layer.pattern().weights(layer.geometry().taps()) * height * width;
+        assert_eq!(macs as u64, case.macs, "{}: MACs", case.name);
         let (center, ring) = case.weights("weight", &device);
         layer.center = Param::from_tensor(center);
         layer.ring = Param::from_tensor(ring);
@@ -132,6 +139,19 @@ fn the_layer_on_flex() {
             case.check("dring", layer.ring.grad(&grads), &ring);
             case.check("dbias", layer.bias.as_ref().expect("a bias").grad(&grads), case.tensor("dbias").1);
         }
+    }
+}
+
+#[test]
+fn macs_of_the_layer_and_of_a_network_of_it() {
+    for case in cases() {
+        let &[_, m, height, width] = case.tensor("x").0 else { panic!("{}: x has four axes", case.name) };
+        let mut b = GraphBuilder::new(&case.name);
+        let x = b.input("input", [m, height, width]);
+        let kind = ConvKind::Het(case.pattern.clone());
+        let y = b.conv("het", x, case.pattern.out_channels(), case.geometry.clone(), kind, true);
+        let graph = b.finish([y]).expect("a network");
+        assert_eq!(graph.cost().expect("a cost").macs, case.macs, "{}: network", case.name);
     }
 }
 

@@ -7,7 +7,7 @@ use common::{Numbers, assert_close, cross_entropy, run, weights64, wide};
 use hetconv_burn::{DecayScope, GraphModule, Implementation, ModuleError, Sgd, SgdConfig, VelocityError};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_graph::{Activation, Graph, GraphBuilder, Op, Weights};
-use hetconv_kernels::Isa;
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeights, Direction, Isa};
 
 fn both() -> [Implementation; 2] {
     [Implementation::Kernels(Isa::selected().expect("an instruction set")), Implementation::Composed]
@@ -109,6 +109,39 @@ fn images(graph: &Graph, batch: usize, seed: u64) -> Vec<f32> {
 fn logits_node(graph: &Graph) -> usize {
     let output = graph.outputs[0];
     if graph.nodes[output].op == Op::Softmax { graph.nodes[output].inputs[0] } else { output }
+}
+
+#[test]
+fn evaluation_sums_directly_unless_asked_to_be_fast() {
+    let (same, isa) = (Conv2dGeometry::same(3, 1), Isa::selected().expect("an instruction set"));
+    let mut b = GraphBuilder::new("wide");
+    let x = b.input("image", [64, 16, 16]);
+    let x = b.conv("conv", x, 64, same.clone(), ConvKind::Standard, false);
+    let x = b.flatten("flatten", x);
+    let graph = b.finish([x]).expect("a graph");
+    let (weights, images) = (random_weights(&graph, 5), images(&graph, 1, 6));
+    let logits = |network: &GraphModule| -> Vec<f32> {
+        let images = network.upload_images(images.clone(), 1).expect("images");
+        network.logits(images).expect("logits").into_data().iter::<f32>().collect()
+    };
+    let network = GraphModule::new(&graph, &weights, &Device::flex()).expect("a network");
+    let exact = logits(&network);
+    let conv = Conv::new(ConvSpec::natural(64, 64, same, ConvKind::Standard), [16, 16]).expect("a convolution");
+    let of = |algorithm| {
+        let dense = &weights.get("conv.weight").expect("a weight").data;
+        let packed = conv.pack(isa, Direction::Forward, algorithm, ConvWeights::Dense(dense));
+        let mut y = vec![0.0; 64 * 16 * 16];
+        conv.forward(1, &images, &packed, None, &mut y);
+        // Features are numbered channel by channel.
+        (0..y.len()).map(|i| y[i % 256 * 64 + i / 256]).collect::<Vec<f32>>()
+    };
+    assert_eq!(exact, of(Algorithm::Direct));
+    let network = network.with_fast_evaluation(true);
+    let fast = logits(&network);
+    assert_eq!(fast, of(conv.fastest(isa, Direction::Forward)));
+    assert_close("fast", &fast, &wide(&exact), 1e-4);
+    assert_eq!(logits(&network.with_fast_evaluation(false)), exact);
+    assert_ne!(of(Algorithm::Direct), of(Algorithm::Winograd), "the two can be told apart");
 }
 
 #[test]

@@ -89,11 +89,16 @@ impl Layer {
         1.0 / self.out_channels as f64 + 1.0 / self.taps()
     }
 
-    /// Equations 8 and 9 belong to the paper's comparison of equation 7 with HetConv's extreme case P = M (section 3,
-    /// depthwise followed by pointwise). This is that case of equation 5: 1/M + (1 − 1/M)/K². For M = N it is less than
-    /// equation 7.
+    /// Equation 8: HetConv's extreme case P = M against standard, 1/M + (1 − 1/M)/K² (section 3, comparison with
+    /// depthwise followed by pointwise).
     pub fn het_extreme_ratio(&self) -> f64 {
         self.het_ratio(self.in_channels)
+    }
+
+    /// Equation 9: equation 8 beside equation 7 (section 3, comparison with depthwise followed by pointwise). HetConv's
+    /// extreme case is the smaller one where M = N, and wherever M ≥ N.
+    pub fn extreme_against_depthwise_pointwise(&self) -> [f64; 2] {
+        [self.het_extreme_ratio(), self.depthwise_pointwise_ratio()]
     }
 
     /// The first term of equation 10: the grouped convolution M→N, Dₒ²·M·N·K²/G.
@@ -114,10 +119,10 @@ impl Layer {
         1.0 / groups as f64 + 1.0 / self.taps()
     }
 
-    /// Equation 12 belongs to the paper's comparison of equation 11 with HetConv of P = G (section 3, groupwise followed
-    /// by pointwise). This is the difference, equation 11 − equation 5: 1/(P·K²), always positive.
-    pub fn saving_over_grouped(&self, parts: usize) -> f64 {
-        self.grouped_pointwise_ratio(parts) - self.het_ratio(parts)
+    /// Equation 12: equation 5 beside equation 11 with as many groups as parts, G = P (section 3, comparison with
+    /// groupwise followed by pointwise). HetConv is always the smaller one, by 1/(P·K²).
+    pub fn het_against_grouped_pointwise(&self, parts: usize) -> [f64; 2] {
+        [self.het_ratio(parts), self.grouped_pointwise_ratio(parts)]
     }
 }
 
@@ -157,8 +162,8 @@ mod tests {
             for parts in [1, 2, 4, 8] {
                 assert!(close(layer.het_ratio(parts), layer.het(parts) / standard));
                 assert!(close(layer.grouped_pointwise_ratio(parts), layer.grouped_pointwise(parts) / standard));
-                let gap = (layer.grouped_pointwise(parts) - layer.het(parts)) / standard;
-                assert!((layer.saving_over_grouped(parts) - gap).abs() < 1e-12 && gap > 0.0);
+                let [het, grouped] = layer.het_against_grouped_pointwise(parts);
+                assert!(close(grouped - het, 1.0 / (parts * layer.kernel.pow(2)) as f64));
             }
             assert!(close(layer.depthwise_pointwise_ratio(), layer.depthwise_pointwise() / standard));
             assert!(close(layer.het_extreme_ratio(), layer.het(layer.in_channels) / standard));
@@ -176,8 +181,12 @@ mod tests {
     }
 
     #[test]
-    fn the_papers_comparison_at_equal_widths() {
-        let layer = Layer { in_channels: 128, out_channels: 128, kernel: 3, output: 8 };
-        assert!(layer.het_extreme_ratio() < layer.depthwise_pointwise_ratio());
+    fn the_extreme_case_is_cheaper_than_depthwise_pointwise_unless_there_are_more_filters() {
+        for (in_channels, out_channels, cheaper) in [(128, 128, true), (256, 128, true), (64, 512, false)] {
+            let layer = Layer { in_channels, out_channels, kernel: 3, output: 8 };
+            let [het, depthwise] = layer.extreme_against_depthwise_pointwise();
+            assert_eq!(het < depthwise, cheaper, "{in_channels} {out_channels}");
+            assert_eq!(layer.het(in_channels) < layer.depthwise_pointwise(), cheaper);
+        }
     }
 }

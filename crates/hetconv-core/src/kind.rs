@@ -13,3 +13,32 @@ pub enum ConvKind {
     /// HetConv.
     Het(HetPattern),
 }
+
+impl ConvKind {
+    /// Number of weights of a layer of M channels and N filters whose window has `taps` taps, biases left out. It is also
+    /// the number of MACs per output pixel.
+    ///
+    /// # Panics
+    /// If there are 0 groups or taps.
+    pub fn weights(&self, in_channels: usize, out_channels: usize, taps: usize) -> usize {
+        match self {
+            ConvKind::Standard => in_channels * out_channels * taps,
+            ConvKind::Grouped(groups) => in_channels / groups * out_channels * taps,
+            ConvKind::Het(pattern) => pattern.weights(taps),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_those_of_every_pair_of_channel_and_filter() {
+        assert_eq!(ConvKind::Standard.weights(6, 4, 9), 6 * 4 * 9);
+        assert_eq!(ConvKind::Grouped(2).weights(6, 4, 9), 3 * 4 * 9);
+        assert_eq!(ConvKind::Grouped(6).weights(6, 6, 9), 6 * 9);
+        let pattern = HetPattern::shifted(6, 4, 3).unwrap();
+        assert_eq!(ConvKind::Het(pattern).weights(6, 4, 9), 4 * (2 * 9 + 4));
+    }
+}

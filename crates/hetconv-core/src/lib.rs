@@ -16,3 +16,7 @@ pub use geometry::{Conv2dGeometry, GeometryError};
 pub use kind::ConvKind;
 pub use order::ChannelOrder;
 pub use pattern::{Arrangement, HetPattern, PatternError};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -9,8 +9,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [name, path] = arguments.as_slice() else { return Err("usage: fresh_model NAME FILE".into()) };
     let name: ModelName = name.parse()?;
-    let architecture = zoo::architectures().iter().find(|known| known.name == name.architecture);
-    let graph = zoo::build(&name, architecture.map_or(10, |known| known.classes))?;
+    let graph = zoo::build(&name, name.usual_classes())?;
     let weights = Weights::init(&graph, 0)?;
     let channels = graph.input_shape().map_or(0, |[channels, ..]| channels);
     let normalisation = Normalisation::identity(channels);

@@ -6,7 +6,7 @@ use crate::shape::product;
 use crate::weights::node_specs;
 use crate::{ConvKind, Fault, Graph, GraphError, Node, Op, Shape};
 
-/// The cost of one layer, for one image.
+/// The cost of one layer, for one image. As JSON it is a layer of `hetconv summary`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct LayerCost {
     /// The node's name.
@@ -33,13 +33,14 @@ pub struct LayerCost {
     pub macs: u64,
     /// Output elements of a convolution or linear layer: its activations, and the additions that the paper's totals
     /// count besides MACs.
+    #[serde(skip)]
     pub additions: u64,
     /// 1 for a convolution, else 0.
     pub stages: u64,
 }
 
 /// The cost of a network, for one image.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cost {
     /// The layers that have weights, in the order of the nodes.
     pub layers: Vec<LayerCost>,
@@ -113,11 +114,7 @@ fn layer_cost(node: &Node, output: Shape) -> Result<Option<LayerCost>, Fault> {
     };
     match &node.op {
         Op::Conv2d { in_channels, out_channels, geometry, kind, .. } => {
-            let weights = match kind {
-                ConvKind::Standard => product(&[*in_channels, *out_channels, geometry.taps()])?,
-                ConvKind::Grouped(groups) => product(&[in_channels / groups, *out_channels, geometry.taps()])?,
-                ConvKind::Het(pattern) => pattern.weights(geometry.taps()),
-            };
+            let weights = kind.weights(*in_channels, *out_channels, geometry.taps());
             layer.macs = (weights as u64).checked_mul((out_height * out_width) as u64).ok_or(Fault::TooLarge)?;
             layer.kind = Some(kind_name(kind, *in_channels, geometry.taps()));
             layer.kernel = Some(geometry.kernel);

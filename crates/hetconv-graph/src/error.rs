@@ -38,9 +38,6 @@ pub enum GraphError {
         /// The name.
         name: String,
     },
-    /// JSON that is not a graph.
-    #[error("not a graph: {0}")]
-    Json(String),
 }
 
 /// What is wrong with a node.
@@ -90,6 +87,14 @@ pub enum Fault {
     /// A window that cannot be applied.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
+    /// A convolution's window with more taps than any network needs.
+    #[error("its window has {taps} taps; at most {limit} are possible")]
+    Taps {
+        /// Height times width of the window.
+        taps: usize,
+        /// The most taps.
+        limit: usize,
+    },
     /// A pooling window that may lie wholly in the padding.
     #[error("padding of {padding} pixels is not smaller than the pooling window of {window}")]
     PoolPadding {
@@ -133,7 +138,13 @@ pub enum Fault {
         /// The channels there are.
         channels: usize,
     },
-    /// Sizes beyond what can be counted or stored.
+    /// A value larger than any network needs, and perhaps than the memory.
+    #[error(
+        "its result would be {0}; at most {channels} channels, {side} pixels a side and {elements} elements are possible",
+        channels = Shape::MAX_CHANNELS, side = Shape::MAX_SIDE, elements = Shape::MAX_ELEMENTS
+    )]
+    Size(Shape),
+    /// Weights or costs beyond what can be counted or stored.
     #[error("its sizes are too large to count")]
     TooLarge,
 }

@@ -4,8 +4,6 @@ use hetconv_core::Conv2dGeometry;
 pub use hetconv_core::ConvKind;
 use serde::{Deserialize, Serialize};
 
-use crate::GraphError;
-
 /// Index of a node in [`Graph::nodes`], and of the one value it produces.
 pub type ValueId = usize;
 
@@ -46,24 +44,6 @@ impl Graph {
             Op::Input { shape } => Some(shape),
             _ => None,
         })
-    }
-
-    /// The graph as one line of JSON.
-    ///
-    /// # Errors
-    /// [`GraphError::Json`] if a number has no JSON form.
-    pub fn to_json(&self) -> Result<String, GraphError> {
-        serde_json::to_string(self).map_err(|error| GraphError::Json(error.to_string()))
-    }
-
-    /// A graph from its JSON, validated.
-    ///
-    /// # Errors
-    /// [`GraphError::Json`] if the text is not a graph, or the fault [`Graph::validate`] finds.
-    pub fn from_json(json: &str) -> Result<Self, GraphError> {
-        let graph: Self = serde_json::from_str(json).map_err(|error| GraphError::Json(error.to_string()))?;
-        graph.validate()?;
-        Ok(graph)
     }
 }
 

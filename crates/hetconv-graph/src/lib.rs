@@ -23,7 +23,6 @@ mod atomic;
 mod builder;
 mod cost;
 mod error;
-
 mod file;
 mod graph;
 mod name;
@@ -38,11 +37,9 @@ pub use atomic::atomic_write;
 pub use builder::GraphBuilder;
 pub use cost::{Cost, LayerCost};
 pub use error::{Fault, GraphError};
-
 pub use file::{FileError, FileFault, ModelFile, Normalisation};
 pub use graph::*;
-pub use name::{ModelName, NameError};
-
+pub use name::{ModelName, NameError, nearest};
 pub use order::{ChannelPlan, is_contiguous};
 pub use rewrite::{ArrangementKind, NameFilter, NoteKind, RewriteNote, RewriteOptions, Substitution, rewrite};
 pub use se::squeeze_excite;

@@ -46,6 +46,12 @@ pub enum NameError {
 }
 
 impl ModelName {
+    /// The number of classes that its architecture usually has, as [`zoo::Architecture::classes`].
+    pub fn usual_classes(&self) -> usize {
+        let known = zoo::architectures().iter().find(|known| known.name == self.architecture);
+        known.map_or(10, |known| known.classes)
+    }
+
     /// The same architecture, with or without squeeze-and-excitation as here, with another substitution.
     #[must_use]
     pub fn with_substitution(&self, substitution: Substitution) -> Self {
@@ -72,7 +78,7 @@ impl FromStr for Substitution {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let unknown = || NameError::Unknown {
             name: text.to_owned(),
-            suggestion: nearest(text, zoo::VARIANTS.iter().map(|v| if v.is_empty() { "standard" } else { v })),
+            suggestion: nearest(text, zoo::VARIANTS.map(|v| if v.is_empty() { "standard" } else { v })).to_owned(),
         };
         let number = |digits: &str| {
             // One spelling per number: no sign, no leading zero.
@@ -115,7 +121,8 @@ impl FromStr for ModelName {
     fn from_str(name: &str) -> Result<Self, NameError> {
         let unknown = || {
             let known = zoo::known_names();
-            NameError::Unknown { name: name.to_owned(), suggestion: nearest(name, known.iter().map(String::as_str)) }
+            let suggestion = nearest(name, known.iter().map(String::as_str)).to_owned();
+            NameError::Unknown { name: name.to_owned(), suggestion }
         };
         let (stem, se) = name.strip_suffix("_se").map_or((name, false), |stem| (stem, true));
         let (architecture, variant) = stem.split_once('_').map_or((stem, None), |(a, v)| (a, Some(v)));
@@ -134,9 +141,9 @@ impl FromStr for ModelName {
     }
 }
 
-/// The candidate most like the text.
-fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    // Jaro and Winkler's similarity values a common beginning, which in these names is the architecture.
+/// The candidate most like what somebody wrote, to suggest it; nothing only if there are no candidates.
+pub fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> &'a str {
+    // Jaro and Winkler's similarity values a common beginning, which in names of networks is the architecture.
     let unlike = |candidate: &str| 1.0 - strsim::jaro_winkler(text, candidate);
-    candidates.min_by(|a, b| unlike(a).total_cmp(&unlike(b))).unwrap_or_default().to_owned()
+    candidates.into_iter().min_by(|a, b| unlike(a).total_cmp(&unlike(b))).unwrap_or_default()
 }

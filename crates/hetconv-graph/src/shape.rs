@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use hetconv_core::Conv2dGeometry;
+use hetconv_core::{Conv2dGeometry, HetPattern};
 
-use crate::{ConvKind, Fault, Graph, GraphError, Node, Op};
+use crate::{ConvKind, Fault, Graph, GraphError, Node, Op, ValueId};
 
 /// The shape of one value for one image; the batch is not part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,7 +23,17 @@ pub enum Shape {
     Features(usize),
 }
 
+/// The most taps a convolution's window may have: 64×64.
+const MAX_TAPS: usize = 1 << 12;
+
 impl Shape {
+    /// The most channels or features a value may have.
+    pub const MAX_CHANNELS: usize = HetPattern::LIMIT;
+    /// The most pixels a side of an image may have.
+    pub const MAX_SIDE: usize = 1 << 14;
+    /// The most elements a value may have for one image: 1 GiB of `f32`.
+    pub const MAX_ELEMENTS: usize = 1 << 28;
+
     /// Number of channels of an image, or of features.
     pub fn channels(&self) -> usize {
         match *self {
@@ -94,15 +104,21 @@ impl Graph {
         }
     }
 
-    /// The same network for images of another size, in pixels.
+    /// The same network for images of `[channels, height, width]`: standard convolutions that read them get as many
+    /// channels.
     ///
     /// # Errors
     /// A network that does not fit the size, such as one whose classifier expects a fixed number of features.
-    pub fn with_input_size(&self, height: usize, width: usize) -> Result<Graph, GraphError> {
+    pub fn with_input(&self, input: [usize; 3]) -> Result<Graph, GraphError> {
         let mut graph = self.clone();
+        let is_input = |&id: &ValueId| self.nodes.get(id).is_some_and(|node| matches!(node.op, Op::Input { .. }));
         for node in &mut graph.nodes {
-            if let Op::Input { shape } = &mut node.op {
-                *shape = [shape[0], height, width];
+            match &mut node.op {
+                Op::Input { shape } => *shape = input,
+                Op::Conv2d { in_channels, kind: ConvKind::Standard, .. } if node.inputs.iter().any(is_input) => {
+                    *in_channels = input[0];
+                }
+                _ => {}
             }
         }
         graph.validate()?;
@@ -182,10 +198,15 @@ pub(crate) fn infer(node: &Node, inputs: &[Shape]) -> Result<Shape, Fault> {
             Shape::Image { channels: channels.len(), height: height.div_ceil(*stride), width: width.div_ceil(*stride) }
         }
     };
+    check_limits(shape)?;
+    Ok(shape)
+}
+
+/// A few bytes of a file can name any size; whoever runs a valid graph can take it that its values may be allocated.
+fn check_limits(shape: Shape) -> Result<(), Fault> {
     let [height, width] = shape.size();
-    product(&[shape.channels(), height, width])?;
-    // Channel numbers are stored as u32.
-    if u32::try_from(shape.channels()).is_err() { Err(Fault::TooLarge) } else { Ok(shape) }
+    let within = shape.channels() <= Shape::MAX_CHANNELS && height.max(width) <= Shape::MAX_SIDE;
+    if within && shape.elements() <= Shape::MAX_ELEMENTS { Ok(()) } else { Err(Fault::Size(shape)) }
 }
 
 fn check_arity(op: &Op, found: usize) -> Result<(), Fault> {
@@ -207,6 +228,10 @@ fn check_conv(
     nonzero("in_channels", in_channels)?;
     nonzero("out_channels", out_channels)?;
     geometry.validate()?;
+    // HetConv may have taps without weights, and every tap takes memory in whatever computes it.
+    if geometry.taps() > MAX_TAPS {
+        return Err(Fault::Taps { taps: geometry.taps(), limit: MAX_TAPS });
+    }
     let weights = [in_channels, out_channels, geometry.kernel[0], geometry.kernel[1]];
     product(&weights)?;
     match kind {

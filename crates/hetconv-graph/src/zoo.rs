@@ -4,7 +4,7 @@
 
 use hetconv_core::Conv2dGeometry;
 
-use crate::rewrite::{RewriteOptions, Substitution, rewrite};
+use crate::rewrite::{RewriteNote, RewriteOptions, Substitution, rewrite};
 use crate::{Graph, GraphBuilder, GraphError, ModelName, Op, ValueId, squeeze_excite};
 
 /// What is known about an architecture.
@@ -92,11 +92,19 @@ pub fn known_names() -> Vec<String> {
 
 /// The network of this name with so many classes.
 ///
-/// P or G that do not fit a layer are reduced there; [`rewrite()`] tells where.
+/// P or G that do not fit a layer are reduced there; [`build_with_notes`] tells where.
 ///
 /// # Errors
 /// An architecture that is none of [`architectures`], or a number of classes that is 0 or absurd.
 pub fn build(name: &ModelName, classes: usize) -> Result<Graph, GraphError> {
+    build_with_notes(name, classes).map(|(graph, _)| graph)
+}
+
+/// As [`build`], and what [`rewrite()`] did otherwise than the name says.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with_notes(name: &ModelName, classes: usize) -> Result<(Graph, Vec<RewriteNote>), GraphError> {
     let known = architectures().iter().find(|architecture| architecture.name == name.architecture);
     let Some(architecture) = known else {
         return Err(GraphError::UnknownArchitecture { name: name.architecture.clone() });
@@ -107,11 +115,12 @@ pub fn build(name: &ModelName, classes: usize) -> Result<Graph, GraphError> {
     if name.se {
         graph = squeeze_excite(&graph, SE_REDUCTION)?;
     }
+    let mut notes = Vec::new();
     if name.substitution != Substitution::Standard {
-        (graph, _) = rewrite(&graph, &RewriteOptions::new(name.substitution))?;
+        (graph, notes) = rewrite(&graph, &RewriteOptions::new(name.substitution))?;
     }
     graph.name = name.to_string();
-    Ok(graph)
+    Ok((graph, notes))
 }
 
 /// The paper's reduction of squeeze-and-excitation.

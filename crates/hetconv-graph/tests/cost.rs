@@ -4,8 +4,7 @@ use hetconv_graph::{Cost, Graph, ModelName, Shape, Weights, zoo};
 
 fn graph(name: &str) -> Graph {
     let name: ModelName = name.parse().unwrap();
-    let architecture = zoo::architectures().iter().find(|known| known.name == name.architecture).unwrap();
-    zoo::build(&name, architecture.classes).unwrap()
+    zoo::build(&name, name.usual_classes()).unwrap()
 }
 
 fn cost(name: &str) -> Cost {
@@ -132,10 +131,14 @@ fn no_classes_is_an_error() {
 #[test]
 fn other_input_sizes() {
     let graph = graph("resnet50");
-    let larger = graph.with_input_size(448, 448).unwrap();
+    let larger = graph.with_input([3, 448, 448]).unwrap();
     assert_eq!(larger.input_shape(), Some([3, 448, 448]));
     assert!(larger.cost().unwrap().macs > 3 * graph.cost().unwrap().macs);
-    let error = self::graph("vgg16").with_input_size(256, 256).unwrap_err();
+    let error = self::graph("vgg16").with_input([3, 256, 256]).unwrap_err();
     assert!(error.to_string().contains("fc1"), "{error}");
-    assert!(self::graph("resnet20").with_input_size(usize::MAX, 2).is_err());
+    assert!(self::graph("resnet20").with_input([3, usize::MAX, 2]).is_err());
+    // The first convolution takes as many channels as there are; what it makes of them stays.
+    let grey = self::graph("resnet20_p4").with_input([1, 28, 28]).unwrap();
+    let layers = grey.cost().unwrap().layers;
+    assert_eq!((layers[0].in_channels, layers[0].out_channels), (1, 16));
 }

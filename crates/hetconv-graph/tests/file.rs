@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use common::{distinct_weights, random_graph};
-use hetconv_graph::{FileFault, GraphError, ModelFile, Normalisation, WeightError, zoo};
+use hetconv_graph::{Fault, FileFault, GraphError, ModelFile, Normalisation, WeightError, zoo};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -285,6 +285,33 @@ fn a_pattern_larger_than_the_file() {
         });
         assert!(matches!(fault(&bytes), FileFault::Claims { .. }), "{channels} {filters}");
     }
+}
+
+#[test]
+fn images_larger_than_the_memory() {
+    for shape in [[3, 1 << 20, 1 << 20], [3, 1 << 14, 1 << 14], [1 << 40, 1, 1], [usize::MAX, usize::MAX, usize::MAX]] {
+        let bytes = with_description(|description| op(description, "input")["shape"] = json!(shape));
+        let fault = fault(&bytes);
+        let FileFault::Graph(GraphError::Node { node, fault: Fault::Size(_) }) = &fault else {
+            panic!("{shape:?}: {fault}");
+        };
+        assert_eq!(node, "input");
+    }
+}
+
+#[test]
+fn taps_that_take_no_bytes_in_the_file() {
+    // No channel has a filter's class, so that the ring is empty whatever the window.
+    let bytes = with_description(|description| {
+        let conv = op(description, "conv2");
+        let classes = json!({"channels": vec![0; 16], "filters": vec![1; 32]});
+        conv["kind"]["het"]["arrangement"] = json!({ "assigned": classes });
+        conv["geometry"]["kernel"] = json!([65_535, 65_535]);
+        conv["geometry"]["padding"] = json!([32_767, 32_767, 32_767, 32_767]);
+    });
+    let fault = fault(&bytes);
+    let FileFault::Graph(GraphError::Node { node, fault: Fault::Taps { .. } }) = &fault else { panic!("{fault}") };
+    assert_eq!(node, "conv2");
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn networks_of_the_zoo_need_no_gather() {
 #[test]
 fn small_networks_of_the_zoo_run_the_same() {
     for name in ["small-cifar_p4", "small-cifar_p8_se", "small-cifar_gwc4_pwc"] {
-        let graph = zoo::build(&name.parse().unwrap(), 10).unwrap().with_input_size(8, 8).unwrap();
+        let graph = zoo::build(&name.parse().unwrap(), 10).unwrap().with_input([3, 8, 8]).unwrap();
         assert_same_result(&graph, 3);
     }
 }

@@ -93,7 +93,7 @@ fn pointwise_convolutions_stay() {
 
 #[test]
 fn one_part_is_the_standard_convolution() {
-    let graph = network("small-cifar").with_input_size(8, 8).unwrap();
+    let graph = network("small-cifar").with_input([3, 8, 8]).unwrap();
     let (het, _) = rewrite(&graph, &het(1)).unwrap();
     let weights = Weights::init(&het, 1).unwrap();
     let mut dense = Weights::init(&graph, 1).unwrap();

@@ -45,8 +45,8 @@ pub use augment::{Augment, PixelTable, fill_batch};
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointFault, EpochSums, Progress};
 pub use config::{ConfigError, Device, RunConfig};
 pub use data::{
-    CatalogEntry, DataError, Dataset, Images, KNOWN, KnownDataset, LoadOptions, Split, SyntheticOptions, catalog,
-    search_folders, synthetic,
+    CatalogEntry, DataError, Dataset, Images, KNOWN, KnownDataset, LoadOptions, Split, SyntheticOptions, Watch,
+    catalog, search_folders, synthetic,
 };
 pub use loader::{Batch, BatchLoader, LoaderError, Position, TrainingBatches, steps_per_epoch};
 pub use metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary, read_metrics};
@@ -55,3 +55,7 @@ pub use rng::{Purpose, below, permutation, stream, uniform};
 pub use trainer::{
     Evaluation, StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, run_files, train,
 };
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use hetconv_burn::{DecayScope, GraphModule, ModuleError, SgdConfig, VelocityError};
-use hetconv_graph::{FileError, Graph, GraphError, ModelFile, Normalisation, WeightTensor, Weights};
+use hetconv_graph::{FileError, Graph, GraphError, ModelFile, Normalisation, Shape, WeightTensor, Weights};
 use hetconv_kernels::{Isa, IsaError, loss::softmax_cross_entropy};
 
 use crate::Augment;
 use crate::checkpoint::{Checkpoint, CheckpointError, EpochSums, Progress};
 use crate::config::{ConfigError, Device, RunConfig};
-use crate::data::{Dataset, Split};
+use crate::data::{Dataset, Split, Watch};
 use crate::loader::{Batch, BatchLoader, LoaderError, Position, TrainingBatches, steps_per_epoch};
 use crate::metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary};
 use crate::recipe::{Recipe, Sgd};
@@ -60,6 +60,8 @@ pub struct StepReport {
 pub trait TrainObserver {
     /// After every step.
     fn step(&mut self, report: &StepReport);
+    /// During an epoch's evaluation: so many of so many images are done.
+    fn evaluation(&mut self, done: usize, images: usize);
     /// After every epoch and its evaluation.
     fn epoch(&mut self, metrics: &EpochMetrics);
 }
@@ -67,6 +69,7 @@ pub trait TrainObserver {
 /// Nobody watches.
 impl TrainObserver for () {
     fn step(&mut self, _: &StepReport) {}
+    fn evaluation(&mut self, _: usize, _: usize) {}
     fn epoch(&mut self, _: &EpochMetrics) {}
 }
 
@@ -102,7 +105,7 @@ pub enum TrainError {
         kept: String,
     },
     /// A folder that holds a run already.
-    #[error("{} already holds a run; go on with it by resuming, or choose another folder", .0.display())]
+    #[error("{} already holds a run; resume it if its checkpoints are there, or choose another folder", .0.display())]
     Occupied(PathBuf),
     /// A checkpoint of other settings.
     #[error("{}: the checkpoint was made with other settings than these; resume with its own config.toml", .0.display())]
@@ -191,19 +194,44 @@ pub fn burn_device(device: Device) -> Result<burn::tensor::Device, TrainError> {
     }
 }
 
+impl TrainJob<'_> {
+    /// Whether the run can be done: settings that are possible, a network and data that belong together, a device that
+    /// this build supports, images enough for a step. Nothing is written, and the folder is not looked at.
+    ///
+    /// # Errors
+    /// The first that is not so.
+    pub fn check(&self) -> Result<(), TrainError> {
+        self.config.validate()?;
+        burn_device(self.config.device)?;
+        check_fit(&self.graph, self.data)?;
+        self.steps_per_epoch().map(drop)
+    }
+
+    /// Steps of an epoch; there is at least one. What does not fill a step is dropped.
+    fn steps_per_epoch(&self) -> Result<u64, TrainError> {
+        let (samples, accumulate) = (self.data.train.len(), self.config.accumulate);
+        match steps_per_epoch(samples, self.recipe.batch_size) as u64 / accumulate.max(1) {
+            0 => {
+                let batch_size = self.recipe.batch_size.saturating_mul(accumulate as usize);
+                Err(LoaderError::TooFewSamples { samples, batch_size }.into())
+            }
+            steps => Ok(steps),
+        }
+    }
+}
+
 /// Trains a network; see the module's text for what is left in the folder.
 ///
 /// # Errors
-/// See [`TrainError`]. Whatever happens, the newest checkpoint stays.
+/// See [`TrainError`]. A run that is refused leaves nothing behind, and whatever happens, the newest checkpoint stays.
 pub fn train(job: TrainJob<'_>, observer: &mut dyn TrainObserver) -> Result<Summary, TrainError> {
-    job.config.validate()?;
-    check_fit(&job.graph, job.data)?;
+    job.check()?;
     let mut run = Run::open(&job)?;
     run.train(observer)?;
     run.finish()
 }
 
-/// Measures a network on a split, in batches of `batch` images.
+/// Measures a network on a split, in batches of `batch` images; `watch` is told how many images are done.
 ///
 /// # Errors
 /// Images that do not fit the network, or a loader that failed.
@@ -212,6 +240,7 @@ pub fn evaluate(
     split: &std::sync::Arc<Split>,
     normalisation: &Normalisation,
     batch: usize,
+    watch: Watch<'_>,
 ) -> Result<Evaluation, TrainError> {
     let start = Instant::now();
     let isa = Isa::selected()?;
@@ -225,6 +254,7 @@ pub fn evaluate(
         top1 += sums.top1;
         top5 += sums.top5;
         images += labels.len();
+        watch(images, split.len());
     }
     let share = |count: usize| count as f64 / images.max(1) as f64;
     Ok(Evaluation {
@@ -238,17 +268,10 @@ pub fn evaluate(
 
 /// The network takes the data's images and has a logit for every class.
 fn check_fit(graph: &Graph, data: &Dataset) -> Result<(), TrainError> {
-    use hetconv_graph::{Op, Shape};
     let [height, width, channels] = data.train.images().shape();
-    let takes = graph.nodes.iter().find_map(|node| match node.op {
-        Op::Input { shape } => Some(shape),
-        _ => None,
-    });
+    let takes = graph.input_shape();
     let shapes = graph.shapes()?;
-    let classes = graph.outputs.first().and_then(|&output| shapes.get(output)).map(|shape| match *shape {
-        Shape::Features(features) => features,
-        Shape::Image { channels, height, width } => channels * height * width,
-    });
+    let classes = graph.outputs.first().and_then(|&output| shapes.get(output)).map(Shape::elements);
     if takes == Some([channels, height, width]) && classes == Some(data.classes.len()) {
         return Ok(());
     }
@@ -280,15 +303,16 @@ impl<'a> Run<'a> {
         let TrainJob { config, graph, data, recipe, out, .. } = job;
         let checkpoints = out.join(run_files::CHECKPOINTS);
         let found = Checkpoint::latest(&checkpoints)?;
-        if found.is_some() && !job.resume {
+        let holds_results = [run_files::MODEL, run_files::SUMMARY].iter().any(|file| out.join(file).exists());
+        let is_occupied = found.is_some() || holds_results;
+        let goes_on = found.is_some() && job.resume;
+        if is_occupied && !goes_on {
             return Err(TrainError::Occupied(out.to_path_buf()));
         }
-        std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
         let device = burn_device(config.device)?;
         let mut optimizer = hetconv_burn::Sgd::new(sgd_config(&recipe.optimizer));
         let (network, progress) = match found {
             None => {
-                config.save(&out.join(run_files::CONFIG))?;
                 let network = GraphModule::new(graph, &Weights::init(graph, config.seed)?, &device)?;
                 (network, Progress { seed: config.seed, ..Progress::default() })
             }
@@ -303,9 +327,13 @@ impl<'a> Run<'a> {
                 (network, checkpoint.progress)
             }
         };
+        // Nothing is written before nothing can be wrong with the run.
+        std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+        if !goes_on {
+            config.save(&out.join(run_files::CONFIG))?;
+        }
         let metrics_path = out.join(run_files::METRICS);
         let metrics = MetricsWriter::resume(&metrics_path, progress.position.epoch)?;
-        let batches = steps_per_epoch(data.train.len(), recipe.batch_size) as u64;
         Ok(Self {
             newest: crate::metrics::read_metrics(&metrics_path)?.pop(),
             job,
@@ -314,16 +342,12 @@ impl<'a> Run<'a> {
             normalisation: data.train.normalisation(),
             metrics,
             progress,
-            steps_per_epoch: batches / config.accumulate,
+            steps_per_epoch: job.steps_per_epoch()?,
         })
     }
 
     fn train(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
         let TrainJob { config, data, recipe, .. } = self.job;
-        if self.steps_per_epoch == 0 {
-            let batch_size = recipe.batch_size.saturating_mul(config.accumulate as usize);
-            return Err(LoaderError::TooFewSamples { samples: data.train.len(), batch_size }.into());
-        }
         let position = self.progress.position;
         if position.epoch >= config.epochs {
             return Ok(());
@@ -427,7 +451,8 @@ impl<'a> Run<'a> {
 
     fn end_epoch(&mut self, lr: f64, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
         let batch = self.job.recipe.batch_size;
-        let evaluation = evaluate(&self.network, &self.job.data.test, &self.normalisation, batch)?;
+        let mut watch = |done, images| observer.evaluation(done, images);
+        let evaluation = evaluate(&self.network, &self.job.data.test, &self.normalisation, batch, &mut watch)?;
         let report = self.report();
         let sums = std::mem::take(&mut self.progress.sums);
         self.progress.seconds += sums.seconds;
@@ -525,6 +550,6 @@ fn sgd_config(sgd: &Sgd) -> SgdConfig {
         momentum: sgd.momentum as f32,
         nesterov: sgd.nesterov,
         weight_decay: sgd.weight_decay as f32,
-        decay: if sgd.decay_norm { DecayScope::All } else { DecayScope::Kernels },
+        decay: DecayScope::Kernels,
     }
 }

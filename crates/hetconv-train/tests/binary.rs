@@ -7,7 +7,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 fn open(path: &Path) -> Result<Dataset, DataError> {
-    Dataset::open_path(path, &LoadOptions::default())
+    Dataset::open_path(path, &LoadOptions::default(), &mut |_, _| ())
 }
 
 fn error(path: &Path) -> DataError {
@@ -70,7 +70,7 @@ fn cifar100_uses_fine_labels() {
 #[test]
 fn a_limit_applies_to_training_only() {
     let options = LoadOptions { limit_train: Some(3), ..Default::default() };
-    let data = Dataset::open_path(cifar10().path(), &options).unwrap();
+    let data = Dataset::open_path(cifar10().path(), &options, &mut |_, _| ()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (3, 1));
 }
 

@@ -1,12 +1,19 @@
 //! A run that is killed at any moment and resumed, or that has another number of threads, ends with the very same model.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
+
+use hetconv::train::{Checkpoint, Purpose, stream, uniform};
 
 fn train(out: &Path, threads: &str, more: &[&str]) -> Command {
+    train_network("small-cifar_p4", out, threads, more)
+}
+
+fn train_network(name: &str, out: &Path, threads: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hetconv"));
-    command.args(["--threads", threads, "train", "--model", "small-cifar_p4", "--data", "synthetic"]);
+    command.args(["--threads", threads, "train", "--model", name, "--data", "synthetic"]);
     command.args(["--limit-train", "320", "--batch-size", "32", "--seed", "7"]);
     command.arg("--out").arg(out).args(more).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
@@ -26,21 +33,34 @@ fn metrics(out: &Path) -> Vec<String> {
     text.lines().map(|line| line.rsplitn(3, ',').last().unwrap_or_default().to_owned()).collect()
 }
 
-/// Lets a run go on until it has made a checkpoint, and a little longer.
-fn kill_later(mut run: Child, out: &Path, extra: Duration) -> bool {
-    let newest = || {
-        let entries = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten();
-        entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name())).max()
-    };
-    let before = newest();
-    while newest() == before && run.try_wait().expect("a child").is_none() {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    std::thread::sleep(extra);
+/// The newest checkpoint of a run.
+fn newest(out: &Path) -> Option<OsString> {
+    let entries = std::fs::read_dir(out.join("checkpoints")).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok().map(|entry| entry.file_name()));
+    names.filter(|name| name.to_string_lossy().starts_with("step-")).max()
+}
+
+/// Kills a run, and says whether it had not come to its end.
+fn kill(mut run: Child) -> bool {
     let running = run.try_wait().expect("a child").is_none();
     run.kill().expect("a signal");
     run.wait().expect("a child");
     running
+}
+
+/// Lets a run go on until something is so.
+fn wait(run: &mut Child, until: impl Fn() -> bool) {
+    while !until() && run.try_wait().expect("a child").is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Lets a run go on until it has made a checkpoint, and a little longer.
+fn kill_later(mut run: Child, out: &Path, extra: Duration) -> bool {
+    let before = newest(out);
+    wait(&mut run, || newest(out) != before);
+    std::thread::sleep(extra);
+    kill(run)
 }
 
 /// Trains three epochs at one go, and again with kills on the way; both must end with the same bytes.
@@ -81,15 +101,101 @@ fn so_do_those_that_accumulate_gradients() {
 }
 
 #[test]
+fn runs_killed_at_any_moment_from_their_start_end_with_the_same_bytes() {
+    let seed = std::env::var("HETCONV_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_micros() as u64
+    });
+    println!("HETCONV_TEST_SEED={seed}");
+    let mut random = stream(seed, 0, 0, Purpose::Permutation);
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = folder.path().join("whole");
+    let more = ["--epochs", "2", "--checkpoint-every", "3", "--resume"];
+    let started = Instant::now();
+    assert!(finish(train(&whole, "2", &more)).status.success());
+    let took = started.elapsed();
+    let mut killed = 0;
+    for round in 0..4 {
+        let broken = folder.path().join(format!("broken {round}"));
+        let moments: Vec<f32> = (0..3).map(|_| 0.8 * uniform(&mut random)).collect();
+        for &moment in &moments {
+            let run = train(&broken, "2", &more).spawn().expect("the program starts");
+            std::thread::sleep(took.mul_f32(moment));
+            killed += usize::from(kill(run));
+        }
+        let done = finish(train(&broken, "2", &more));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(model(&whole) == model(&broken), "killed at {moments:?} of {took:?}");
+        assert_eq!(metrics(&whole), metrics(&broken));
+    }
+    assert!(killed >= 4, "only {killed} runs were killed on the way");
+}
+
+#[test]
+fn a_run_killed_before_its_first_checkpoint_begins_anew() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let whole = folder.path().join("whole");
+    let more = ["--epochs", "1", "--resume"];
+    assert!(finish(train(&whole, "2", &more)).status.success());
+    let broken = folder.path().join("broken");
+    let mut run = train(&broken, "2", &more).spawn().expect("the program starts");
+    wait(&mut run, || broken.join("config.toml").exists());
+    assert!(kill(run), "the run ended before it was killed");
+    assert_eq!(newest(&broken), None);
+    assert!(finish(train(&broken, "2", &more)).status.success());
+    assert!(model(&whole) == model(&broken));
+    assert_eq!(metrics(&whole), metrics(&broken));
+}
+
+/// The same command in a process whose files cannot grow beyond some KiB, which is what a full disk looks like.
+#[cfg(unix)]
+fn with_small_files(command: &Command) -> Command {
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$@\"", "sh"]);
+    limited.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    limited
+}
+
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_cannot_be_written_leaves_the_good_ones() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (whole, broken) = (folder.path().join("whole"), folder.path().join("broken"));
+    let more = ["--epochs", "3", "--checkpoint-every", "2", "--resume"];
+    assert!(finish(train(&whole, "2", &more)).status.success());
+    let run = train(&broken, "2", &more).spawn().expect("the program starts");
+    assert!(kill_later(run, &broken, Duration::ZERO), "the run ended before it was killed");
+    let checkpoints = || {
+        let entries = std::fs::read_dir(broken.join("checkpoints")).expect("checkpoints");
+        let mut files: Vec<(OsString, Vec<u8>)> = entries
+            .map(|entry| entry.expect("an entry"))
+            .map(|entry| (entry.file_name(), std::fs::read(entry.path()).expect("a checkpoint")))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = checkpoints();
+    assert!(before.iter().any(|(_, bytes)| bytes.len() > 1 << 14), "checkpoints that fit the limit prove nothing");
+    let done = finish(with_small_files(&train(&broken, "2", &more)));
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{error}");
+    assert!(error.contains("checkpoints/step-") && error.contains("too large"), "{error}");
+    assert!(checkpoints() == before, "nothing is lost, and nothing half-written is left");
+    assert!(finish(train(&broken, "2", &more)).status.success());
+    assert!(model(&whole) == model(&broken));
+}
+
+#[test]
 fn threads_change_no_bit() {
     let folder = tempfile::tempdir().expect("a folder");
-    let run = |threads: &str| {
-        let out = folder.path().join(threads);
-        let done = finish(train(&out, threads, &["--epochs", "1"]));
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        model(&out)
-    };
-    assert!(run("1") == run("2"), "two threads give another model than one");
+    for name in ["small-cifar", "small-cifar_p4", "small-cifar_gwc4_pwc", "small-cifar_dwc_pwc"] {
+        let run = |threads: &str| {
+            let out = folder.path().join(name).join(threads);
+            let done = finish(train_network(name, &out, threads, &["--epochs", "1"]));
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            model(&out)
+        };
+        assert!(run("1") == run("2"), "{name}: two threads give another model than one");
+    }
 }
 
 #[test]
@@ -101,9 +207,8 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
     assert_eq!(done.status.code(), Some(1), "{error}");
     assert!(error.contains("diverged") && error.contains("epoch 1, step "), "{error}");
     assert!(!out.join("model.safetensors").exists());
-    let (path, checkpoint) = hetconv::train::Checkpoint::latest(&out.join("checkpoints"))
-        .expect("readable checkpoints")
-        .expect("a checkpoint from before");
+    let (path, checkpoint) =
+        Checkpoint::latest(&out.join("checkpoints")).expect("readable checkpoints").expect("a checkpoint from before");
     assert!(error.contains(&path.display().to_string()), "{error}");
     assert!(checkpoint.model.weights.iter().all(|(_, tensor)| tensor.data.iter().all(|v| v.is_finite())));
 }

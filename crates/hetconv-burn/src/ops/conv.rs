@@ -66,10 +66,11 @@ impl ConvOp {
     /// # Panics
     /// If a tensor has another shape, or the implementation is not one for its device.
     pub fn forward(&self, input: Tensor<4>, weights: ConvTensors, bias: Option<Tensor<1>>) -> Tensor<4> {
-        self.forward_with_sums(input, weights, bias).0
+        self.forward_with_sums(input, weights, bias, false).0
     }
 
-    /// As [`ConvOp::forward`], with the sums of each channel's results where the kernels count them.
+    /// As [`ConvOp::forward`], with the sums of each channel's results where the kernels count them. If `fast`, the kernels
+    /// may use Winograd's algorithm in evaluation too.
     ///
     /// # Panics
     /// As [`ConvOp::forward`].
@@ -78,6 +79,7 @@ impl ConvOp {
         input: Tensor<4>,
         weights: ConvTensors,
         bias: Option<Tensor<1>>,
+        fast: bool,
     ) -> (Tensor<4>, Option<ColumnSums>) {
         let [_, height, width, channels] = input.dims();
         assert_eq!([height, width], self.conv.in_size(), "image size of a convolution prepared for another");
@@ -86,7 +88,7 @@ impl ConvOp {
             Form::Kernels(isa) => *isa,
             Form::Composed(composed) => return (composed.forward(input, weights, bias), None),
         };
-        let kernel = ConvKernel { conv: self.conv.clone(), isa, exact: false };
+        let kernel = ConvKernel { conv: self.conv.clone(), isa, fast };
         let input = input.into_dispatch();
         let (output, sums) = match (weights, bias.map(Tensor::into_dispatch)) {
             (ConvTensors::Dense(weight), None) => kernel.apply([input, weight.into_dispatch()]),
@@ -107,14 +109,14 @@ impl ConvOp {
 struct ConvKernel {
     conv: Arc<Conv>,
     isa: Isa,
-    /// Whether only the direct algorithm may be used.
-    exact: bool,
+    /// Whether another algorithm than the direct one may be used.
+    fast: bool,
 }
 
 impl ConvKernel {
     fn apply<const N: usize>(self, inputs: [DispatchTensor; N]) -> (DispatchTensor, ColumnSums) {
-        let exact = !inputs.iter().any(is_tracked);
-        apply(Self { exact, ..self }, inputs)
+        let fast = self.fast || inputs.iter().any(is_tracked);
+        apply(Self { fast, ..self }, inputs)
     }
 
     fn is_het(&self) -> bool {
@@ -127,7 +129,7 @@ impl ConvKernel {
     }
 
     fn pack(&self, direction: Direction, inputs: &[FlexTensor]) -> PackedWeights {
-        let algorithm = if self.exact { Algorithm::Direct } else { self.conv.fastest(self.isa, direction) };
+        let algorithm = if self.fast { self.conv.fastest(self.isa, direction) } else { Algorithm::Direct };
         self.conv.pack(self.isa, direction, algorithm, self.weights(inputs))
     }
 

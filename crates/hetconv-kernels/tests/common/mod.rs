@@ -1,7 +1,7 @@
 //! What the kernel tests share: a random convolution problem, its reference results, and the comparison.
 #![allow(dead_code, missing_docs)]
 
-use hetconv_core::{Arrangement, ChannelOrder, ConvKind};
+use hetconv_core::{ChannelOrder, ConvKind};
 use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, reference};
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
@@ -195,14 +195,5 @@ pub fn each_isa(test: &str, mut run: impl FnMut(Isa)) {
     println!("{test}: ran on {available:?}");
     for isa in available {
         run(isa);
-    }
-}
-
-/// A pattern's arrangement by name, as golden files state it.
-pub fn arrangement(name: &str, parts: usize) -> Arrangement {
-    match name {
-        "shifted" => Arrangement::Shifted { parts },
-        "blocked" => Arrangement::Blocked { parts },
-        other => panic!("arrangement {other}"),
     }
 }

@@ -1,6 +1,7 @@
 //! Data sets known by name, and where they are looked for.
 
 use super::{DataError, synthetic};
+use hetconv_graph::nearest;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -115,18 +116,15 @@ pub(super) fn find<'a>(name: &'a str, folders: &[PathBuf]) -> Result<(&'a str, P
     }
     let mut looked = vec![PathBuf::from(name)];
     // Only a bare name; a path with folders in it means what it says.
-    if Path::new(name).file_name().is_some_and(|bare| bare == name) {
+    let is_bare = Path::new(name).file_name().is_some_and(|bare| bare == name);
+    if is_bare {
         looked.extend(folders.iter().flat_map(|folder| [folder.join(name), folder.join(format!("{name}.zip"))]));
     }
     if let Some(path) = looked.iter().find(|path| path.exists()) {
         return Ok((name, path.clone()));
     }
     let names = KNOWN.iter().map(|known| known.name).chain([synthetic::NAME]);
-    let nearest = names
-        .map(|known| (strsim::normalized_damerau_levenshtein(known, name), known))
-        .filter(|&(similarity, _)| similarity >= 0.5)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, known)| known.to_owned());
+    let nearest = is_bare.then(|| nearest(name, names).to_owned());
     Err(DataError::UnknownName { name: name.to_owned(), looked, nearest })
 }
 

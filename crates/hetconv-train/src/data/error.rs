@@ -36,6 +36,14 @@ pub enum DataError {
         /// Height and width of this one.
         found: [usize; 2],
     },
+    /// A size that no image is scaled to.
+    #[error("image size {size}: sizes from 1 to {limit} pixels are possible")]
+    ImageSize {
+        /// What was asked for, in pixels.
+        size: usize,
+        /// The largest size.
+        limit: u32,
+    },
     /// A class folder without a single image.
     #[error("the class folder {folder} is empty; put images into it or remove it")]
     EmptyClass {
@@ -110,7 +118,7 @@ pub enum DataError {
         name: String,
         /// Where it was looked for.
         looked: Vec<PathBuf>,
-        /// The known name most like it.
+        /// The known name most like it, unless a path is meant.
         nearest: Option<String>,
     },
     /// A known data set that is not on this machine.

@@ -3,25 +3,25 @@
 
 use super::decode::decode;
 use super::files::{Entry, Files};
-use super::{DataError, Dataset, Images, LoadOptions, Split, balanced};
+use super::{DataError, Dataset, Images, LoadOptions, Split, Watch, balanced};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Decoded images wait for their turn in portions of so many, which bounds the memory beside the data set itself.
 const PORTION: usize = 2048;
-/// The largest size images are scaled to, in pixels.
-const SIZE_LIMIT: usize = 4096;
 
 /// The image files of each class of one split, by class name.
 type Classes<'a> = BTreeMap<&'a str, Vec<&'a Entry>>;
 
-pub(super) fn open(files: &dyn Files, path: &Path, options: &LoadOptions) -> Result<Dataset, DataError> {
+pub(super) fn open(
+    files: &dyn Files,
+    path: &Path,
+    options: &LoadOptions,
+    watch: Watch<'_>,
+) -> Result<Dataset, DataError> {
     let name = path.display().to_string();
-    if let Some(size) = options.image_size.filter(|size| !(1..=SIZE_LIMIT).contains(size)) {
-        let fault = format!("image size {size}: sizes from 1 to {SIZE_LIMIT} are possible");
-        return Err(DataError::Inconsistent { data: name, fault });
-    }
+    let size = options.checked_size()?;
     let top = top(files.entries()).ok_or_else(|| DataError::UnknownLayout { path: path.to_owned() })?;
     let train = split_classes(files, &format!("{top}train"))?;
     let test = match split_classes(files, &format!("{top}test")) {
@@ -49,9 +49,11 @@ pub(super) fn open(files: &dyn Files, path: &Path, options: &LoadOptions) -> Res
         let labels: Vec<u16> = train.iter().map(|&(_, label)| label).collect();
         train = balanced(&labels, limit).into_iter().map(|i| train[i]).collect();
     }
+    let test = labelled(&test);
     let mut pixels = Pixels::default();
-    let train_labels = pixels.append(files, &train, options.image_size)?;
-    let test_labels = pixels.append(files, &labelled(&test), options.image_size)?;
+    let mut watch = |done| watch(done, train.len() + test.len());
+    let train_labels = pixels.append(files, &train, size, &mut watch)?;
+    let test_labels = pixels.append(files, &test, size, &mut watch)?;
     let [train, test] = pixels.into_images(train_labels.len())?;
     Dataset::new(name, Split::new(train, train_labels)?, Split::new(test, test_labels)?, classes)
 }
@@ -100,15 +102,17 @@ struct Pixels {
     size: Option<[usize; 2]>,
     has_colour: bool,
     rgb: Vec<u8>,
+    images: usize,
 }
 
 impl Pixels {
-    /// Decodes the files in parallel and appends them in order; returns their labels.
+    /// Decodes the files in parallel and appends them in order; returns their labels. `watch` is told the images so far.
     fn append(
         &mut self,
         files: &dyn Files,
         items: &[(&Entry, u16)],
-        size: Option<usize>,
+        size: Option<u32>,
+        watch: &mut dyn FnMut(usize),
     ) -> Result<Vec<u16>, DataError> {
         for portion in items.chunks(PORTION) {
             let decoded: Vec<_> = portion
@@ -129,6 +133,8 @@ impl Pixels {
                 self.has_colour |= !image.is_grey;
                 self.rgb.extend_from_slice(&image.rgb);
             }
+            self.images += portion.len();
+            watch(self.images);
         }
         Ok(items.iter().map(|&(_, label)| label).collect())
     }

@@ -146,6 +146,9 @@ pub struct Dataset {
     pub classes: Vec<String>,
 }
 
+/// Who wants to know how far long work has come: is told how many of how many are done.
+pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
+
 /// How to open a data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
@@ -154,6 +157,13 @@ pub struct LoadOptions {
     pub image_size: Option<usize>,
     /// Keep only so many training images: the first of every class in turn, so that classes stay balanced.
     pub limit_train: Option<usize>,
+}
+
+impl LoadOptions {
+    /// The size to scale to, if images can have it.
+    fn checked_size(&self) -> Result<Option<u32>, DataError> {
+        self.image_size.map(decode::checked_size).transpose()
+    }
 }
 
 impl Dataset {
@@ -186,26 +196,36 @@ impl Dataset {
     /// # Errors
     /// See [`DataError`].
     pub fn open(spec: &str, options: &LoadOptions) -> Result<Self, DataError> {
+        Self::open_watched(spec, options, &mut |_, _| ())
+    }
+
+    /// As [`Dataset::open`]; `watch` is told how many image files are decoded.
+    ///
+    /// # Errors
+    /// See [`DataError`].
+    pub fn open_watched(spec: &str, options: &LoadOptions, watch: Watch<'_>) -> Result<Self, DataError> {
+        // An impossible size is refused even where nothing is to be scaled.
+        options.checked_size()?;
         if spec == synthetic::NAME {
             let default = SyntheticOptions::default();
             let train = options.limit_train.map_or(default.train, |limit| limit.min(default.train));
             return synthetic(&SyntheticOptions { train, ..default });
         }
         if Path::new(spec).exists() {
-            return Self::open_path(Path::new(spec), options);
+            return Self::open_path(Path::new(spec), options, watch);
         }
         let (name, path) = catalog::find(spec, &search_folders())?;
-        Ok(Self { name: name.to_owned(), ..Self::open_path(&path, options)? })
+        Ok(Self { name: name.to_owned(), ..Self::open_path(&path, options, watch)? })
     }
 
-    /// Opens a folder or archive, whichever of the known layouts it has.
+    /// Opens a folder or archive, whichever of the known layouts it has; `watch` as of [`Dataset::open_watched`].
     ///
     /// # Errors
     /// See [`DataError`].
-    pub fn open_path(path: &Path, options: &LoadOptions) -> Result<Self, DataError> {
+    pub fn open_path(path: &Path, options: &LoadOptions, watch: Watch<'_>) -> Result<Self, DataError> {
         let kind = std::fs::metadata(path).map_err(DataError::io(path))?;
         if kind.is_file() {
-            return folder::open(&files::Archive::open(path)?, path, options);
+            return folder::open(&files::Archive::open(path)?, path, options, watch);
         }
         if let Some(layout) = cifar::detect(path) {
             return cifar::open(&layout, path, options);
@@ -213,7 +233,7 @@ impl Dataset {
         if let Some(layout) = idx::detect(path) {
             return idx::open(&layout, path, options);
         }
-        folder::open(&files::Folder::open(path)?, path, options)
+        folder::open(&files::Folder::open(path)?, path, options, watch)
     }
 }
 

@@ -1,6 +1,6 @@
 //! One image file, for a network that is asked about it.
 
-use super::decode::decode;
+use super::decode::{checked_size, decode};
 use super::files::read_limited;
 use super::{DataError, Images};
 use std::fs::File;
@@ -11,12 +11,13 @@ impl Images {
     /// that size already, with 3 channels, or with 1 of brightness.
     ///
     /// # Errors
-    /// A file that cannot be read or is no image, or another number of channels.
+    /// A size that images are not scaled to, a file that cannot be read or is no image, or another number of channels.
     pub fn read(path: &Path, side: usize, channels: usize) -> Result<Self, DataError> {
+        let size = checked_size(side)?;
         let name = || path.display().to_string();
         let file = File::open(path).map_err(DataError::io(path))?;
         let bytes = read_limited(file, name)?;
-        let image = decode(&bytes, Some(side)).map_err(|reason| DataError::NotAnImage { file: name(), reason })?;
+        let image = decode(&bytes, Some(size)).map_err(|reason| DataError::NotAnImage { file: name(), reason })?;
         let pixels = match channels {
             3 => image.rgb,
             1 => image.rgb.as_chunks::<3>().0.iter().map(brightness).collect(),
@@ -54,6 +55,10 @@ mod tests {
         GrayImage::from_fn(2, 2, |x, y| image::Luma([(100 * x + 50 * y) as u8])).save(&grey).unwrap();
         assert_eq!(Images::read(&grey, 2, 1).unwrap().pixels(), [0, 100, 50, 150]);
         assert!(Images::read(&grey, 2, 4).unwrap_err().to_string().contains("not 4"));
+        // Sizes that would not fit the memory, or not even 32 bits.
+        for side in [0, 1 << 20, (1 << 32) + 4] {
+            assert!(matches!(Images::read(&grey, side, 1), Err(DataError::ImageSize { size, .. }) if size == side));
+        }
     }
 
     #[test]

@@ -6,16 +6,16 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use burn::tensor::Device;
 use hetconv::burn::GraphModule;
-use hetconv::graph::{ModelName, Substitution, atomic_write};
+use hetconv::graph::{Graph, ModelName, Substitution, atomic_write};
 use hetconv::kernels::Isa;
 use hetconv::report::{Report, Variant};
-use hetconv::train::{Dataset, RecipeName, RunConfig, run_files};
+use hetconv::train::{Dataset, RecipeName, RunConfig, TrainJob, run_files};
 use hetconv::units::{count, duration, grouped, milliseconds};
 use serde::Serialize;
 
 use super::output::{Output, table};
 use super::runs::{self, FinishedRun};
-use super::train::{Settings, open_data, train_one};
+use super::train::{Settings, data_of, network, train_one};
 use super::usage::bad_usage;
 use super::{checks, model, report};
 
@@ -102,18 +102,24 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let candidates = candidates(args)?;
     let configs: Vec<Vec<RunConfig>> =
         candidates.iter().map(|candidate| configs(args, candidate)).collect::<Result<_>>()?;
-    let data = open_data(&configs[0][0])?;
+    let data = data_of(&configs[0][0])?;
+    let graphs: Vec<Graph> = configs.iter().map(|configs| network(&configs[0], &data)).collect::<Result<_>>()?;
     // Everything that can be known to be wrong is said before hours are spent.
-    let shape = data.train.images().shape();
-    for candidate in &candidates {
-        model::build_quietly(&candidate.name, data.classes.len(), Some([shape[2], shape[0], shape[1]]))?;
+    for (graph, configs) in graphs.iter().zip(&configs) {
+        for config in configs {
+            let out = folder(&args.out, config);
+            job(config, graph, &data, &out)?.check()?;
+            check_stored(config, &out)?;
+        }
     }
 
     let mut trained = Vec::new();
-    for (candidate, configs) in candidates.iter().zip(&configs) {
+    for ((candidate, graph), configs) in candidates.iter().zip(&graphs).zip(&configs) {
         let mut runs = Vec::new();
         for config in configs {
-            runs.push(train_or_reuse(candidate, config, &data, &args.out)?);
+            let out = folder(&args.out, config);
+            let name = format!("{} seed {}", candidate.label, config.seed);
+            runs.push(train_or_reuse(job(config, graph, &data, &out)?, &name)?);
         }
         trained.push(runs);
     }
@@ -176,23 +182,32 @@ fn folder(out: &Path, config: &RunConfig) -> PathBuf {
     out.join("runs").join(format!("{}-seed{}", config.model, config.seed))
 }
 
-/// Takes a finished run of these very settings as it is; otherwise trains, from where an unfinished one was.
-fn train_or_reuse(candidate: &Candidate, config: &RunConfig, data: &Dataset, out: &Path) -> Result<FinishedRun> {
-    let folder = folder(out, config);
-    let stored = folder.join(run_files::CONFIG);
+/// One run, which goes on where an unfinished one was.
+fn job<'a>(config: &'a RunConfig, graph: &Graph, data: &'a Dataset, out: &'a Path) -> Result<TrainJob<'a>> {
+    Ok(TrainJob { config, graph: graph.clone(), data, recipe: config.complete_recipe()?, out, resume: true })
+}
+
+/// Whether the run in a folder, if there is one, has these very settings.
+fn check_stored(config: &RunConfig, out: &Path) -> Result<()> {
+    let stored = out.join(run_files::CONFIG);
     if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
         bail!(
             "{} holds a run with other settings than these; choose another --out, or remove the folder",
-            folder.display()
+            out.display()
         );
     }
-    let name = format!("{} seed {}", candidate.label, config.seed);
-    if runs::is_finished(&folder) {
-        eprintln!("{name}: already trained, in {}", folder.display());
+    Ok(())
+}
+
+/// Takes a finished run as it is; otherwise trains.
+fn train_or_reuse(job: TrainJob<'_>, name: &str) -> Result<FinishedRun> {
+    let out = job.out;
+    if runs::is_finished(out) {
+        eprintln!("{name}: already trained, in {}", out.display());
     } else {
-        train_one(config, data, &folder, true, &name)?;
+        train_one(job, name)?;
     }
-    runs::load(&folder)
+    runs::load(out)
 }
 
 /// Milliseconds per image of every network: forward passes in evaluation. The networks take turns, so that whatever

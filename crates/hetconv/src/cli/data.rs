@@ -4,17 +4,22 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use hetconv::graph::Normalisation;
+use hetconv::graph::{Normalisation, nearest};
 use hetconv::train::{CatalogEntry, Dataset, LoadOptions, Split, catalog, search_folders};
 use hetconv::units::grouped;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::output::{Output, table};
+use super::progress::StepProgress;
 use super::usage::bad_usage;
 
 /// Say which data sets are known and where they are, or check one
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  hetconv data list
+  hetconv data prepare cifar10.zip")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -84,9 +89,8 @@ fn place(entry: &CatalogEntry) -> String {
 fn fetch(name: &str, output: &Output) -> Result<()> {
     let entries = catalog(&search_folders());
     let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
-        let names = entries.iter().map(|entry| entry.name);
-        let nearest = names.clone().min_by_key(|known| strsim::damerau_levenshtein(known, name)).unwrap_or_default();
-        let all: Vec<&str> = names.collect();
+        let all: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
+        let nearest = nearest(name, all.iter().copied());
         bad_usage!("no data set {name:?} is known; did you mean {nearest:?}? Known are {}", all.join(", "));
     };
     if entry.present {
@@ -94,6 +98,12 @@ fn fetch(name: &str, output: &Output) -> Result<()> {
     }
     let looked: Vec<String> = entry.looked.iter().map(|path| path.display().to_string()).collect();
     bail!("{name} is not here (looked for {}); to get it, {}", looked.join(", "), entry.how)
+}
+
+/// Opens a data set, and shows how many of its files are decoded.
+pub fn open_data(data: &str, options: &LoadOptions) -> Result<Dataset> {
+    let mut progress = StepProgress::new(data, "images");
+    Ok(Dataset::open_watched(data, options, &mut |done, images| progress.at(done, images))?)
 }
 
 /// What `prepare` found.
@@ -134,7 +144,7 @@ impl Half {
 }
 
 fn prepare(data: &str, image_size: Option<usize>, output: &Output) -> Result<()> {
-    let set = Dataset::open(data, &LoadOptions { image_size, limit_train: None })?;
+    let set = open_data(data, &LoadOptions { image_size, limit_train: None })?;
     let bytes = set.train.images().pixels().len() + set.test.images().pixels().len();
     let prepared = Prepared {
         data: set.name.clone(),

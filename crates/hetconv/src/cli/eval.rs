@@ -5,18 +5,20 @@ use std::path::PathBuf;
 use anyhow::Result;
 use burn::tensor::Device;
 use hetconv::burn::GraphModule;
-use hetconv::train::{Dataset, LoadOptions, evaluate};
+use hetconv::train::{LoadOptions, evaluate};
 use hetconv::units::{duration, grouped};
 use serde::Serialize;
 
+use super::data::open_data;
 use super::model;
 use super::output::Output;
+use super::progress::StepProgress;
 use super::usage::bad_usage;
 
 /// Measure a trained network on the held-out images of a data set
 #[derive(clap::Args)]
 #[command(after_help = "\
-In JSON top1 and top5 are shares from 0 to 1, and the loss is in nats.
+In JSON top1 and top5 are shares from 0 to 1, and the loss is in nats. Convolutions sum directly unless --fast is given.
 
 Example:
   hetconv eval runs/resnet20_p4/model.safetensors --data cifar10")]
@@ -31,6 +33,10 @@ pub struct Args {
     /// Images in a batch
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: u32,
+
+    /// Allow Winograd's algorithm: results differ by rounding
+    #[arg(long)]
+    fast: bool,
 }
 
 #[derive(Serialize)]
@@ -48,7 +54,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let input = file.graph.input_shape().unwrap_or_default();
     // Image files are scaled to what the network takes; other data sets have a size of their own.
     let options = LoadOptions { image_size: Some(input[1]).filter(|_| input[1] == input[2]), limit_train: None };
-    let data = Dataset::open(&args.data, &options)?;
+    let data = open_data(&args.data, &options)?;
     let [height, width, channels] = data.test.images().shape();
     if input != [channels, height, width] {
         let [c, h, w] = input;
@@ -58,7 +64,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             data.name
         );
     }
-    let network = GraphModule::new(&file.graph, &file.weights, &Device::flex())?;
+    let network = GraphModule::new(&file.graph, &file.weights, &Device::flex())?.with_fast_evaluation(args.fast);
     if network.classes() != data.classes.len() || (!file.classes.is_empty() && file.classes != data.classes) {
         bad_usage!(
             "{} was trained for other classes than those of {}: {} against {}",
@@ -68,7 +74,10 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             name_some(&data.classes, data.classes.len())
         );
     }
-    let found = evaluate(&network, &data.test, &file.normalisation, args.batch_size as usize)?;
+    let mut progress = StepProgress::new(&file.graph.name, "images");
+    let mut watch = |done, images| progress.at(done, images);
+    let found = evaluate(&network, &data.test, &file.normalisation, args.batch_size as usize, &mut watch)?;
+    drop(progress);
     let evaluated = Evaluated {
         model: file.graph.name,
         top1: found.top1,

@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use hetconv::graph::{
-    ConvKind, Graph, ModelFile, ModelName, Op, RewriteNote, RewriteOptions, Substitution, rewrite, zoo,
-};
+use anyhow::Result;
+use hetconv::graph::{ConvKind, Graph, ModelFile, ModelName, Op, Substitution, zoo};
 
 use super::usage::bad_usage;
 
@@ -34,57 +32,25 @@ pub fn load(path: &Path) -> Result<ModelFile> {
     Ok(ModelFile::load(path)?)
 }
 
-/// The number of classes that a network of this name usually has.
-pub fn usual_classes(name: &ModelName) -> usize {
-    let known = zoo::architectures().iter().find(|known| known.name == name.architecture);
-    known.map_or(10, |known| known.classes)
-}
-
 /// Builds a network for images of `[channels, height, width]`, and says where P or G did not fit.
 pub fn build(name: &ModelName, classes: usize, input: Option<[usize; 3]>) -> Result<Graph> {
-    for note in notes(name, classes)? {
+    let (graph, notes) = zoo::build_with_notes(name, classes)?;
+    for note in notes {
         tracing::warn!("{name}: {note}");
     }
-    build_quietly(name, classes, input)
-}
-
-/// As [`build`], without a word.
-pub fn build_quietly(name: &ModelName, classes: usize, input: Option<[usize; 3]>) -> Result<Graph> {
-    let graph = zoo::build(name, classes)?;
     match input {
-        Some(input) => with_input(&graph, input).with_context(|| does_not_fit(&graph, input)),
+        Some(input) => with_input(&graph, input),
         None => Ok(graph),
     }
 }
 
-fn notes(name: &ModelName, classes: usize) -> Result<Vec<RewriteNote>> {
-    let standard = zoo::build(&name.with_substitution(Substitution::Standard), classes)?;
-    let (_, notes) = rewrite(&standard, &RewriteOptions::new(name.substitution))?;
-    // The very P of a `pc` network is one that is chosen for each layer.
-    Ok(if name.substitution == Substitution::PointwiseChannel { Vec::new() } else { notes })
-}
-
-fn does_not_fit(graph: &Graph, [channels, height, width]: [usize; 3]) -> String {
-    format!("{} does not take images of {channels}×{height}×{width} (channels, height, width)", graph.name)
-}
-
-/// The same network for images of `[channels, height, width]`: its first convolutions get as many channels.
+/// The same network for images of `[channels, height, width]`.
 pub fn with_input(graph: &Graph, input: [usize; 3]) -> Result<Graph> {
-    let mut graph = graph.clone();
-    for id in 0..graph.nodes.len() {
-        if let Op::Input { shape } = &mut graph.nodes[id].op {
-            *shape = input;
-            continue;
-        }
-        let reads_input = graph.nodes[id].inputs.iter().any(|&from| matches!(graph.nodes[from].op, Op::Input { .. }));
-        if let Op::Conv2d { in_channels, kind: ConvKind::Standard, .. } = &mut graph.nodes[id].op
-            && reads_input
-        {
-            *in_channels = input[0];
-        }
-    }
-    graph.validate()?;
-    Ok(graph)
+    let [channels, height, width] = input;
+    graph.with_input(input).or_else(|fault| {
+        let name = &graph.name;
+        bad_usage!("{name} does not take images of {channels}×{height}×{width} (channels, height, width): {fault}")
+    })
 }
 
 /// The network as it would be with standard convolutions: by its name, or, if its name is none of ours, with every
@@ -94,7 +60,7 @@ pub fn standard(graph: &Graph) -> Result<Graph> {
         let classes =
             graph.outputs.first().and_then(|&output| graph.shapes().ok().map(|shapes| shapes[output].channels()));
         let standard = zoo::build(&name.with_substitution(Substitution::Standard), classes.unwrap_or(0))?;
-        return with_input(&standard, input);
+        return Ok(standard.with_input(input)?);
     }
     let mut graph = graph.clone();
     for node in &mut graph.nodes {

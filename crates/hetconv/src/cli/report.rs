@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use hetconv::graph::{ModelName, Substitution, atomic_write};
 use hetconv::report::Report;
-use hetconv::train::Summary;
+use hetconv::train::{Summary, run_files};
 use serde::Serialize;
 
 use super::output::Output;
@@ -38,7 +38,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let folders = runs::find(&args.folders)?;
     if folders.is_empty() {
         let all: Vec<String> = args.folders.iter().map(|folder| folder.display().to_string()).collect();
-        bail!("no finished run (a folder with a summary.json) in {}", all.join(", "));
+        bail!("no finished run (a folder with a {}) in {}", run_files::SUMMARY, all.join(", "));
     }
     let runs: Vec<FinishedRun> = folders.iter().map(|folder| runs::load(folder)).collect::<Result<_>>()?;
     write(&args.out, &report(&runs))?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hetconv::report::{Epoch, Run, Variant};
-use hetconv::train::{EpochMetrics, Summary, read_metrics};
+use hetconv::train::{EpochMetrics, Summary, read_metrics, run_files};
 
 use super::{model, summary::reduction};
 
@@ -35,14 +35,14 @@ impl Size {
 
 /// Whether a folder holds a run that has come to its end.
 pub fn is_finished(folder: &Path) -> bool {
-    folder.join("summary.json").is_file()
+    folder.join(run_files::SUMMARY).is_file()
 }
 
 /// Reads a finished run.
 pub fn load(folder: &Path) -> Result<FinishedRun> {
-    let summary = Summary::load(&folder.join("summary.json"))?;
-    let epochs = read_metrics(&folder.join("metrics.csv"))?;
-    let size = Size::of(&model::load(&folder.join("model.safetensors"))?.graph)?;
+    let summary = Summary::load(&folder.join(run_files::SUMMARY))?;
+    let epochs = read_metrics(&folder.join(run_files::METRICS))?;
+    let size = Size::of(&model::load(&folder.join(run_files::MODEL))?.graph)?;
     Ok(FinishedRun { summary, epochs, size })
 }
 

@@ -28,8 +28,8 @@ pub struct Args {
     input: Vec<usize>,
 
     /// Number of classes, for a name
-    #[arg(long, value_name = "N")]
-    classes: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    classes: Option<u32>,
 
     /// Count one addition per output element of a convolution or linear layer as well, as the paper does
     #[arg(long)]
@@ -53,19 +53,9 @@ struct Summary {
 
 #[derive(Serialize)]
 struct Layer {
-    name: String,
-    op: &'static str,
-    kind: Option<&'static str>,
-    /// Height and width, in taps.
-    kernel: Option<[usize; 2]>,
-    in_channels: usize,
-    out_channels: usize,
-    out_height: usize,
-    out_width: usize,
-    parts: Option<usize>,
-    params: u64,
-    macs: u64,
-    stages: u64,
+    /// MACs are those of all images, and of additions if they are counted.
+    #[serde(flatten)]
+    cost: LayerCost,
     /// How it is computed: `direct` is a single pass over the taps that don't fall on padding.
     algorithm: Option<&'static str>,
 }
@@ -78,12 +68,14 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         _ => bad_usage!("--input {}: four numbers are needed, N,C,H,W, such as 1,3,32,32", join(&args.input)),
     };
     let graph = match model::open(&args.model)? {
-        Model::Name(name) => model::build(&name, args.classes.unwrap_or_else(|| model::usual_classes(&name)), input)?,
+        Model::Name(name) => {
+            let classes = args.classes.map_or_else(|| name.usual_classes(), |classes| classes as usize);
+            model::build(&name, classes, input)?
+        }
         Model::File(_) if args.classes.is_some() => bad_usage!("--classes is for names; a model file has its own"),
         Model::File(file) => match input {
-            Some(input) if Some(input) != file.graph.input_shape() => model::with_input(&file.graph, input)
-                .with_context(|| format!("{}: --input does not fit", args.model))?,
-            _ => file.graph,
+            Some(input) => model::with_input(&file.graph, input)?,
+            None => file.graph,
         },
     };
     let summary = summarise(&graph, images as u64, args.count_additions)?;
@@ -98,21 +90,8 @@ fn summarise(graph: &Graph, images: u64, count_additions: bool) -> Result<Summar
     let (macs, macs_standard) = (total(&cost)?, total(&model::standard(graph)?.cost()?)?);
     let layer = |layer: &LayerCost| {
         let additions = if count_additions { layer.additions } else { 0 };
-        Ok(Layer {
-            name: layer.name.clone(),
-            op: layer.op,
-            kind: layer.kind,
-            kernel: layer.kernel,
-            in_channels: layer.in_channels,
-            out_channels: layer.out_channels,
-            out_height: layer.out_height,
-            out_width: layer.out_width,
-            parts: layer.parts,
-            params: layer.params,
-            macs: times_images(layer.macs + additions)?,
-            stages: layer.stages,
-            algorithm: algorithm(layer),
-        })
+        let macs = times_images(layer.macs + additions)?;
+        Ok(Layer { cost: LayerCost { macs, ..layer.clone() }, algorithm: algorithm(layer) })
     };
     // An addition is one floating-point operation, a MAC two.
     let additions = if count_additions { cost.activations } else { 0 };
@@ -145,8 +124,9 @@ pub fn reduction(macs: u64, standard: u64) -> f64 {
 fn text(summary: &Summary, count_additions: bool) -> String {
     let heads = ["layer", "op", "kernel", "in→out", "size", "P", "params", "MACs", "stages"];
     let mut layers = table(&heads, &["layer", "op"]);
-    let batch_norms: Vec<&Layer> = summary.layers.iter().filter(|layer| layer.op == "batch_norm").collect();
-    for layer in summary.layers.iter().filter(|layer| layer.op != "batch_norm") {
+    let costs = summary.layers.iter().map(|layer| &layer.cost);
+    let (batch_norms, others): (Vec<&LayerCost>, Vec<&LayerCost>) = costs.partition(|layer| layer.op == "batch_norm");
+    for layer in others {
         layers.add_row([
             layer.name.clone(),
             layer.kind.unwrap_or(layer.op).to_owned(),

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hetconv::graph::ModelName;
+use hetconv::graph::Graph;
 use hetconv::train::{Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, run_files, train};
 use hetconv::units::{count, duration, grouped};
 
+use super::data::open_data;
 use super::model;
 use super::output::Output;
 use super::progress::TrainingProgress;
@@ -114,27 +115,28 @@ impl Settings {
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let (config, out) = configure(args)?;
     config.validate()?;
-    let data = open_data(&config)?;
-    let summary = train_one(&config, &data, &out, args.resume, &config.model)?;
+    let data = data_of(&config)?;
+    let (graph, recipe) = (network(&config, &data)?, config.complete_recipe()?);
+    let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: args.resume };
+    let summary = train_one(job, &config.model)?;
     output.result(&summary, |summary| text(summary, &out))
 }
 
 /// Opens a run's data set.
-pub fn open_data(config: &RunConfig) -> Result<Dataset> {
-    let options = LoadOptions { image_size: config.image_size, limit_train: config.limit_train };
-    Ok(Dataset::open(&config.data, &options)?)
+pub fn data_of(config: &RunConfig) -> Result<Dataset> {
+    open_data(&config.data, &LoadOptions { image_size: config.image_size, limit_train: config.limit_train })
+}
+
+/// The network of a run, for the images and classes of its data.
+pub fn network(config: &RunConfig, data: &Dataset) -> Result<Graph> {
+    let [height, width, channels] = data.train.images().shape();
+    model::build(&config.model.parse()?, data.classes.len(), Some([channels, height, width]))
 }
 
 /// Trains one network, with progress under this name.
-pub fn train_one(config: &RunConfig, data: &Dataset, out: &Path, resume: bool, name: &str) -> Result<Summary> {
-    let model: ModelName = config.model.parse()?;
-    let [height, width, channels] = data.train.images().shape();
-    let graph = model::build(&model, data.classes.len(), Some([channels, height, width]))?;
-    let recipe = config.complete_recipe()?;
-    let mut progress = TrainingProgress::new(name);
-    let summary = train(TrainJob { config, graph, data, recipe, out, resume }, &mut progress);
-    progress.finish();
-    summary.with_context(|| format!("training {name} in {} failed", out.display()))
+pub fn train_one(job: TrainJob<'_>, name: &str) -> Result<Summary> {
+    let out = job.out;
+    train(job, &mut TrainingProgress::new(name)).with_context(|| format!("training {name} in {} failed", out.display()))
 }
 
 /// The settings of the run, and its folder.

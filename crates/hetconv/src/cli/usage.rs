@@ -1,8 +1,11 @@
 //! Which errors are the person's way of asking, and which a run's failing.
 
+use std::error::Error;
+
+use hetconv::burn::ModuleError;
 use hetconv::graph::NameError;
 use hetconv::kernels::IsaError;
-use hetconv::train::{ConfigError, DataError};
+use hetconv::train::{ConfigError, DataError, LoaderError, TrainError};
 
 /// Something asked for that cannot be meant; the message says what would be accepted.
 #[derive(Debug)]
@@ -14,18 +17,30 @@ impl std::fmt::Display for Usage {
     }
 }
 
-impl std::error::Error for Usage {}
+impl Error for Usage {}
 
 /// 2 for bad usage, 1 for a failed run.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let bad_usage = error.chain().any(|cause| {
-        cause.is::<Usage>()
-            || cause.is::<NameError>()
-            || matches!(cause.downcast_ref(), Some(IsaError::Unknown(_)))
-            || matches!(cause.downcast_ref(), Some(DataError::UnknownName { .. }))
-            || matches!(cause.downcast_ref(), Some(ConfigError::Setting { .. }))
-    });
-    if bad_usage { 2 } else { 1 }
+    if error.chain().any(is_bad_usage) { 2 } else { 1 }
+}
+
+fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
+    // What is inside a transparent error does not stand in the chain.
+    match cause.downcast_ref() {
+        Some(TrainError::Device(_) | TrainError::DoesNotFit { .. }) => return true,
+        Some(TrainError::Config(error)) => return is_bad_usage(error),
+        Some(TrainError::Isa(error)) => return is_bad_usage(error),
+        Some(TrainError::Loader(error)) => return is_bad_usage(error),
+        Some(TrainError::Module(error)) => return is_bad_usage(error),
+        _ => {}
+    }
+    cause.is::<Usage>()
+        || cause.is::<NameError>()
+        || cause.is::<IsaError>()
+        || matches!(cause.downcast_ref(), Some(ModuleError::Isa(_)))
+        || matches!(cause.downcast_ref(), Some(DataError::UnknownName { .. } | DataError::ImageSize { .. }))
+        || matches!(cause.downcast_ref(), Some(ConfigError::Setting { .. }))
+        || matches!(cause.downcast_ref(), Some(LoaderError::TooFewSamples { .. }))
 }
 
 /// Ends a command with a [`Usage`] error.
@@ -35,3 +50,35 @@ macro_rules! bad_usage {
     };
 }
 pub(in crate::cli) use bad_usage;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hetconv::train::Device;
+
+    #[test]
+    fn what_cannot_be_meant_is_2_however_it_is_wrapped() {
+        let isa = || IsaError::Unavailable { name: "avx512", available: "portable".to_owned() };
+        let few = || LoaderError::TooFewSamples { samples: 10, batch_size: 128 };
+        let setting = ConfigError::Setting { setting: "epochs", value: "0".to_owned(), accepted: "at least 1" };
+        let errors: Vec<anyhow::Error> = vec![
+            Usage("no".to_owned()).into(),
+            "resnet2O".parse::<hetconv::graph::ModelName>().unwrap_err().into(),
+            isa().into(),
+            ModuleError::Isa(isa()).into(),
+            TrainError::Isa(isa()).into(),
+            TrainError::Module(ModuleError::Isa(isa())).into(),
+            few().into(),
+            TrainError::Loader(few()).into(),
+            TrainError::Config(setting).into(),
+            TrainError::Device(Device::Metal).into(),
+            DataError::ImageSize { size: 0, limit: 4096 }.into(),
+        ];
+        for error in errors {
+            assert_eq!(exit_code(&error.context("training failed")), 2);
+        }
+        let failed = TrainError::Loader(LoaderError::Failed("the disk is on fire".to_owned()));
+        assert_eq!(exit_code(&failed.into()), 1);
+        assert_eq!(exit_code(&anyhow::anyhow!("the moon is full")), 1);
+    }
+}

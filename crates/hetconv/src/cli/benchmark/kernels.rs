@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use hetconv::core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv::kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, measure};
 use hetconv::train::{Purpose, stream, uniform};
@@ -11,6 +11,8 @@ use serde::Serialize;
 use super::percentile;
 use crate::cli::checks::cpu_name;
 use crate::cli::output::{Output, table};
+use crate::cli::progress::StepProgress;
+use crate::cli::usage::bad_usage;
 
 /// One kernel of one layer.
 #[derive(Serialize)]
@@ -106,7 +108,10 @@ pub fn run(wanted: &str, parts: &[u32], output: &Output) -> Result<()> {
     }
     layers.extend(OTHERS.map(|layer| (layer, 1)));
     let mut found = Vec::new();
-    for (layer, parts) in layers {
+    let mut progress = StepProgress::new("kernels", "layers");
+    let all = layers.len();
+    for (done, (layer, parts)) in layers.into_iter().enumerate() {
+        progress.at(done, all);
         let kernel = if parts > 1 { "hetconv" } else { layer.kernel };
         if !layer.shape().contains(wanted) && !kernel.contains(wanted) {
             continue;
@@ -130,8 +135,9 @@ pub fn run(wanted: &str, parts: &[u32], output: &Output) -> Result<()> {
             });
         }
     }
+    drop(progress);
     if found.is_empty() {
-        bail!("no kernel has {wanted:?} in its name or shape");
+        bad_usage!("--shapes {wanted}: no kernel has that in its name or shape, which is like {}", SPATIAL[0].shape());
     }
     output.result(&found, |found| text(found, peak))
 }

@@ -29,8 +29,8 @@ pub struct Args {
     #[arg(long, group = "what", requires = "model")]
     training: bool,
 
-    /// The network (see `hetconv list`)
-    #[arg(long, value_name = "NAME", conflicts_with = "kernels")]
+    /// The network: a name (see `hetconv list`) or a model file
+    #[arg(long, value_name = "NAME or FILE", conflicts_with = "kernels")]
     model: Option<String>,
 
     /// Images in a batch

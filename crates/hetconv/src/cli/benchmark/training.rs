@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use burn::tensor::Device;
 use hetconv::burn::{GraphModule, Sgd, SgdConfig};
-use hetconv::graph::{Graph, ModelName, Op, Weights};
+use hetconv::graph::{Graph, Op, Weights};
 use hetconv::kernels::{Conv, ConvSpec, Isa, measure};
 use hetconv::train::{Purpose, stream, uniform};
 use hetconv::units::{count, milliseconds};
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::percentile;
 use crate::cli::checks::{cpu_name, peak_memory_mib};
-use crate::cli::model;
+use crate::cli::model::{self, Model};
 use crate::cli::output::Output;
 
 #[derive(Serialize)]
@@ -40,16 +40,22 @@ const WARM_UP: usize = 3;
 
 pub fn run(network: &str, batch: usize, steps: Option<usize>, output: &Output) -> Result<()> {
     let isa = Isa::selected()?;
-    let name: ModelName = network.parse()?;
-    let graph = model::build(&name, model::usual_classes(&name), None)?;
+    let (graph, weights) = match model::open(network)? {
+        Model::Name(name) => {
+            let graph = model::build(&name, name.usual_classes(), None)?;
+            let weights = Weights::init(&graph, 0)?;
+            (graph, weights)
+        }
+        Model::File(file) => (file.graph, file.weights),
+    };
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
-    let mut times = time_steps(&graph, batch, steps)?;
+    let mut times = time_steps(&graph, &weights, batch, steps)?;
     times.sort_by(f64::total_cmp);
     let median_ms = percentile(&times, 0.5);
     let (macs, executed_macs) = macs_of_step(&graph, batch as u64)?;
     let per_second = 1e3 / median_ms;
     let benchmark = Benchmark {
-        model: network.to_owned(),
+        model: graph.name,
         batch,
         steps: times.len(),
         median_ms,
@@ -70,9 +76,9 @@ pub fn run(network: &str, batch: usize, steps: Option<usize>, output: &Output) -
 }
 
 /// Milliseconds of every measured step.
-fn time_steps(graph: &Graph, batch: usize, steps: Option<usize>) -> Result<Vec<f64>> {
+fn time_steps(graph: &Graph, weights: &Weights, batch: usize, steps: Option<usize>) -> Result<Vec<f64>> {
     const ENOUGH: Duration = Duration::from_secs(5);
-    let mut network = GraphModule::new(graph, &Weights::init(graph, 0)?, &Device::flex())?;
+    let mut network = GraphModule::new(graph, weights, &Device::flex())?;
     let mut optimizer = Sgd::new(SgdConfig::default());
     let mut rng = stream(0, 0, 0, Purpose::Permutation);
     let per_image: usize = graph.input_shape().unwrap_or_default().iter().product();

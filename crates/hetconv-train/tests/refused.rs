@@ -1,0 +1,71 @@
+//! A run that is refused leaves no trace, and takes nobody's place.
+
+use std::path::Path;
+
+use hetconv_graph::{Graph, ModelName, zoo};
+use hetconv_train::{
+    Dataset, LoaderError, RecipeName, RunConfig, Summary, SyntheticOptions, TrainError, TrainJob, run_files, synthetic,
+    train,
+};
+
+fn data() -> Dataset {
+    synthetic(&SyntheticOptions { train: 40, test: 10, ..Default::default() }).expect("images")
+}
+
+fn config() -> RunConfig {
+    let own = RunConfig::new("small-cifar_p4", "synthetic", RecipeName::OneCycle).expect("a name");
+    RunConfig { epochs: 1, batch_size: 16, ..own }
+}
+
+fn network(classes: usize) -> Graph {
+    zoo::build(&"small-cifar_p4".parse::<ModelName>().expect("a name"), classes).expect("a network")
+}
+
+fn run(config: &RunConfig, graph: Graph, out: &Path, resume: bool) -> Result<Summary, Box<TrainError>> {
+    let recipe = config.complete_recipe().expect("a recipe");
+    train(TrainJob { config, graph, data: &data(), recipe, out, resume }, &mut ()).map_err(Box::new)
+}
+
+#[test]
+fn a_refused_run_makes_no_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    let refused = |config: RunConfig, classes: usize| {
+        let error = run(&config, network(classes), &out, false).expect_err("a refusal");
+        assert!(!out.exists(), "{error}");
+        error
+    };
+    let error = refused(RunConfig { batch_size: 64, ..config() }, 10);
+    let few = |samples, batch_size| LoaderError::TooFewSamples { samples, batch_size }.to_string();
+    assert_eq!(error.to_string(), few(40, 64));
+    // Two batches of 16 images do not make one step of three.
+    let error = refused(RunConfig { accumulate: 3, ..config() }, 10);
+    assert_eq!(error.to_string(), few(40, 48));
+    assert!(matches!(*refused(RunConfig { epochs: 0, ..config() }, 10), TrainError::Config(_)));
+    assert!(matches!(*refused(config(), 9), TrainError::DoesNotFit { .. }));
+    #[cfg(not(feature = "cuda"))]
+    {
+        let error = refused(RunConfig { device: hetconv_train::Device::Cuda, ..config() }, 10);
+        assert!(matches!(*error, TrainError::Device(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_finished_run_is_not_overwritten_even_without_its_checkpoints() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    run(&config(), network(10), &out, false).expect("a run");
+    let model = std::fs::read(out.join(run_files::MODEL)).expect("a model");
+    let other = RunConfig { seed: 5, ..config() };
+    std::fs::remove_dir_all(out.join(run_files::CHECKPOINTS)).expect("checkpoints");
+    for resume in [false, true] {
+        let error = run(&other, network(10), &out, resume).expect_err("a refusal");
+        assert!(matches!(*error, TrainError::Occupied(_)), "{error}");
+    }
+    assert!(std::fs::read(out.join(run_files::MODEL)).expect("a model") == model);
+    // One of the two files is enough.
+    std::fs::remove_file(out.join(run_files::MODEL)).expect("a model");
+    assert!(matches!(*run(&other, network(10), &out, false).expect_err("a refusal"), TrainError::Occupied(_)));
+    std::fs::remove_file(out.join(run_files::SUMMARY)).expect("a summary");
+    run(&other, network(10), &out, false).expect("a run");
+}
