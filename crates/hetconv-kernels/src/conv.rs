@@ -1,6 +1,7 @@
 //! The convolution as its callers see it.
 
 use std::mem::MaybeUninit;
+use std::sync::OnceLock;
 
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
 use rayon::prelude::*;
@@ -9,7 +10,7 @@ use crate::aligned::Aligned;
 use crate::depthwise::Depthwise;
 use crate::fresh::{fresh, place};
 use crate::gather::Gather;
-use crate::grad_weight::GradWeight;
+use crate::grad_weight::{Cut, GradWeight};
 use crate::isa::Isa;
 use crate::moments::ColumnSums;
 use crate::norm::column_sums;
@@ -96,6 +97,8 @@ pub struct Conv {
     backward: Vec<Region>,
     /// For every tap, the pairs of input and output pixel it joins.
     pairs: Vec<Vec<(usize, usize)>>,
+    /// What grad-weight needs besides; made when it first does.
+    cut: OnceLock<Cut>,
     depthwise: bool,
 }
 
@@ -123,6 +126,7 @@ impl Conv {
             forward: taps::regions(width, &rows, &columns, in_size[1], channels),
             backward: taps::regions(width, &back(0), &back(1), out_size[1], [channels[1], channels[0]]),
             pairs: (0..geometry.taps()).map(tap).collect(),
+            cut: OnceLock::new(),
             depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
             classes,
             in_size,
@@ -364,17 +368,16 @@ impl Conv {
             return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, &self.pairs, grad);
         }
         let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, Algorithm::Direct, isa);
-        let packed = {
-            let grad = GradWeight {
-                layout: &layout,
-                pairs: &self.pairs,
-                regions: &self.forward,
-                images: &images,
-                spec: &self.spec,
-            };
-            grad.run(isa)
+        let cut = || Cut::new(&self.spec, &self.pairs, &self.forward, [self.in_len(1), self.out_len(1)]);
+        let grad_weight = GradWeight {
+            layout: &layout,
+            cut: self.cut.get_or_init(cut),
+            regions: &self.forward,
+            images: &images,
+            spec: &self.spec,
+            classes: &self.classes,
         };
-        crate::pack::unpack(&self.spec, &self.classes, &layout, &packed, grad);
+        grad_weight.run(isa, grad);
     }
 
     /// Computes the loss's gradient by the bias `[N]`, overwriting `grad`.

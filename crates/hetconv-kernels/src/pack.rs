@@ -121,15 +121,14 @@ impl Block {
         }
     }
 
-    /// Calls `visit(place among the tap's weights, output position, input position)` for every weight of a tap that has
-    /// an output. Those of one output come one after another over up to [`CHUNK`] inputs, or those of one input over all
-    /// outputs.
+    /// Visits every weight of a tap that has an output. Those of one output come one after another over up to [`CHUNK`]
+    /// inputs, or those of one input over all outputs.
     #[inline(always)]
-    fn visit(&self, is_center: bool, inputs_first: bool, mut visit: impl FnMut(usize, usize, usize)) {
+    fn visit(&self, is_center: bool, inputs_first: bool, visitor: &mut impl Visitor) {
         let (first, outputs, lanes) = (self.outputs.start, self.outputs.len(), self.lanes());
-        let ranges = match &self.ring {
-            _ if is_center => [self.center.clone(), self.center.clone()],
-            Ring::Ranges(ranges) => ranges.clone(),
+        let starts = match &self.ring {
+            _ if is_center => [self.center.start; 2],
+            Ring::Ranges(ranges) => ranges.each_ref().map(|range| range.start),
             Ring::Rotated { size, sources } => {
                 let of_vectors = sources.iter().enumerate();
                 let sources =
@@ -139,7 +138,11 @@ impl Block {
                         for (lane, held) in source.lanes.iter().enumerate() {
                             if let Some(held) = held {
                                 let output = first + vector * lanes + rotated(lane, turn, *size);
-                                visit((index * size + turn) * lanes + lane, output, source.start + *held as usize);
+                                visitor.weight(
+                                    (index * size + turn) * lanes + lane,
+                                    output,
+                                    source.start + *held as usize,
+                                );
                             }
                         }
                     }
@@ -147,25 +150,26 @@ impl Block {
                 return;
             }
         };
-        let len = ranges[0].len();
+        let len = self.tap_len(is_center) / self.stride;
         for chunk in (0..len).step_by(CHUNK) {
-            let chunk = chunk..(chunk + CHUNK).min(len);
-            if inputs_first {
-                for index in chunk {
-                    for lane in 0..outputs {
-                        visit(index * self.stride + lane, first + lane, ranges[lane / lanes].start + index);
-                    }
-                }
-            } else {
-                for lane in 0..outputs {
-                    let start = ranges[lane / lanes].start;
-                    for index in chunk.clone() {
-                        visit(index * self.stride + lane, first + lane, start + index);
-                    }
+            let inputs = CHUNK.min(len - chunk);
+            let [outer, inner] = if inputs_first { [inputs, outputs] } else { [outputs, inputs] };
+            for a in 0..outer {
+                for b in 0..inner {
+                    let (index, lane) = if inputs_first { (chunk + a, b) } else { (chunk + b, a) };
+                    let start = starts[usize::from(lane >= lanes)];
+                    visitor.weight(index * self.stride + lane, first + lane, start + index);
                 }
             }
         }
     }
+}
+
+/// What is done with each weight of a block.
+trait Visitor {
+    /// The weight at a place among the tap's, of an output and an input position. Implementations are
+    /// `#[inline(always)]`: it is called in inner loops.
+    fn weight(&mut self, at: usize, output: usize, input: usize);
 }
 
 /// What the blocks of one direction are chosen from.
@@ -500,69 +504,133 @@ pub(crate) fn pack(
             ConvWeights::Het { center, .. } if group.is_center => center,
             ConvWeights::Het { ring, .. } => ring,
         };
-        let row = classes.row(group);
-        let (filters, channels) = (spec.out_order.channels(), spec.in_order.channels());
         // A filter's weights are neighbours in memory.
         let inputs_first = direction == Direction::GradInput;
         split_blocks(&mut packed, layout).into_par_iter().for_each(|(block, packed)| {
-            block.visit(group.is_center, inputs_first, |at, output, input| {
-                let (filter, channel) = match direction {
-                    Direction::Forward => (filters[output] as usize, channels[input] as usize),
-                    Direction::GradInput => (filters[input] as usize, channels[output] as usize),
-                };
-                let Some(place) = classes.place(group, filter, channel) else { return };
-                let from = &source[filter * row + place..][..group.taps.len()];
-                for (&tap, &weight) in group.taps.iter().zip(from) {
-                    packed[block.taps[tap] - block.weights.start + at] = weight;
-                }
-            });
+            let places = group.taps.iter().map(|&tap| block.taps[tap] - block.weights.start).collect();
+            let row = classes.row(group);
+            let mut visitor = Pack { spec, classes, group, direction, source, row, places, packed };
+            block.visit(group.is_center, inputs_first, &mut visitor);
         });
     }
     packed
 }
 
-/// Input positions that are packed together: their packed and canonical weights share the first-level cache.
-const CHUNK: usize = 32;
+/// Puts each weight of a group of taps into a block's part of the packed buffer.
+struct Pack<'a> {
+    spec: &'a ConvSpec,
+    classes: &'a Classes,
+    group: &'a TapGroup,
+    direction: Direction,
+    source: &'a [f32],
+    /// Length of a filter's row in `source`.
+    row: usize,
+    /// Where each tap's weights start.
+    places: Vec<usize>,
+    packed: &'a mut [f32],
+}
 
-/// Brings a packed grad-weight (forward layout) into canonical form; spare ring slots become +0.
-pub(crate) fn unpack(spec: &ConvSpec, classes: &Classes, layout: &Layout, packed: &[f32], grad: ConvWeightsMut<'_>) {
-    let (mut main, mut ring) = match grad {
-        ConvWeightsMut::Dense(weight) => (weight, None),
-        ConvWeightsMut::Het { center, ring } => (center, Some(ring)),
-    };
-    for group in &classes.tap_groups(spec) {
-        let target = match &mut ring {
-            Some(ring) if !group.is_center => {
-                ring.fill(0.0);
-                ring
-            }
-            _ => &mut main,
+impl Visitor for Pack<'_> {
+    #[inline(always)]
+    fn weight(&mut self, at: usize, output: usize, input: usize) {
+        let (filter, channel) = match self.direction {
+            Direction::Forward => (output, input),
+            Direction::GradInput => (input, output),
         };
-        let row = classes.row(group);
-        if row == 0 {
-            continue;
+        let (filters, channels) = (self.spec.out_order.channels(), self.spec.in_order.channels());
+        let (filter, channel) = (filters[filter] as usize, channels[channel] as usize);
+        if self.group.is_center {
+            self.packed[self.places[0] + at] = self.source[filter * self.row + channel];
+            return;
         }
-        let mut rows: Vec<_> = target.chunks_exact_mut(row).map(Some).collect();
-        let of_block = |block| (block, rows_of(block, &spec.out_order, &mut rows));
-        let work: Vec<(&Block, Vec<&mut [f32]>)> = layout.blocks.iter().map(of_block).collect();
-        work.into_par_iter().for_each(|(block, mut rows)| {
-            block.visit(group.is_center, false, |at, output, input| {
-                let filter = spec.out_order.channels()[output] as usize;
-                let channel = spec.in_order.channels()[input] as usize;
-                let Some(place) = classes.place(group, filter, channel) else { return };
-                let row = &mut rows[output - block.outputs.start][place..][..group.taps.len()];
-                for (&tap, slot) in group.taps.iter().zip(row) {
-                    *slot = packed[block.taps[tap] + at];
-                }
-            });
-        });
+        let Some(place) = self.classes.place(self.group, filter, channel) else { return };
+        let from = &self.source[filter * self.row + place..][..self.places.len()];
+        for (&first, &weight) in self.places.iter().zip(from) {
+            self.packed[first + at] = weight;
+        }
     }
 }
 
-/// Takes the rows of a block's filters.
-fn rows_of<'a>(block: &Block, order: &ChannelOrder, rows: &mut [Option<&'a mut [f32]>]) -> Vec<&'a mut [f32]> {
-    let filters = &order.channels()[block.outputs.clone()];
-    filters.iter().map(|&filter| rows[filter as usize].take().expect("a filter is in one block")).collect()
+/// Input positions that are packed together: their packed and canonical weights share the first-level cache.
+const CHUNK: usize = 16;
+
+/// A block's filters in the canonical tensors: their rows of each group of taps, in the order of the block's outputs.
+pub(crate) struct Rows<'a>(Vec<Vec<&'a mut [f32]>>);
+
+/// The rows of every block of a layout of forward weights; those of a ring are zeroed.
+pub(crate) fn rows_of_blocks<'a>(
+    spec: &ConvSpec,
+    classes: &Classes,
+    layout: &Layout,
+    grad: ConvWeightsMut<'a>,
+) -> Vec<Rows<'a>> {
+    let (main, ring) = match grad {
+        ConvWeightsMut::Dense(weight) => (weight, None),
+        ConvWeightsMut::Het { center, ring } => {
+            ring.fill(0.0);
+            (center, Some(ring))
+        }
+    };
+    let mut of_blocks: Vec<Rows<'_>> = layout.blocks.iter().map(|_| Rows(Vec::new())).collect();
+    for (group, target) in classes.tap_groups(spec).iter().zip([Some(main), ring].into_iter().flatten()) {
+        let row = classes.row(group);
+        let mut rows: Vec<_> = target.chunks_exact_mut(row.max(1)).map(Some).collect();
+        for (of_block, block) in of_blocks.iter_mut().zip(&layout.blocks) {
+            let filters = &spec.out_order.channels()[block.outputs.clone()];
+            let take = |&filter: &u32| rows.get_mut(filter as usize).and_then(Option::take).unwrap_or_default();
+            of_block.0.push(filters.iter().map(take).collect());
+        }
+    }
+    of_blocks
+}
+
+/// Brings a block of a packed grad-weight (forward layout) into canonical form; `packed` starts at place `first`.
+pub(crate) fn unpack(
+    spec: &ConvSpec,
+    classes: &Classes,
+    block: &Block,
+    packed: &[f32],
+    first: usize,
+    rows: &mut Rows<'_>,
+) {
+    for (group, rows) in classes.tap_groups(spec).iter().zip(&mut rows.0) {
+        if classes.row(group) == 0 {
+            continue;
+        }
+        let places = group.taps.iter().map(|&tap| block.taps[tap] - first).collect();
+        let mut visitor = Unpack { spec, classes, group, packed, places, first: block.outputs.start, rows };
+        block.visit(group.is_center, false, &mut visitor);
+    }
+}
+
+/// Puts each gradient of a group of taps into its filter's row.
+struct Unpack<'a, 'r> {
+    spec: &'a ConvSpec,
+    classes: &'a Classes,
+    group: &'a TapGroup,
+    packed: &'a [f32],
+    /// Where each tap's gradients start.
+    places: Vec<usize>,
+    /// The first output position.
+    first: usize,
+    rows: &'a mut [&'r mut [f32]],
+}
+
+impl Visitor for Unpack<'_, '_> {
+    #[inline(always)]
+    fn weight(&mut self, at: usize, output: usize, input: usize) {
+        let filter = self.spec.out_order.channels()[output] as usize;
+        let channel = self.spec.in_order.channels()[input] as usize;
+        if self.group.is_center {
+            self.rows[output - self.first][channel] = self.packed[self.places[0] + at];
+            return;
+        }
+        let Some(place) = self.classes.place(self.group, filter, channel) else { return };
+        let row = &mut self.rows[output - self.first][place..][..self.places.len()];
+        for (&first, slot) in self.places.iter().zip(row) {
+            *slot = self.packed[first + at];
+        }
+    }
 }
 
 /// Pairs every block with its part of the packed buffer.
