@@ -34,13 +34,13 @@ pub struct Recycler<A> {
 
 /// The smallest block that is kept, in bytes.
 const SMALLEST: usize = 1 << STEPS_FROM;
-const STEPS_FROM: u32 = 18;
+const STEPS_FROM: u32 = 13;
 
 /// Classes between a power of two and the next: a block is at most an eighth larger than asked for.
 const STEPS: usize = 8;
 
 /// Up to 16 GiB.
-const CLASSES: usize = 16 * STEPS;
+const CLASSES: usize = 21 * STEPS;
 
 /// Bytes that are kept at most; further blocks are given back.
 const MOST_KEPT: usize = 2 << 30;

@@ -4,6 +4,7 @@ use hetconv_core::Conv2dGeometry;
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::simd::{Simd, Task};
 use crate::taps::{Axis, forward_axis};
 
 /// The windows of a pooling: for each output row and column, the input rows and columns inside.
@@ -69,22 +70,45 @@ pub fn max_pool_forward(
     assert!(x.len() == batch * in_len && y.len() == batch * out_len && argmax.len() == y.len(), "lengths");
     let images =
         x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).zip(argmax.par_chunks_mut(out_len.max(1)));
-    images.for_each(|((x, y), argmax)| {
-        isa.plain(|| {
+    images.for_each(|((x, y), argmax)| isa.run(MaxPool { windows: &windows, x, y, argmax }));
+}
+
+/// [`max_pool_forward`] of one image.
+struct MaxPool<'a> {
+    windows: &'a Windows,
+    x: &'a [f32],
+    y: &'a mut [f32],
+    argmax: &'a mut [u32],
+}
+
+impl Task for MaxPool<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Self { windows: Windows { rows, columns, in_size, channels }, x, y, argmax } = self;
+        let outputs = y.chunks_exact_mut(*channels).zip(argmax.chunks_exact_mut(*channels));
+        let windows = rows.iter().flat_map(|rows| columns.iter().map(move |columns| (rows, columns)));
+        for ((y, argmax), (rows, columns)) in outputs.zip(windows) {
+            let pixels = rows.iter().flat_map(|row| columns.iter().map(|column| row.1 * in_size[1] + column.1));
             y.fill(f32::NEG_INFINITY);
             argmax.fill(u32::MAX);
-            windows.visit(|to, from| {
-                let x = &x[from * channels..][..channels];
-                let y = &mut y[to * channels..][..channels];
-                let argmax = &mut argmax[to * channels..][..channels];
-                for ((&x, y), argmax) in x.iter().zip(y).zip(argmax) {
-                    let wins = ((x > *y) | x.is_nan() | (*argmax == u32::MAX)) & !y.is_nan();
-                    *y = if wins { x } else { *y };
-                    *argmax = if wins { from as u32 } else { *argmax };
+            for (number, pixel) in pixels.enumerate() {
+                let x = &x[pixel * channels..][..*channels];
+                if number == 0 {
+                    y.copy_from_slice(x);
+                    argmax.fill(pixel as u32);
+                    continue;
                 }
-            });
-        })
-    });
+                for ((&x, y), argmax) in x.iter().zip(&mut *y).zip(&mut *argmax) {
+                    // Greater, or not a number where none was before.
+                    let wins = (x > *y) | (x.is_nan() & !y.is_nan());
+                    *y = if wins { x } else { *y };
+                    *argmax = if wins { pixel as u32 } else { *argmax };
+                }
+            }
+        }
+    }
 }
 
 /// Gradient of [`max_pool_forward`]: each output's gradient goes to the pixel that won.
@@ -110,17 +134,35 @@ pub fn max_pool_backward(
         .par_chunks_mut(in_len.max(1))
         .zip(grad_y.par_chunks(out_len.max(1)))
         .zip(argmax.par_chunks(out_len.max(1)));
-    images.for_each(|((grad_x, grad_y), argmax)| {
-        isa.plain(|| {
-            grad_x.fill(0.0);
-            windows.visit(|to, from| {
-                let (grad_y, argmax) = (&grad_y[to * channels..][..channels], &argmax[to * channels..][..channels]);
-                for ((dx, &dy), &winner) in grad_x[from * channels..][..channels].iter_mut().zip(grad_y).zip(argmax) {
-                    *dx += if winner == from as u32 { dy } else { 0.0 };
+    images.for_each(|((grad_x, grad_y), argmax)| isa.run(MaxPoolBack { windows: &windows, argmax, grad_y, grad_x }));
+}
+
+/// [`max_pool_backward`] of one image.
+struct MaxPoolBack<'a> {
+    windows: &'a Windows,
+    argmax: &'a [u32],
+    grad_y: &'a [f32],
+    grad_x: &'a mut [f32],
+}
+
+impl Task for MaxPoolBack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Self { windows: Windows { rows, columns, in_size, channels }, argmax, grad_y, grad_x } = self;
+        grad_x.fill(0.0);
+        let outputs = grad_y.chunks_exact(*channels).zip(argmax.chunks_exact(*channels));
+        let windows = rows.iter().flat_map(|rows| columns.iter().map(move |columns| (rows, columns)));
+        for ((grad_y, argmax), (rows, columns)) in outputs.zip(windows) {
+            for pixel in rows.iter().flat_map(|row| columns.iter().map(|column| row.1 * in_size[1] + column.1)) {
+                let grad_x = &mut grad_x[pixel * channels..][..*channels];
+                for ((dx, &dy), &winner) in grad_x.iter_mut().zip(grad_y).zip(argmax) {
+                    *dx += if winner == pixel as u32 { dy } else { 0.0 };
                 }
-            });
-        })
-    });
+            }
+        }
+    }
 }
 
 /// What each output's sum is multiplied with.
