@@ -10,10 +10,11 @@ use hetconv_graph::{Activation, ChannelPlan, ConvKind, Graph, ModelFile, Node, O
 use prost::Message;
 
 use crate::OnnxError;
+use crate::decompose::{conv_attributes, window_attributes};
 use crate::fold::fold_batch_norms;
 use crate::metadata;
 use crate::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, OperatorSetIdProto};
-use crate::writer::{Slice, Writer, batch_of, float, int, ints};
+use crate::writer::{Slice, Writer, batch_of, float, int};
 
 mod het;
 
@@ -56,7 +57,7 @@ const IR_VERSIONS: [(i64, i64); 12] =
     [(11, 6), (12, 7), (13, 7), (14, 7), (15, 8), (16, 8), (17, 8), (18, 8), (19, 9), (20, 9), (21, 10), (22, 10)];
 
 /// What a protobuf message may take.
-const SIZE_LIMIT: usize = i32::MAX as usize;
+pub(crate) const SIZE_LIMIT: usize = i32::MAX as usize;
 
 /// The bytes of an ONNX file that computes what the model computes.
 ///
@@ -376,19 +377,4 @@ fn without_classes(graph: &Graph) -> Graph {
 fn permuted(weights: &Weights, node: &str, suffix: &str, order: &[u32]) -> Vec<f32> {
     let data = weights.get(&format!("{node}.{suffix}")).map_or(&[][..], |tensor| &tensor.data);
     order.iter().map(|&channel| data[channel as usize]).collect()
-}
-
-fn window_attributes(geometry: &Conv2dGeometry) -> Vec<AttributeProto> {
-    vec![
-        ints("kernel_shape", &geometry.kernel),
-        ints("strides", &geometry.stride),
-        ints("pads", &geometry.padding),
-        ints("dilations", &geometry.dilation),
-    ]
-}
-
-fn conv_attributes(geometry: &Conv2dGeometry, groups: usize) -> Vec<AttributeProto> {
-    let mut attributes = window_attributes(geometry);
-    attributes.push(int("group", groups));
-    attributes
 }

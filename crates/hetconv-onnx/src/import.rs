@@ -32,6 +32,50 @@ use attributes::Attributes;
 use network::Network;
 use value::{Constant, Data, Int, Ramp, Read, Refusal, Value};
 
+/// The operators that are read.
+const OPERATORS: [&str; 40] = [
+    "Add",
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "Div",
+    "Dropout",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Neg",
+    "Pad",
+    "ReduceMean",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Transpose",
+    "Unsqueeze",
+];
+
 /// How to read an ONNX file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImportOptions {
@@ -245,6 +289,10 @@ impl<'a> Importer<'a> {
         if !is_standard(node.domain()) {
             return Err(Refusal::because(format!("domain `{}` is not known", node.domain())));
         }
+        // Before its operands are looked at: an operator that is not known is named, wherever it stands.
+        if !OPERATORS.contains(&node.op_type()) {
+            return Err(Refusal::because("is not supported"));
+        }
         let attributes = Attributes(node);
         if node.op_type() == "Constant" {
             return Ok(vec![self.constant_node(node)?]);
@@ -252,7 +300,6 @@ impl<'a> Importer<'a> {
         if let Some(folded) = self.fold(node, &attributes)? {
             return Ok(folded);
         }
-        let name = node_name(node);
         let value = match node.op_type() {
             "Conv" => self.conv(node, &attributes)?,
             "BatchNormalization" => self.batch_norm(node, &attributes)?,
@@ -285,9 +332,8 @@ impl<'a> Importer<'a> {
             "Dropout" => self.dropout(node)?,
             "Identity" => self.operand(node, 0)?,
             "Shape" => self.shape(node, &attributes)?,
-            _ => return Err(Refusal::because("is not supported")),
+            _ => return Err(Refusal::because("is supported for constants only")),
         };
-        debug_assert!(!name.is_empty() || node.output.is_empty());
         Ok(vec![value])
     }
 

@@ -1,6 +1,7 @@
 //! ONNX files to and from the graphs of [`hetconv_graph`].
 //!
 //! * [`import()`] reads a network; grouped K×K + 1×1 convolutions over one image become HetConv layers.
+//! * [`convert()`] puts HetConv in place of the convolutions of any file and leaves everything else as it is.
 //! * [`export()`] writes a model as an ONNX file, with HetConv in one of three [`Style`]s.
 //!
 //! ```
@@ -16,19 +17,24 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod convert;
+mod decompose;
 mod error;
 mod export;
 mod fold;
 mod import;
 mod layer;
 mod metadata;
+mod names;
 mod prepare;
 pub mod proto;
 mod recognise;
 mod simplify;
 mod tensor;
+mod wire;
 mod writer;
 
+pub use convert::{ConvCost, ConvertOptions, ConvertReport, Converted, ConvertedLayer, Init, KeptReason, convert};
 pub use error::{OnnxError, UnsupportedNode};
 pub use export::{ExportOptions, Style, export};
 pub use import::{ImportOptions, Imported, import, import_file};

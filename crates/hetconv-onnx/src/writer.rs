@@ -1,9 +1,8 @@
 //! Writing an ONNX graph node by node.
 
-use std::collections::HashSet;
-
 use prost::bytes::Bytes;
 
+use crate::names::Names;
 use crate::proto::attribute_proto::AttributeType;
 use crate::proto::tensor_proto::DataType;
 use crate::proto::tensor_shape_proto::{Dimension, dimension};
@@ -14,17 +13,13 @@ use crate::proto::{AttributeProto, NodeProto, TensorProto, TensorShapeProto, Typ
 pub(crate) struct Writer {
     pub nodes: Vec<NodeProto>,
     pub initializers: Vec<TensorProto>,
-    names: HashSet<String>,
+    names: Names,
 }
 
 impl Writer {
     /// A name not used so far: the wanted one, or that with a number.
     pub fn claim(&mut self, wanted: &str) -> String {
-        let numbered = (1..).map(|number| format!("{wanted}_{number}"));
-        let free = |name: &String| !self.names.contains(name);
-        let name = std::iter::once(wanted.to_owned()).chain(numbered).find(free).unwrap_or_default();
-        self.names.insert(name.clone());
-        name
+        self.names.claim(wanted)
     }
 
     /// A float constant; gives its name.
@@ -146,6 +141,15 @@ pub(crate) fn ints(name: &str, values: &[usize]) -> AttributeProto {
 pub(crate) fn reference(name: &str, of: &str, kind: AttributeType) -> AttributeProto {
     let (name, of) = (Some(name.to_owned()), Some(of.to_owned()));
     AttributeProto { name, ref_attr_name: of, r#type: Some(kind as i32), ..AttributeProto::default() }
+}
+
+/// The type of a constant, as an input of the graph states it.
+pub(crate) fn constant_info(tensor: &TensorProto) -> ValueInfoProto {
+    let dimension = |&dim: &i64| Dimension { value: Some(dimension::Value::DimValue(dim)), ..Dimension::default() };
+    let shape = TensorShapeProto { dim: tensor.dims.iter().map(dimension).collect() };
+    let kind = type_proto::Tensor { elem_type: tensor.data_type, shape: Some(shape) };
+    let r#type = TypeProto { value: Some(type_proto::Value::TensorType(kind)), ..TypeProto::default() };
+    ValueInfoProto { name: tensor.name.clone(), r#type: Some(r#type), ..ValueInfoProto::default() }
 }
 
 /// A float value of any batch size and `[N, dims…]` elements.

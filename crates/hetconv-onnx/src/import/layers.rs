@@ -208,10 +208,20 @@ impl<'a> Importer<'a> {
 
     /// The image that a window is applied to, what is padded around it, and with which number.
     fn padded_operand(&mut self, node: &'a NodeProto, takes: fn(f32) -> bool) -> Read<(ValueId, [i64; 4], f32)> {
-        match self.operand(node, 0)? {
-            Value::Padded(padded) if takes(padded.fill) => Ok((padded.of, padded.pads, padded.fill)),
-            _ => Ok((self.network_operand(node, 0)?, [0; 4], 0.0)),
+        if let Value::Padded(padded) = self.operand(node, 0)?
+            && takes(padded.fill)
+        {
+            let attributes = Attributes(node);
+            let crops = padded.pads.iter().any(|&pad| pad < 0);
+            // What is cut off at a side and then padded is zero, and not what was there.
+            let own = attributes.ints("pads").unwrap_or_default();
+            let refilled = padded.pads.iter().zip(own).any(|(&pad, &own)| pad < 0 && own > 0);
+            let explicit = matches!(attributes.string("auto_pad"), "" | "NOTSET" | "VALID");
+            if !crops || (node.op_type() == "Conv" && explicit && !refilled) {
+                return Ok((padded.of, padded.pads, padded.fill));
+            }
         }
+        Ok((self.network_operand(node, 0)?, [0; 4], 0.0))
     }
 
     /// Whether a value has no negative numbers, as far as so many nodes before it tell.

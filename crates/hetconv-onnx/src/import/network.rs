@@ -1,18 +1,17 @@
 //! The graph that an import builds, node by node.
 
-use std::collections::HashSet;
-
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{Activation, ConvKind, Graph, Node, Op, Shape, ValueId, WeightTensor, Weights};
 
 use super::value::{Padded, Ramp, Read, Refusal};
+use crate::names::Names;
 
 /// A graph with its shapes and weights so far.
 pub(crate) struct Network {
     pub graph: Graph,
     pub weights: Weights,
     shapes: Vec<Shape>,
-    names: HashSet<String>,
+    names: Names,
     /// How many numbers may still be made that are not in the file.
     budget: usize,
 }
@@ -23,7 +22,7 @@ impl Network {
 
     pub fn new(name: &str) -> Self {
         let graph = Graph { name: name.to_owned(), nodes: Vec::new(), outputs: Vec::new() };
-        Self { graph, weights: Weights::new(), shapes: Vec::new(), names: HashSet::new(), budget: Self::BUDGET }
+        Self { graph, weights: Weights::new(), shapes: Vec::new(), names: Names::default(), budget: Self::BUDGET }
     }
 
     /// Asks for so many numbers that are not in the file.
@@ -52,16 +51,12 @@ impl Network {
     /// Adds a node under the wanted name or one like it.
     pub fn push(&mut self, wanted: &str, op: Op, inputs: &[ValueId]) -> Read<ValueId> {
         let wanted = if wanted.is_empty() { "node" } else { wanted };
-        let free = |name: &String| !self.names.contains(name);
-        let mut names = std::iter::once(wanted.to_owned()).chain((1..).map(|i| format!("{wanted}_{i}")));
-        let name = names.find(free).unwrap_or_default();
-        let node = Node { name, op, inputs: inputs.to_vec() };
+        let node = Node { name: self.names.claim(wanted), op, inputs: inputs.to_vec() };
         let shapes: Vec<Shape> = inputs.iter().map(|&input| self.shapes[input]).collect();
         let shape = node.shape(&shapes).map_err(|error| Refusal::because(error.to_string()))?;
         if shape.channels() > HetPattern::LIMIT {
             return Err(Refusal::because(format!("{} channels or features are too many", shape.channels())));
         }
-        self.names.insert(node.name.clone());
         self.graph.nodes.push(node);
         self.shapes.push(shape);
         Ok(self.graph.nodes.len() - 1)
