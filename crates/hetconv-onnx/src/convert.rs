@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::OnnxError;
 use crate::decompose::Layer;
-use crate::import::{ImportOptions, import};
+use crate::import::{ImportOptions, import_bytes};
 use crate::layer::{dense_kernels, grouped_parts, stored_pattern};
 use crate::prepare::{is_standard, node_name};
 use crate::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
@@ -233,9 +233,13 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
         return Err(OnnxError::NothingConverted { kept: layers.into_iter().filter_map(kept).collect() });
     }
     let bytes = edit::edit(&bytes, graph, replaced, writer.initializers, model.ir_version())?;
-    let total = |cost: fn(&ConvertedLayer) -> ConvCost| ConvCost {
-        params: layers.iter().map(|layer| cost(layer).params).sum(),
-        macs: layers.iter().map(|layer| cost(layer).macs).sum(),
+    // What stays as it is may lie about its size.
+    let total = |cost: fn(&ConvertedLayer) -> ConvCost| {
+        let none = ConvCost { params: 0, macs: Some(0) };
+        layers.iter().map(cost).fold(none, |total, layer| ConvCost {
+            params: total.params.saturating_add(layer.params),
+            macs: total.macs.zip(layer.macs).map(|(total, layer)| total.saturating_add(layer)),
+        })
     };
     let (before, after) = (total(|layer| layer.before), total(|layer| layer.after));
     Ok(Converted { bytes, report: ConvertReport { layers, before, after } })
@@ -352,7 +356,7 @@ fn output_pixels(graph: &GraphProto, bytes: &Bytes, folder: Option<&Path>) -> Ha
             pixels.insert(value.name().to_owned(), height.saturating_mul(width));
         }
     }
-    let Ok(imported) = import(bytes, folder, &ImportOptions::default()) else { return pixels };
+    let Ok(imported) = import_bytes(bytes.clone(), folder, &ImportOptions::default()) else { return pixels };
     let Ok(shapes) = imported.model.graph.shapes() else { return pixels };
     let known = imported.model.graph.nodes.iter().zip(shapes).filter_map(|(node, shape)| match (&node.op, shape) {
         (Op::Conv2d { .. }, Shape::Image { height, width, .. }) => Some((node.name.as_str(), (height * width) as u64)),

@@ -56,6 +56,9 @@ impl Default for ExportOptions {
 const IR_VERSIONS: [(i64, i64); 12] =
     [(11, 6), (12, 7), (13, 7), (14, 7), (15, 8), (16, 8), (17, 8), (18, 8), (19, 9), (20, 9), (21, 10), (22, 10)];
 
+/// The first operator set of a format that has functions.
+const FUNCTIONS: i64 = 15;
+
 /// What a protobuf message may take.
 pub(crate) const SIZE_LIMIT: usize = i32::MAX as usize;
 
@@ -78,6 +81,8 @@ pub fn export(model: &ModelFile, options: &ExportOptions) -> Result<Vec<u8>, Onn
 fn export_model(model: &ModelFile, options: &ExportOptions) -> Result<ModelProto, OnnxError> {
     let ir_version = IR_VERSIONS.iter().find(|(opset, _)| *opset == options.opset).map(|(_, ir)| *ir);
     let ((first, _), (last, _)) = (IR_VERSIONS[0], IR_VERSIONS[IR_VERSIONS.len() - 1]);
+    let first = if options.style == Style::Function { FUNCTIONS } else { first };
+    let ir_version = ir_version.filter(|_| options.opset >= first);
     let ir_version = ir_version.ok_or(OnnxError::Opset { found: options.opset, first, last })?;
     model.weights.check(&model.graph)?;
     let folded = options.fold_batch_norm.then(|| fold_batch_norms(&model.graph, &model.weights));

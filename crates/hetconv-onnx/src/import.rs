@@ -12,6 +12,8 @@ use std::rc::Rc;
 use hetconv_core::ConvKind;
 use hetconv_graph::{Activation, ModelFile, Normalisation, Op, Shape, ValueId};
 
+use prost::bytes::Bytes;
+
 use crate::metadata::{self, Metadata};
 use crate::prepare::{is_standard, node_name, prepare};
 use crate::proto::tensor_shape_proto::dimension;
@@ -99,7 +101,7 @@ pub struct Imported {
 pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Imported, OnnxError> {
     let bytes = fs::read(path).map_err(|source| OnnxError::Io { path: path.to_owned(), source })?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    import(&bytes, Some(folder), options)
+    import_bytes(Bytes::from(bytes), Some(folder), options)
 }
 
 /// Reads the bytes of an ONNX file; `folder` is where its external data may be, if it may have any.
@@ -109,6 +111,15 @@ pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Imported, Onn
 /// # Errors
 /// Whatever is wrong with the file, naming the node or tensor; all nodes that are not supported at once.
 pub fn import(bytes: &[u8], folder: Option<&Path>, options: &ImportOptions) -> Result<Imported, OnnxError> {
+    import_bytes(Bytes::copy_from_slice(bytes), folder, options)
+}
+
+/// As [`import()`]; the tensors of the file are slices of its bytes.
+pub(crate) fn import_bytes(
+    bytes: Bytes,
+    folder: Option<&Path>,
+    options: &ImportOptions,
+) -> Result<Imported, OnnxError> {
     let (mut proto, opset) = prepare(bytes)?;
     let metadata = Metadata::read(&proto);
     let graph = proto.graph.take().ok_or(OnnxError::NoGraph)?;
@@ -268,6 +279,7 @@ impl<'a> Importer<'a> {
                 && !self.values.contains_key(name)
             {
                 let constant = self.constant(tensor, name)?;
+                self.network.earn(constant.len());
                 self.values.insert(name, Value::Constant(Rc::new(constant)));
             }
         }

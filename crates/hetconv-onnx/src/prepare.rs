@@ -19,8 +19,8 @@ const MOST_BYTES: usize = 1 << 30;
 const DEEPEST_CALL: usize = 32;
 
 /// A decoded model whose graph has standard nodes only, each behind the ones it reads.
-pub(crate) fn prepare(bytes: &[u8]) -> Result<(ModelProto, i64), OnnxError> {
-    let mut model = ModelProto::decode(Bytes::copy_from_slice(bytes))?;
+pub(crate) fn prepare(bytes: Bytes) -> Result<(ModelProto, i64), OnnxError> {
+    let mut model = ModelProto::decode(bytes)?;
     let opset = opset(&model)?;
     let mut graph = model.graph.take().ok_or(OnnxError::NoGraph)?;
     let functions = std::mem::take(&mut model.functions);

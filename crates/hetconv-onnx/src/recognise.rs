@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{ConvKind, Graph, Op, ValueId, WeightTensor, Weights};
+use hetconv_graph::{ConvKind, Graph, Op, Shape, ValueId, WeightTensor, Weights};
 
 use crate::OnnxError;
 use crate::layer::{dense_kernels, simplest_pattern};
@@ -23,25 +23,35 @@ pub(crate) fn recognise(
     weights: &mut Weights,
     known: &BTreeMap<String, HetPattern>,
 ) -> Result<(), OnnxError> {
-    // What is taken together below is read by nobody else, before and after.
-    let alone = alone(graph);
+    // What is taken together below is read by nobody else, before and after, and all values keep their shapes.
+    let facts = Facts { alone: alone(graph), shapes: graph.shapes()? };
     for id in 0..graph.nodes.len() {
         match &graph.nodes[id].op {
             Op::Conv2d { kind: ConvKind::Standard, geometry, .. }
                 if geometry.taps() > 1 && geometry.center_tap().is_some() =>
             {
-                masked(graph, weights, known, id);
+                masked(graph, weights, &facts, known, id);
             }
-            Op::Add => sum(graph, weights, &alone, id),
+            Op::Add => sum(graph, weights, &facts, id),
             _ => {}
         }
     }
     Ok(graph.validate()?)
 }
 
+/// What is known of the graph's values.
+struct Facts {
+    /// Whether one node alone reads it.
+    alone: Vec<bool>,
+    shapes: Vec<Shape>,
+}
+
 /// A dense convolution with zero taps.
-fn masked(graph: &mut Graph, weights: &mut Weights, known: &BTreeMap<String, HetPattern>, id: ValueId) {
-    let Some(mut term) = Term::convolution(graph, weights, id) else { return };
+fn masked(graph: &mut Graph, weights: &mut Weights, facts: &Facts, known: &BTreeMap<String, HetPattern>, id: ValueId) {
+    if !has_dead_kernel(graph, weights, id) {
+        return;
+    }
+    let Some(mut term) = Term::convolution(graph, weights, facts, id) else { return };
     term.mark_spatial();
     let stated = known.get(&graph.nodes[id].name).filter(|pattern| term.has_pattern(pattern));
     let pattern = stated.cloned().or_else(|| {
@@ -55,19 +65,33 @@ fn masked(graph: &mut Graph, weights: &mut Weights, known: &BTreeMap<String, Het
     }
 }
 
+/// Whether any kernel of a standard convolution has nothing off its centre: what most have not.
+fn has_dead_kernel(graph: &Graph, weights: &Weights, id: ValueId) -> bool {
+    let Op::Conv2d { geometry, .. } = &graph.nodes[id].op else { return false };
+    let Some(weight) = weights.get(&format!("{}.weight", graph.nodes[id].name)) else { return false };
+    let center = geometry.center_tap();
+    let dead = |kernel: &[f32]| kernel.iter().enumerate().all(|(t, &tap)| Some(t) == center || tap == 0.0);
+    weight.data.chunks(geometry.taps()).any(dead)
+}
+
 /// A sum some of whose operands are convolutions over one image.
-fn sum(graph: &mut Graph, weights: &mut Weights, alone: &[bool], id: ValueId) {
+fn sum(graph: &mut Graph, weights: &mut Weights, facts: &Facts, id: ValueId) {
     let operands = graph.nodes[id].inputs.clone();
     // A convolution's base can be told without looking at its weights, and most sums have none in common.
     let mut by_base: BTreeMap<ValueId, Vec<ValueId>> = BTreeMap::new();
     for &operand in &operands {
-        if let Some(base) = base(graph, alone, operand, DEEPEST) {
+        if let Some(base) = base(graph, facts, operand, DEEPEST) {
             by_base.entry(base).or_default().push(operand);
         }
     }
-    for operands in by_base.into_values().filter(|operands| operands.len() > 1) {
+    for (base, operands) in by_base.into_iter().filter(|(_, operands)| operands.len() > 1) {
+        // A HetConv layer has a centre tap for every filter and channel, so the file has as many numbers.
+        let numbers: usize = operands.iter().map(|&operand| weight_count(graph, weights, operand, DEEPEST)).sum();
+        if facts.shapes[base].channels().saturating_mul(facts.shapes[id].channels()) > numbers {
+            continue;
+        }
         let terms: Option<Vec<Term>> =
-            operands.iter().map(|&operand| Term::of(graph, weights, alone, operand, DEEPEST)).collect();
+            operands.iter().map(|&operand| Term::of(graph, weights, facts, operand, DEEPEST)).collect();
         let Some((term, pattern)) = terms.and_then(joined) else { continue };
         let kept: Vec<ValueId> =
             graph.nodes[id].inputs.iter().copied().filter(|input| !operands.contains(input)).collect();
@@ -82,20 +106,31 @@ fn sum(graph: &mut Graph, weights: &mut Weights, alone: &[bool], id: ValueId) {
 }
 
 /// The image that a convolution reads, seen through gathers; `None` if the value is not a convolution's.
-fn base(graph: &Graph, alone: &[bool], value: ValueId, depth: usize) -> Option<ValueId> {
-    if !alone[value] || depth == 0 {
+fn base(graph: &Graph, facts: &Facts, value: ValueId, depth: usize) -> Option<ValueId> {
+    if !facts.alone[value] || depth == 0 {
         return None;
     }
     let node = &graph.nodes[value];
     match &node.op {
         Op::Conv2d { .. } => Some(ungathered(graph, node.inputs[0]).0),
-        Op::BatchNorm { .. } | Op::Gather { stride: 1, .. } => base(graph, alone, node.inputs[0], depth - 1),
+        Op::BatchNorm { .. } | Op::Gather { stride: 1, .. } => base(graph, facts, node.inputs[0], depth - 1),
         Op::Concat => {
-            let mut bases = node.inputs.iter().map(|&input| base(graph, alone, input, depth - 1));
+            let mut bases = node.inputs.iter().map(|&input| base(graph, facts, input, depth - 1));
             let first = bases.next()??;
             bases.all(|base| base == Some(first)).then_some(first)
         }
         _ => None,
+    }
+}
+
+/// How many weights the convolutions have that a value with a [`base`] is made of.
+fn weight_count(graph: &Graph, weights: &Weights, value: ValueId, depth: usize) -> usize {
+    let node = &graph.nodes[value];
+    let count = |suffix: &str| weights.get(&format!("{}.{suffix}", node.name)).map_or(0, |tensor| tensor.data.len());
+    match &node.op {
+        Op::Conv2d { .. } => count("weight") + count("center") + count("ring"),
+        _ if depth == 0 => 0,
+        _ => node.inputs.iter().map(|&input| weight_count(graph, weights, input, depth - 1)).sum(),
     }
 }
 
@@ -127,17 +162,17 @@ struct Term {
 
 impl Term {
     /// The most numbers a layer is written out in.
-    const LIMIT: usize = 1 << 28;
+    const LIMIT: usize = 1 << 27;
 
     /// A value as one convolution; only values that nobody else reads are taken apart.
-    fn of(graph: &Graph, weights: &Weights, alone: &[bool], value: ValueId, depth: usize) -> Option<Self> {
-        if !alone[value] || depth == 0 {
+    fn of(graph: &Graph, weights: &Weights, facts: &Facts, value: ValueId, depth: usize) -> Option<Self> {
+        if !facts.alone[value] || depth == 0 {
             return None;
         }
         let node = &graph.nodes[value];
-        let input = |index: usize| Self::of(graph, weights, alone, node.inputs[index], depth - 1);
+        let input = |index: usize| Self::of(graph, weights, facts, node.inputs[index], depth - 1);
         match &node.op {
-            Op::Conv2d { .. } => Self::convolution(graph, weights, value),
+            Op::Conv2d { .. } => Self::convolution(graph, weights, facts, value),
             Op::BatchNorm { epsilon, .. } => {
                 let number = |suffix: &str| Some(&weights.get(&format!("{}.{suffix}", node.name))?.data);
                 let norm = [number("weight")?, number("bias")?, number("running_mean")?, number("running_var")?];
@@ -154,13 +189,13 @@ impl Term {
     }
 
     /// A convolution node.
-    fn convolution(graph: &Graph, weights: &Weights, id: ValueId) -> Option<Self> {
+    fn convolution(graph: &Graph, weights: &Weights, facts: &Facts, id: ValueId) -> Option<Self> {
         let node = &graph.nodes[id];
         let Op::Conv2d { in_channels, out_channels: filters, geometry, kind, .. } = &node.op else { return None };
         let (filters, taps) = (*filters, geometry.taps());
         let tensor = |suffix: &str| Some(weights.get(&format!("{}.{suffix}", node.name))?.data.as_slice());
         let (base, picked) = ungathered(graph, node.inputs[0]);
-        let channels = if picked.is_some() { graph.shapes().ok()?[base].channels() } else { *in_channels };
+        let channels = facts.shapes[base].channels();
         if filters.checked_mul(channels)?.checked_mul(taps)? > Self::LIMIT {
             return None;
         }

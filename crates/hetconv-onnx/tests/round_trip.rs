@@ -169,6 +169,28 @@ fn every_geometry_and_every_kind_of_class() {
 }
 
 #[test]
+fn outputs_of_every_kind() {
+    // An input as an output, a value twice, and a HetConv layer in between that stores its channels otherwise.
+    let mut b = GraphBuilder::new("outputs");
+    let x = b.input("input", [8, 4, 4]);
+    let pattern = ConvKind::Het(HetPattern::shifted(8, 8, 4).unwrap());
+    let y = b.conv("het", x, 8, Conv2dGeometry::same(3, 1), pattern, false);
+    let z = b.relu("relu", y);
+    let model = model(b.finish([x, z, z, y]).unwrap(), 1);
+    for style in STYLES {
+        let options = ExportOptions { style, ..ExportOptions::default() };
+        assert_same_result(&model, &round_trip(&model, &options).model, 2);
+    }
+}
+
+#[test]
+fn functions_need_a_format_that_has_them() {
+    let model = model(random_graph(1), 1);
+    let options = ExportOptions { style: Style::Function, opset: 14, fold_batch_norm: true };
+    assert!(matches!(export(&model, &options), Err(hetconv_onnx::OnnxError::Opset { found: 14, first: 15, .. })));
+}
+
+#[test]
 fn class_names_come_back() {
     let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 2).unwrap();
     let model = ModelFile { classes: vec!["cat".to_owned(), "dog".to_owned()], ..model(graph, 1) };

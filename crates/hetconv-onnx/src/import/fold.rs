@@ -6,6 +6,7 @@ use super::Importer;
 use super::attributes::Attributes;
 use super::constant::{axis, binary, broadcast_dims, cast, pick, slice_indices, sources, transposed};
 use super::value::{Constant, Data, Int, Read, Refusal, Value};
+use crate::prepare::node_name;
 use crate::proto::NodeProto;
 use crate::proto::tensor_proto::DataType;
 use crate::tensor::{self, MOST_AXES};
@@ -20,7 +21,10 @@ impl<'a> Importer<'a> {
             Constant { dims, data }
         };
         let constant = if let Some(tensor) = attributes.tensor("value") {
-            self.constant(tensor, &node.output[0]).map_err(|error| Refusal::because(error.to_string()))?
+            let constant =
+                self.constant(tensor, node_name(node)).map_err(|error| Refusal::because(error.to_string()))?;
+            self.network.earn(constant.len());
+            constant
         } else if let Some(value) = attributes.get("value_float") {
             float(vec![], vec![value.f()])
         } else if let Some(value) = attributes.get("value_floats") {

@@ -6,7 +6,7 @@ use hetconv_graph::{Op, Shape, ValueId};
 use super::Importer;
 use super::attributes::Attributes;
 use super::constant::axis;
-use super::network::with_pads;
+use super::network::{enlarged, with_pads};
 use super::value::{Constant, Read, Refusal, Value};
 use crate::prepare::node_name;
 use crate::proto::NodeProto;
@@ -31,9 +31,11 @@ impl<'a> Importer<'a> {
         }
         let size = padded_size([height, width], pads)?;
         let geometry = self.geometry(attributes, kernel, size)?;
-        let (geometry, weights) = with_pads(&geometry, pads, weight.floats()?)?;
-        if weights.len() > weight.len() {
-            self.network.spend(weights.len())?;
+        let (geometry, margin) = with_pads(&geometry, pads)?;
+        let mut weights = weight.floats()?.to_vec();
+        if margin != [0; 4] {
+            self.network.spend(filters.saturating_mul(of_group).saturating_mul(geometry.taps()))?;
+            weights = enlarged(&weights, &geometry, margin);
         }
         let kind = if groups == 1 { ConvKind::Standard } else { ConvKind::Grouped(groups) };
         let kernel = geometry.kernel;

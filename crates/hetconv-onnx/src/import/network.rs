@@ -17,12 +17,19 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Numbers that an import may make up: a few bytes of a file could ask for any amount.
-    const BUDGET: usize = 1 << 26;
+    /// Numbers that an import may make up, and how many more for each that it reads: a few bytes of a file could ask for
+    /// any amount.
+    const BUDGET: usize = 1 << 22;
+    const PER_NUMBER: usize = 16;
 
     pub fn new(name: &str) -> Self {
         let graph = Graph { name: name.to_owned(), nodes: Vec::new(), outputs: Vec::new() };
         Self { graph, weights: Weights::new(), shapes: Vec::new(), names: Names::default(), budget: Self::BUDGET }
+    }
+
+    /// Takes note of so many numbers that are in the file.
+    pub fn earn(&mut self, numbers: usize) {
+        self.budget = self.budget.saturating_add(numbers.saturating_mul(Self::PER_NUMBER));
     }
 
     /// Asks for so many numbers that are not in the file.
@@ -131,8 +138,9 @@ impl Network {
             return Err(Refusal::because(format!("pads with {} what no pooling takes up", padded.fill)));
         }
         let one = Conv2dGeometry::same(1, 1);
-        let (geometry, kernel) = with_pads(&one, padded.pads, &[1.0])?;
-        self.spend(channels.saturating_mul(kernel.len()))?;
+        let (geometry, margin) = with_pads(&one, padded.pads)?;
+        self.spend(channels.saturating_mul(geometry.taps()))?;
+        let kernel = enlarged(&[1.0], &geometry, margin);
         let kind = ConvKind::Grouped(channels);
         let [height, width] = geometry.kernel;
         let op = Op::Conv2d { in_channels: channels, out_channels: channels, geometry, kind, bias: false };
@@ -182,43 +190,40 @@ impl Network {
     }
 }
 
-/// A convolution of an image with these many pixels added around it, or cut off where negative: its geometry, and each
-/// of its kernels, in a larger window if that is what it takes.
-pub(crate) fn with_pads(
-    geometry: &Conv2dGeometry,
-    pads: [i64; 4],
-    kernels: &[f32],
-) -> Read<(Conv2dGeometry, Vec<f32>)> {
+/// The window of a convolution of an image with these many pixels added around it, or cut off where negative, and how far
+/// the kernel lies from the window's top, left, bottom and right: cutting off a pixel is reading past it by a tap of 0.
+pub(crate) fn with_pads(geometry: &Conv2dGeometry, pads: [i64; 4]) -> Read<(Conv2dGeometry, [usize; 4])> {
     let mut geometry = geometry.clone();
     let mut margin = [0; 4];
     for side in 0..4 {
         let padding = (geometry.padding[side] as i64).checked_add(pads[side]);
         let padding = padding.ok_or_else(|| Refusal::because("pads by a number too large"))?;
         geometry.padding[side] = padding.max(0) as usize;
-        // Cutting off a pixel is reading past it: a tap of 0 more on that side.
-        margin[side] = (-padding).max(0) as usize;
+        margin[side] = padding.min(0).unsigned_abs() as usize;
     }
-    if margin == [0; 4] {
-        return Ok((geometry, kernels.to_vec()));
+    if margin != [0; 4] {
+        if geometry.dilation != [1, 1] && geometry.kernel != [1, 1] {
+            return Err(Refusal::because("crops the image of a convolution with dilation"));
+        }
+        geometry.dilation = [1, 1];
+        for axis in 0..2 {
+            geometry.kernel[axis] = geometry.kernel[axis].saturating_add(margin[axis]).saturating_add(margin[axis + 2]);
+        }
     }
-    if geometry.dilation != [1, 1] && geometry.kernel != [1, 1] {
-        return Err(Refusal::because("crops the image of a convolution with dilation"));
-    }
-    geometry.dilation = [1, 1];
-    let [height, width] = geometry.kernel;
-    let [top, left, bottom, right] = margin;
-    geometry.kernel = [height + top + bottom, width + left + right];
     geometry.validate().map_err(|error| Refusal::because(error.to_string()))?;
+    Ok((geometry, margin))
+}
+
+/// Kernels in the larger window that [`with_pads`] gives them.
+pub(crate) fn enlarged(kernels: &[f32], geometry: &Conv2dGeometry, margin: [usize; 4]) -> Vec<f32> {
+    let [top, left, bottom, right] = margin;
+    let [height, width] = [geometry.kernel[0] - top - bottom, geometry.kernel[1] - left - right];
     let taps = geometry.taps();
-    let count = kernels.len() / (height * width);
-    if count.saturating_mul(taps) > Network::BUDGET {
-        return Err(Refusal::because("crops too much"));
-    }
-    let mut larger = vec![0.0; count * taps];
+    let mut larger = vec![0.0; kernels.len() / (height * width) * taps];
     for (kernel, larger) in kernels.chunks(height * width).zip(larger.chunks_mut(taps)) {
         for (y, row) in kernel.chunks(width).enumerate() {
             larger[(y + top) * geometry.kernel[1] + left..][..width].copy_from_slice(row);
         }
     }
-    Ok((geometry, larger))
+    larger
 }
