@@ -154,6 +154,8 @@ struct Importer<'a> {
     values: HashMap<&'a str, Value>,
     /// How often a value is read, outputs of the graph included.
     readers: HashMap<&'a str, usize>,
+    /// The first name of every network value that a node gave.
+    first_names: HashMap<ValueId, &'a str>,
     /// The batch size that the file's inputs fix, if they do.
     batch: Option<i64>,
     network: Network,
@@ -174,6 +176,7 @@ impl<'a> Importer<'a> {
             initializers: proto.initializer.iter().map(|tensor| (tensor.name(), tensor)).collect(),
             values: HashMap::new(),
             readers,
+            first_names: HashMap::new(),
             batch: None,
             network: Network::new(if proto.name().is_empty() { "onnx" } else { proto.name() }),
             unsupported: Vec::new(),
@@ -190,8 +193,12 @@ impl<'a> Importer<'a> {
             self.load_initializers(node)?;
             match self.node(node) {
                 Ok(results) => {
-                    let named = node.output.iter().map(String::as_str).zip(results);
-                    self.values.extend(named.filter(|(name, _)| !name.is_empty()));
+                    for (name, value) in node.output.iter().zip(results).filter(|(name, _)| !name.is_empty()) {
+                        if let Value::Network(id) = value {
+                            self.first_names.entry(id).or_insert(name);
+                        }
+                        self.values.insert(name, value);
+                    }
                 }
                 Err(refusal) => self.refuse(node, refusal),
             }
@@ -405,9 +412,11 @@ impl<'a> Importer<'a> {
         Ok(Value::Network(self.network.push(node_name(node), op, &[of])?))
     }
 
-    /// How often the value that a node reads at a place is read.
-    fn readers(&self, node: &NodeProto, index: usize) -> usize {
-        node.input.get(index).and_then(|name| self.readers.get(name.as_str())).copied().unwrap_or(0)
+    /// Whether a node alone reads a network value, under this or any other name.
+    fn reads_alone(&self, node: &NodeProto, index: usize, value: ValueId) -> bool {
+        let name = node.input[index].as_str();
+        // Other names come from nodes that read the first one.
+        self.first_names.get(&value) == Some(&name) && self.readers.get(name) == Some(&1)
     }
 
     /// The extents of a value behind the batch.

@@ -48,7 +48,7 @@ struct Facts {
 
 /// A dense convolution with zero taps.
 fn masked(graph: &mut Graph, weights: &mut Weights, facts: &Facts, known: &BTreeMap<String, HetPattern>, id: ValueId) {
-    if !has_dead_kernel(graph, weights, id) {
+    if !known.contains_key(&graph.nodes[id].name) && !has_dead_kernel(graph, weights, id) {
         return;
     }
     let Some(mut term) = Term::convolution(graph, weights, facts, id) else { return };

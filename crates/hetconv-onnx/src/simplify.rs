@@ -10,29 +10,27 @@ pub(crate) const SUFFIXES: [&str; 6] = ["weight", "bias", "center", "ring", "run
 pub(crate) fn simplify(graph: &mut Graph, weights: &mut Weights) {
     let mut stands_for: Vec<ValueId> = (0..graph.nodes.len()).collect();
     let Ok(shapes) = graph.shapes() else { return };
-    let alone = alone(graph);
+    let mut alone = alone(graph);
     for id in 0..graph.nodes.len() {
         for input in &mut graph.nodes[id].inputs {
             *input = stands_for[*input];
         }
-        join_gathers(graph, id);
-        let Node { op, inputs, .. } = &graph.nodes[id];
-        match op {
-            Op::Add | Op::Concat if inputs.len() == 1 => stands_for[id] = inputs[0],
+        join_gathers(graph, &mut alone, id);
+        let Some(&input) = graph.nodes[id].inputs.first() else { continue };
+        let bypassed = match &graph.nodes[id].op {
+            Op::Add | Op::Concat => graph.nodes[id].inputs.len() == 1,
             Op::Gather { channels, stride: 1 } => {
-                let input = inputs[0];
-                if channels.len() == shapes[input].channels()
-                    && channels.iter().copied().eq((0..channels.len() as u32).map(Some))
-                {
-                    stands_for[id] = input;
-                } else if alone[input]
-                    && let Some(filters) = permutation(channels)
-                    && permute_filters(&mut graph.nodes[input], weights, &filters)
-                {
-                    stands_for[id] = input;
-                }
+                let all = channels.len() == shapes[input].channels();
+                let in_place = all && channels.iter().copied().eq((0..channels.len() as u32).map(Some));
+                let filters = if in_place || !alone[input] { None } else { permutation(channels) };
+                in_place || filters.is_some_and(|filters| permute_filters(&mut graph.nodes[input], weights, &filters))
             }
-            _ => {}
+            _ => false,
+        };
+        if bypassed {
+            stands_for[id] = input;
+            // Who read the node reads its input now.
+            alone[input] &= alone[id];
         }
     }
     graph.outputs.iter_mut().for_each(|output| *output = stands_for[*output]);
@@ -47,13 +45,15 @@ pub(crate) fn alone(graph: &Graph) -> Vec<bool> {
 }
 
 /// Makes a gather read what the gather before it reads.
-fn join_gathers(graph: &mut Graph, id: ValueId) {
+fn join_gathers(graph: &mut Graph, alone: &mut [bool], id: ValueId) {
     let Op::Gather { channels, stride } = &graph.nodes[id].op else { return };
-    let before = &graph.nodes[graph.nodes[id].inputs[0]];
+    let skipped = graph.nodes[id].inputs[0];
+    let before = &graph.nodes[skipped];
     let Op::Gather { channels: first, stride: first_stride } = &before.op else { return };
     let Some(stride) = stride.checked_mul(*first_stride) else { return };
     let channels = channels.iter().map(|channel| channel.and_then(|channel| first[channel as usize])).collect();
     let inputs = before.inputs.clone();
+    alone[inputs[0]] &= alone[skipped];
     graph.nodes[id].op = Op::Gather { channels, stride };
     graph.nodes[id].inputs = inputs;
 }

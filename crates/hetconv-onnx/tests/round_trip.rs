@@ -69,6 +69,7 @@ fn networks_of_the_zoo_survive_with_their_layers() {
         "small-cifar_gwc4_pwc",
         "small-cifar_dwc_pwc",
         "small-cifar_pc",
+        "small-cifar_p1",
         "resnet20_p4",
     ] {
         let name: ModelName = name.parse().unwrap();

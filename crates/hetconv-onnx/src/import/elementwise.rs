@@ -156,7 +156,7 @@ impl<'a> Importer<'a> {
         };
         let (scale_values, shift_values) = (numbers(scale, 1.0)?, numbers(shift, 0.0)?);
         let unbiased = matches!(self.network.op(of), Op::Conv2d { bias: false, .. } | Op::Linear { bias: false, .. });
-        if scale.is_none() && unbiased && self.readers(node, operand) == 1 {
+        if scale.is_none() && unbiased && self.reads_alone(node, operand, of) {
             self.add_bias(of, shift_values);
             return Ok(Value::Network(of));
         }
