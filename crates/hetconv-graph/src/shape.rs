@@ -126,6 +126,16 @@ impl Graph {
     }
 }
 
+impl Node {
+    /// The shape of the node's value, given those of its inputs; checks the node on the way.
+    ///
+    /// # Errors
+    /// What keeps the node from computing what it claims to.
+    pub fn shape(&self, inputs: &[Shape]) -> Result<Shape, GraphError> {
+        infer(self, inputs).map_err(|fault| fault.at(&self.name))
+    }
+}
+
 /// The product of sizes, if it can be stored as that many f32.
 pub(crate) fn product(sizes: &[usize]) -> Result<usize, Fault> {
     let product = sizes.iter().try_fold(1_usize, |total, &size| total.checked_mul(size));

@@ -1,0 +1,336 @@
+//! Nodes with weights or windows: convolutions, linear layers, batch-norms and pooling.
+
+use hetconv_core::{Conv2dGeometry, ConvKind};
+use hetconv_graph::{Op, Shape, ValueId};
+
+use super::Importer;
+use super::attributes::Attributes;
+use super::constant::axis;
+use super::network::{enlarged, with_pads};
+use super::value::{Constant, Read, Refusal, Value};
+use crate::prepare::node_name;
+use crate::proto::NodeProto;
+
+impl<'a> Importer<'a> {
+    pub(super) fn conv(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
+        let (of, pads, _) = self.padded_operand(node, |fill| fill == 0.0)?;
+        let weight = self.constant_operand(node, 1, "weight")?;
+        let bias = self.optional_constant(node, 2, "bias")?;
+        let [channels, height, width] = self.network.image(of)?;
+        let groups = usize::try_from(attributes.int("group", 1)).unwrap_or(0);
+        let [filters, of_group, kernel_height, kernel_width] = weight.dims[..] else {
+            return Err(Refusal::because(format!("its weight has the shape {:?}, not [N, M, kh, kw]", weight.dims)));
+        };
+        if groups == 0 || of_group.checked_mul(groups) != Some(channels) {
+            let asked = format!("{groups} groups of {of_group} channels");
+            return Err(Refusal::because(format!("its weight is for {asked}, but its input has {channels} channels")));
+        }
+        let kernel = [kernel_height, kernel_width];
+        if attributes.sizes("kernel_shape", 0)? != kernel && attributes.ints("kernel_shape").is_some() {
+            return Err(Refusal::because(format!("its weight has {kernel:?} taps, its kernel_shape says otherwise")));
+        }
+        let size = padded_size([height, width], pads)?;
+        let geometry = self.geometry(attributes, kernel, size)?;
+        let (geometry, margin) = with_pads(&geometry, pads)?;
+        let mut weights = weight.floats()?.to_vec();
+        if margin != [0; 4] {
+            self.network.spend(filters.saturating_mul(of_group).saturating_mul(geometry.taps()))?;
+            weights = enlarged(&weights, &geometry, margin);
+        }
+        let kind = if groups == 1 { ConvKind::Standard } else { ConvKind::Grouped(groups) };
+        let kernel = geometry.kernel;
+        let op = Op::Conv2d { in_channels: channels, out_channels: filters, geometry, kind, bias: bias.is_some() };
+        let bias = bias.map(|bias| per_channel(&bias, filters, "bias")).transpose()?;
+        let id = self.network.push(node_name(node), op, &[of])?;
+        self.network.set_weight(id, "weight", &[filters, of_group, kernel[0], kernel[1]], weights);
+        if let Some(bias) = bias {
+            self.network.set_weight(id, "bias", &[filters], bias);
+        }
+        Ok(Value::Network(id))
+    }
+
+    pub(super) fn batch_norm(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
+        if attributes.int("training_mode", 0) != 0 {
+            return Err(Refusal::because("is in training mode"));
+        }
+        let of = self.network_operand(node, 0)?;
+        let channels = self.network.shape(of).channels();
+        let suffixes = ["weight", "bias", "running_mean", "running_var"];
+        let mut parameters = Vec::new();
+        for (index, suffix) in suffixes.into_iter().enumerate() {
+            parameters.push(per_channel(&*self.constant_operand(node, index + 1, suffix)?, channels, suffix)?);
+        }
+        // The graph asks for more than 0; the smallest of all floats changes nothing.
+        let epsilon = attributes.float("epsilon", 1e-5).max(f32::MIN_POSITIVE);
+        let id = self.network.push(node_name(node), Op::BatchNorm { channels, epsilon }, &[of])?;
+        for (suffix, data) in suffixes.into_iter().zip(parameters) {
+            self.network.set_weight(id, suffix, &[channels], data);
+        }
+        Ok(Value::Network(id))
+    }
+
+    pub(super) fn gemm(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
+        if attributes.int("transA", 0) != 0 {
+            return Err(Refusal::because("transposes its input"));
+        }
+        let weight = self.constant_operand(node, 1, "weight")?;
+        let bias = self.optional_constant(node, 2, "bias")?;
+        let (alpha, beta) = (attributes.float("alpha", 1.0), attributes.float("beta", 1.0));
+        let by_output = attributes.int("transB", 0) != 0;
+        let of = self.network_operand(node, 0)?;
+        let id = self.linear(node, of, &weight, by_output, alpha)?;
+        if let Some(bias) = bias {
+            let outputs = self.network.shape(id).channels();
+            let mut bias = broadcast_channels(&bias, outputs, 2)?;
+            bias.iter_mut().for_each(|value| *value *= beta);
+            self.add_bias(id, bias);
+        }
+        Ok(Value::Network(id))
+    }
+
+    pub(super) fn mat_mul(&mut self, node: &'a NodeProto) -> Read<Value> {
+        let weight = self.constant_operand(node, 1, "second operand")?;
+        let of = self.network_operand(node, 0)?;
+        Ok(Value::Network(self.linear(node, of, &weight, false, 1.0)?))
+    }
+
+    /// A linear layer without bias; the weight is `[out, in]` if `by_output`, else `[in, out]`.
+    fn linear(
+        &mut self,
+        node: &'a NodeProto,
+        of: ValueId,
+        weight: &Constant,
+        by_output: bool,
+        alpha: f32,
+    ) -> Read<ValueId> {
+        let Shape::Features(in_features) = self.network.shape(of) else {
+            return Err(Refusal::because("takes features, but gets an image"));
+        };
+        let [rows, columns] = weight.dims[..] else {
+            return Err(Refusal::because(format!("its weight has the shape {:?}, not a matrix", weight.dims)));
+        };
+        let (out_features, inputs) = if by_output { (rows, columns) } else { (columns, rows) };
+        if inputs != in_features {
+            return Err(Refusal::because(format!(
+                "its weight is for {inputs} features, but its input has {in_features}"
+            )));
+        }
+        let data = weight.floats()?;
+        let at = |out: usize, input: usize| if by_output { out * columns + input } else { input * columns + out };
+        let indices = (0..out_features).flat_map(|out| (0..in_features).map(move |input| at(out, input)));
+        let data: Vec<f32> = indices.map(|index| data[index] * alpha).collect();
+        let id = self.network.push(node_name(node), Op::Linear { in_features, out_features, bias: false }, &[of])?;
+        self.network.set_weight(id, "weight", &[out_features, in_features], data);
+        Ok(id)
+    }
+
+    /// Adds one number per channel to the result of a convolution or linear layer without bias.
+    pub(super) fn add_bias(&mut self, id: ValueId, data: Vec<f32>) {
+        if let Op::Conv2d { bias, .. } | Op::Linear { bias, .. } = &mut self.network.graph.nodes[id].op {
+            *bias = true;
+        }
+        self.network.set_weight(id, "bias", &[data.len()], data);
+    }
+
+    pub(super) fn max_pool(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
+        if node.output.get(1).is_some_and(|indices| !indices.is_empty()) {
+            return Err(Refusal::because("gives indices"));
+        }
+        let (of, pads, fill) = self.padded_operand(node, |_| true)?;
+        // Padding never wins in this graph's pooling, nor do zeros around an image without negative numbers.
+        let harmless = fill <= f32::MIN || fill == 0.0 && self.is_non_negative(of, 8);
+        if pads != [0; 4] && !harmless {
+            return Err(Refusal::because(format!("takes the maximum of an image padded with {fill}")));
+        }
+        let mut geometry = self.pool_geometry(of, pads, attributes)?;
+        pad_more(&mut geometry, pads)?;
+        Ok(Value::Network(self.network.push(node_name(node), Op::MaxPool { geometry }, &[of])?))
+    }
+
+    pub(super) fn average_pool(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
+        let (of, pads, _) = self.padded_operand(node, |fill| fill == 0.0)?;
+        let [_, height, width] = self.network.image(of)?;
+        let mut count_padding = attributes.int("count_include_pad", 0) != 0;
+        let [kernel, strides] = [attributes.sizes("kernel_shape", 0)?, attributes.sizes("strides", 1)?];
+        let plain = self.geometry(attributes, kernel, padded_size([height, width], pads)?)?;
+        let mut geometry = self.pool_geometry(of, pads, attributes)?;
+        if count_padding && geometry != plain {
+            return Err(Refusal::because("counts its padding, but not what ceil_mode adds"));
+        }
+        if pads != [0; 4] {
+            if !count_padding && plain.padding != [0; 4] {
+                return Err(Refusal::because("counts some of its padding and some not"));
+            }
+            if geometry != plain {
+                return Err(Refusal::because("pools a padded image by ceil_mode"));
+            }
+            count_padding = true;
+            pad_more(&mut geometry, pads)?;
+        }
+        let unpadded = geometry.padding == [0; 4] && geometry.dilation == [1, 1];
+        if unpadded && kernel == [1, 1] && strides == [1, 1] {
+            return Ok(Value::Network(of));
+        }
+        let op = if unpadded && kernel == [height, width] {
+            Op::GlobalAvgPool
+        } else {
+            Op::AvgPool { geometry, count_padding }
+        };
+        Ok(Value::Network(self.network.push(node_name(node), op, &[of])?))
+    }
+
+    pub(super) fn global_max_pool(&mut self, node: &'a NodeProto) -> Read<Value> {
+        let of = self.network_operand(node, 0)?;
+        let [_, height, width] = self.network.image(of)?;
+        let mut geometry = Conv2dGeometry::same(1, 1);
+        geometry.kernel = [height, width];
+        Ok(Value::Network(self.network.push(node_name(node), Op::MaxPool { geometry }, &[of])?))
+    }
+
+    /// A mean over all pixels.
+    pub(super) fn reduce_mean(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
+        let axes = match self.optional_constant(node, 1, "axes")? {
+            Some(axes) => axes.known()?,
+            None => attributes.ints("axes").map(<[i64]>::to_vec).unwrap_or_default(),
+        };
+        let of = self.network_operand(node, 0)?;
+        self.network.image(of)?;
+        let mut over: Vec<usize> = axes.iter().map(|&at| axis(at, 4)).collect::<Read<_>>()?;
+        over.sort_unstable();
+        if over != [2, 3] {
+            return Err(Refusal::because(format!("averages over the axes {axes:?}, not over height and width")));
+        }
+        let name = node_name(node);
+        if attributes.int("keepdims", 1) != 0 {
+            return Ok(Value::Network(self.network.push(name, Op::GlobalAvgPool, &[of])?));
+        }
+        let mean = self.network.push(&format!("{name}.pool"), Op::GlobalAvgPool, &[of])?;
+        Ok(Value::Network(self.network.push(name, Op::Flatten, &[mean])?))
+    }
+
+    /// The image that a window is applied to, what is padded around it, and with which number.
+    fn padded_operand(&mut self, node: &'a NodeProto, takes: fn(f32) -> bool) -> Read<(ValueId, [i64; 4], f32)> {
+        if let Value::Padded(padded) = self.operand(node, 0)?
+            && takes(padded.fill)
+        {
+            let attributes = Attributes(node);
+            let crops = padded.pads.iter().any(|&pad| pad < 0);
+            // What is cut off at a side and then padded is zero, and not what was there.
+            let own = attributes.ints("pads").unwrap_or_default();
+            let refilled = padded.pads.iter().zip(own).any(|(&pad, &own)| pad < 0 && own > 0);
+            let explicit = matches!(attributes.string("auto_pad"), "" | "NOTSET" | "VALID");
+            if !crops || (node.op_type() == "Conv" && explicit && !refilled) {
+                return Ok((padded.of, padded.pads, padded.fill));
+            }
+        }
+        Ok((self.network_operand(node, 0)?, [0; 4], 0.0))
+    }
+
+    /// Whether a value has no negative numbers, as far as so many nodes before it tell.
+    fn is_non_negative(&self, value: ValueId, depth: usize) -> bool {
+        use hetconv_graph::Activation::{HardSigmoid, Relu, Relu6, Sigmoid};
+        match self.network.op(value) {
+            Op::Activation { function } => matches!(function, Relu | Relu6 | Sigmoid | HardSigmoid),
+            Op::MaxPool { .. } | Op::AvgPool { .. } | Op::GlobalAvgPool | Op::Gather { .. } | Op::Concat => {
+                let inputs = &self.network.graph.nodes[value].inputs;
+                depth > 0 && inputs.iter().all(|&input| self.is_non_negative(input, depth - 1))
+            }
+            Op::Softmax => true,
+            _ => false,
+        }
+    }
+
+    /// The window of a convolution or pooling node on an image of this size.
+    fn geometry(&self, attributes: &Attributes<'_>, kernel: [usize; 2], size: [usize; 2]) -> Read<Conv2dGeometry> {
+        let (stride, dilation) = (attributes.sizes("strides", 1)?, attributes.sizes("dilations", 1)?);
+        let mut padding = [0; 4];
+        match attributes.string("auto_pad") {
+            "" | "NOTSET" => padding = attributes.sizes("pads", 0)?,
+            "VALID" => {}
+            same @ ("SAME_UPPER" | "SAME_LOWER") => {
+                for axis in 0..2 {
+                    let refused = || Refusal::because("its window is 0 or cannot be counted");
+                    let window = kernel[axis].checked_sub(1).and_then(|k| k.checked_mul(dilation[axis]));
+                    if stride[axis] == 0 || size[axis] == 0 {
+                        return Err(refused());
+                    }
+                    let reach = (size[axis].div_ceil(stride[axis]) - 1) * stride[axis];
+                    let needed = reach.checked_add(window.ok_or_else(refused)?).and_then(|end| end.checked_add(1));
+                    let total = needed.ok_or_else(refused)?.saturating_sub(size[axis]);
+                    let before = if same == "SAME_UPPER" { total / 2 } else { total.div_ceil(2) };
+                    (padding[axis], padding[axis + 2]) = (before, total - before);
+                }
+            }
+            other => return Err(Refusal::because(format!("its auto_pad `{other}` is not known"))),
+        }
+        let geometry = Conv2dGeometry { kernel, stride, padding, dilation };
+        geometry.validate().map_err(|error| Refusal::because(error.to_string()))?;
+        Ok(geometry)
+    }
+
+    /// The window of a pooling node; rounding up is padding at the bottom and right.
+    fn pool_geometry(&self, of: ValueId, pads: [i64; 4], attributes: &Attributes<'_>) -> Read<Conv2dGeometry> {
+        let [_, height, width] = self.network.image(of)?;
+        let size = padded_size([height, width], pads)?;
+        let mut geometry = self.geometry(attributes, attributes.sizes("kernel_shape", 0)?, size)?;
+        if attributes.int("ceil_mode", 0) == 0 {
+            return Ok(geometry);
+        }
+        for (axis, size) in size.into_iter().enumerate() {
+            let stride = geometry.stride[axis];
+            let window = (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1;
+            let padded = size.saturating_add(geometry.padding[axis] + geometry.padding[axis + 2]);
+            let Some(room) = padded.checked_sub(window) else { continue };
+            // The last window must begin in the image or before it.
+            let last = room.div_ceil(stride) * stride;
+            let last = if last >= size.saturating_add(geometry.padding[axis]) { room / stride * stride } else { last };
+            geometry.padding[axis + 2] += (last + window).saturating_sub(padded);
+        }
+        Ok(geometry)
+    }
+}
+
+/// Height and width of a padded or cropped image.
+fn padded_size(size: [usize; 2], pads: [i64; 4]) -> Read<[usize; 2]> {
+    let mut padded = [0; 2];
+    for axis in 0..2 {
+        let sum = (size[axis] as i64).checked_add(pads[axis]).and_then(|sum| sum.checked_add(pads[axis + 2]));
+        let sum = sum.and_then(|sum| usize::try_from(sum).ok());
+        padded[axis] = sum.ok_or_else(|| Refusal::because("pads or crops beyond what an image can be"))?;
+    }
+    Ok(padded)
+}
+
+/// A pooling window of an image that is padded before.
+fn pad_more(geometry: &mut Conv2dGeometry, pads: [i64; 4]) -> Read<()> {
+    for (padding, more) in geometry.padding.iter_mut().zip(pads) {
+        let sum = (*padding as i64).checked_add(more).and_then(|sum| usize::try_from(sum).ok());
+        *padding = sum.ok_or_else(|| Refusal::because("pools a cropped image"))?;
+    }
+    Ok(())
+}
+
+/// A tensor of one number per channel.
+fn per_channel(constant: &Constant, channels: usize, what: &str) -> Read<Vec<f32>> {
+    let data = constant.floats()?;
+    if data.len() == channels && constant.dims.len() == 1 {
+        return Ok(data.to_vec());
+    }
+    Err(Refusal::because(format!("its {what} has the shape {:?}, but there are {channels} channels", constant.dims)))
+}
+
+/// One number per channel from a constant that broadcasts to them; `rank` is the value's, batch included.
+pub(super) fn broadcast_channels(constant: &Constant, channels: usize, rank: usize) -> Read<Vec<f32>> {
+    let data = constant.floats()?;
+    let refused = || Refusal::because(format!("a constant of shape {:?} for {channels} channels", constant.dims));
+    let missing = rank.checked_sub(constant.dims.len()).ok_or_else(refused)?;
+    let other_axes = constant.dims.iter().enumerate().filter(|(axis, _)| axis + missing != 1);
+    if data.is_empty() || other_axes.into_iter().any(|(_, &dim)| dim != 1) {
+        return Err(refused());
+    }
+    match data {
+        [one] => Ok(vec![*one; channels]),
+        data if data.len() == channels => Ok(data.to_vec()),
+        _ => Err(refused()),
+    }
+}

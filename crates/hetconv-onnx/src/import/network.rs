@@ -1,0 +1,229 @@
+//! The graph that an import builds, node by node.
+
+use hetconv_core::{Conv2dGeometry, HetPattern};
+use hetconv_graph::{Activation, ConvKind, Graph, Node, Op, Shape, ValueId, WeightTensor, Weights};
+
+use super::value::{Padded, Ramp, Read, Refusal};
+use crate::names::Names;
+
+/// A graph with its shapes and weights so far.
+pub(crate) struct Network {
+    pub graph: Graph,
+    pub weights: Weights,
+    shapes: Vec<Shape>,
+    names: Names,
+    /// How many numbers may still be made that are not in the file.
+    budget: usize,
+}
+
+impl Network {
+    /// Numbers that an import may make up, and how many more for each that it reads: a few bytes of a file could ask for
+    /// any amount.
+    const BUDGET: usize = 1 << 22;
+    const PER_NUMBER: usize = 16;
+
+    pub fn new(name: &str) -> Self {
+        let graph = Graph { name: name.to_owned(), nodes: Vec::new(), outputs: Vec::new() };
+        Self { graph, weights: Weights::new(), shapes: Vec::new(), names: Names::default(), budget: Self::BUDGET }
+    }
+
+    /// Takes note of so many numbers that are in the file.
+    pub fn earn(&mut self, numbers: usize) {
+        self.budget = self.budget.saturating_add(numbers.saturating_mul(Self::PER_NUMBER));
+    }
+
+    /// Asks for so many numbers that are not in the file.
+    pub fn spend(&mut self, numbers: usize) -> Read<()> {
+        let left = self.budget.checked_sub(numbers);
+        self.budget = left.ok_or_else(|| Refusal::because("makes constants out of all proportion to the file"))?;
+        Ok(())
+    }
+
+    pub fn shape(&self, value: ValueId) -> Shape {
+        self.shapes[value]
+    }
+
+    /// `[channels, height, width]` of an image.
+    pub fn image(&self, value: ValueId) -> Read<[usize; 3]> {
+        match self.shapes[value] {
+            Shape::Image { channels, height, width } => Ok([channels, height, width]),
+            Shape::Features(features) => Err(Refusal::because(format!("takes an image, but gets {features} features"))),
+        }
+    }
+
+    pub fn op(&self, value: ValueId) -> &Op {
+        &self.graph.nodes[value].op
+    }
+
+    /// Adds a node under the wanted name or one like it.
+    pub fn push(&mut self, wanted: &str, op: Op, inputs: &[ValueId]) -> Read<ValueId> {
+        let wanted = if wanted.is_empty() { "node" } else { wanted };
+        let node = Node { name: self.names.claim(wanted), op, inputs: inputs.to_vec() };
+        let shapes: Vec<Shape> = inputs.iter().map(|&input| self.shapes[input]).collect();
+        let shape = node.shape(&shapes).map_err(|error| Refusal::because(error.to_string()))?;
+        if shape.channels() > HetPattern::LIMIT {
+            return Err(Refusal::because(format!("{} channels or features are too many", shape.channels())));
+        }
+        self.graph.nodes.push(node);
+        self.shapes.push(shape);
+        Ok(self.graph.nodes.len() - 1)
+    }
+
+    /// Gives a node a weight tensor.
+    pub fn set_weight(&mut self, node: ValueId, suffix: &str, shape: &[usize], data: Vec<f32>) {
+        let name = format!("{}.{suffix}", self.graph.nodes[node].name);
+        self.weights.insert(name, WeightTensor { shape: shape.to_vec(), data });
+    }
+
+    /// `scale · x + shift` per channel: a batch-norm of statistics that change nothing.
+    pub fn affine(&mut self, name: &str, of: ValueId, scale: Vec<f32>, shift: Vec<f32>) -> Read<ValueId> {
+        let channels = self.shapes[of].channels();
+        self.spend(channels.saturating_mul(4))?;
+        // 1 + the smallest of all floats is 1.
+        let norm = self.push(name, Op::BatchNorm { channels, epsilon: f32::MIN_POSITIVE }, &[of])?;
+        self.set_weight(norm, "weight", &[channels], scale);
+        self.set_weight(norm, "bias", &[channels], shift);
+        self.set_weight(norm, "running_mean", &[channels], vec![0.0; channels]);
+        self.set_weight(norm, "running_var", &[channels], vec![1.0; channels]);
+        Ok(norm)
+    }
+
+    /// `scale · x + shift`, the same for all channels; x itself if that changes nothing.
+    fn uniform_affine(&mut self, name: &str, of: ValueId, scale: f64, shift: f64) -> Read<ValueId> {
+        let (scale, shift) = (scale as f32, shift as f32);
+        if !(scale.is_finite() && shift.is_finite()) {
+            return Err(Refusal::because("multiplies or adds a number that is not finite"));
+        }
+        // 6 · 1/6 in floats.
+        if (scale - 1.0).abs() < 1e-6 && shift.abs() < 1e-12 {
+            return Ok(of);
+        }
+        let channels = self.shapes[of].channels();
+        self.spend(channels.saturating_mul(2))?;
+        self.affine(name, of, vec![scale; channels], vec![shift; channels])
+    }
+
+    /// The elementwise function as nodes.
+    pub fn ramp(&mut self, ramp: &Ramp) -> Read<ValueId> {
+        let Ramp { ref name, of, a, b, low, high, c, d } = *ramp;
+        if !ramp.is_clipped() {
+            return self.uniform_affine(name, of, a, b);
+        }
+        if low >= high {
+            return Err(Refusal::because(format!("clips to an empty range, {low} to {high}")));
+        }
+        if let Some(k) = ramp.hard_sigmoid_factor() {
+            let x = self.push(name, Op::Activation { function: Activation::HardSigmoid }, &[of])?;
+            return self.uniform_affine(&format!("{name}.scaled"), x, k, 0.0);
+        }
+        // Everything else is a ReLU or ReLU6 with its argument and result moved and stretched.
+        let (function, sign, from, stretch) = match (low.is_finite(), high.is_finite()) {
+            (true, false) => (Activation::Relu, 1.0, low, 1.0),
+            (false, true) => (Activation::Relu, -1.0, high, 1.0),
+            _ => (Activation::Relu6, 1.0, low, 6.0 / (high - low)),
+        };
+        let inner = sign * stretch;
+        let x = self.uniform_affine(&format!("{name}.argument"), of, inner * a, inner * (b - from))?;
+        let x = self.push(name, Op::Activation { function }, &[x])?;
+        self.uniform_affine(&format!("{name}.scaled"), x, c * sign / stretch, c * from + d)
+    }
+
+    /// Padding or cropping that no window takes up: a depthwise convolution with one tap of 1.
+    pub fn padded(&mut self, name: &str, padded: Padded) -> Read<ValueId> {
+        let [channels, ..] = self.image(padded.of)?;
+        if padded.pads == [0; 4] {
+            return Ok(padded.of);
+        }
+        if padded.fill != 0.0 {
+            return Err(Refusal::because(format!("pads with {} what no pooling takes up", padded.fill)));
+        }
+        let one = Conv2dGeometry::same(1, 1);
+        let (geometry, margin) = with_pads(&one, padded.pads)?;
+        self.spend(channels.saturating_mul(geometry.taps()))?;
+        let kernel = enlarged(&[1.0], &geometry, margin);
+        let kind = ConvKind::Grouped(channels);
+        let [height, width] = geometry.kernel;
+        let op = Op::Conv2d { in_channels: channels, out_channels: channels, geometry, kind, bias: false };
+        let conv = self.push(name, op, &[padded.of])?;
+        self.set_weight(conv, "weight", &[channels, 1, height, width], kernel.repeat(channels));
+        Ok(conv)
+    }
+
+    /// A value as an image of 1×1 pixels: what was flattened is unflattened, with the layers behind it.
+    pub fn as_image(&mut self, value: ValueId) -> Read<ValueId> {
+        self.unflattened(value, 16)
+    }
+
+    /// As [`Network::as_image`], looking back so many nodes.
+    fn unflattened(&mut self, value: ValueId, depth: usize) -> Read<ValueId> {
+        if let Shape::Image { .. } = self.shapes[value] {
+            return Ok(value);
+        }
+        let Node { name, op, inputs } = self.graph.nodes[value].clone();
+        let refused = || Refusal::because("makes an image of features that were none");
+        let from = *inputs.first().ok_or_else(refused)?;
+        match op {
+            Op::Flatten if self.shapes[from].size() == [1, 1] => Ok(from),
+            Op::Activation { .. } | Op::BatchNorm { .. } | Op::Linear { .. } if depth > 0 => {
+                let input = self.unflattened(from, depth - 1)?;
+                let op = match op {
+                    Op::Linear { in_features, out_features, bias } => Op::Conv2d {
+                        in_channels: in_features,
+                        out_channels: out_features,
+                        geometry: Conv2dGeometry::same(1, 1),
+                        kind: ConvKind::Standard,
+                        bias,
+                    },
+                    other => other,
+                };
+                let image = self.push(&name, op, &[input])?;
+                for suffix in ["weight", "bias", "running_mean", "running_var"] {
+                    let Some(tensor) = self.weights.get(&format!("{name}.{suffix}")).cloned() else { continue };
+                    self.spend(tensor.data.len())?;
+                    let extra = if tensor.shape.len() == 2 { &[1, 1][..] } else { &[] };
+                    self.set_weight(image, suffix, &[&tensor.shape, extra].concat(), tensor.data);
+                }
+                Ok(image)
+            }
+            _ => Err(refused()),
+        }
+    }
+}
+
+/// The window of a convolution of an image with these many pixels added around it, or cut off where negative, and how far
+/// the kernel lies from the window's top, left, bottom and right: cutting off a pixel is reading past it by a tap of 0.
+pub(crate) fn with_pads(geometry: &Conv2dGeometry, pads: [i64; 4]) -> Read<(Conv2dGeometry, [usize; 4])> {
+    let mut geometry = geometry.clone();
+    let mut margin = [0; 4];
+    for side in 0..4 {
+        let padding = (geometry.padding[side] as i64).checked_add(pads[side]);
+        let padding = padding.ok_or_else(|| Refusal::because("pads by a number too large"))?;
+        geometry.padding[side] = padding.max(0) as usize;
+        margin[side] = padding.min(0).unsigned_abs() as usize;
+    }
+    if margin != [0; 4] {
+        if geometry.dilation != [1, 1] && geometry.kernel != [1, 1] {
+            return Err(Refusal::because("crops the image of a convolution with dilation"));
+        }
+        geometry.dilation = [1, 1];
+        for axis in 0..2 {
+            geometry.kernel[axis] = geometry.kernel[axis].saturating_add(margin[axis]).saturating_add(margin[axis + 2]);
+        }
+    }
+    geometry.validate().map_err(|error| Refusal::because(error.to_string()))?;
+    Ok((geometry, margin))
+}
+
+/// Kernels in the larger window that [`with_pads`] gives them.
+pub(crate) fn enlarged(kernels: &[f32], geometry: &Conv2dGeometry, margin: [usize; 4]) -> Vec<f32> {
+    let [top, left, bottom, right] = margin;
+    let [height, width] = [geometry.kernel[0] - top - bottom, geometry.kernel[1] - left - right];
+    let taps = geometry.taps();
+    let mut larger = vec![0.0; kernels.len() / (height * width) * taps];
+    for (kernel, larger) in kernels.chunks(height * width).zip(larger.chunks_mut(taps)) {
+        for (y, row) in kernel.chunks(width).enumerate() {
+            larger[(y + top) * geometry.kernel[1] + left..][..width].copy_from_slice(row);
+        }
+    }
+    larger
+}

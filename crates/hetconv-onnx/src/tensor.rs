@@ -1,0 +1,237 @@
+//! The tensors of an ONNX file, believed only once their claims have been checked against the bytes that are there.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Component, Path, PathBuf};
+
+use prost::bytes::Bytes;
+
+use crate::proto::TensorProto;
+use crate::proto::tensor_proto::{DataLocation, DataType};
+
+/// What is wrong with a tensor.
+#[derive(Debug, thiserror::Error)]
+pub enum TensorFault {
+    /// A negative extent, extents whose product cannot be counted, or more than 32 of them.
+    #[error("its dimensions {0:?} are not sizes")]
+    Dims(Vec<i64>),
+    /// Another amount of data than the dimensions ask for.
+    #[error("its dimensions {dims:?} ask for {expected} {unit}, but {found} are there")]
+    Length {
+        /// The dimensions it claims.
+        dims: Vec<i64>,
+        /// How much data they need.
+        expected: usize,
+        /// How much there is.
+        found: usize,
+        /// `bytes` or `elements`.
+        unit: &'static str,
+    },
+    /// An element type that is not supported.
+    #[error("its element type {0} is not supported")]
+    ElementType(String),
+    /// External data of a model that was read from memory.
+    #[error("its data is in another file, but the model was not read from a folder")]
+    NoFolder,
+    /// External data outside the model's folder.
+    #[error("its data is said to be in `{0}`, which is not in the model's folder")]
+    Outside(String),
+    /// An external-data entry that makes no sense.
+    #[error("its external data has {key} `{value}`, which is not a number")]
+    External {
+        /// `offset` or `length`.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// External data that cannot be read.
+    #[error("`{}`: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the file system says.
+        source: std::io::Error,
+    },
+}
+
+/// The elements of a tensor: floats of any width as `f32`, integers of any width as `i64`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Elements {
+    Float(Vec<f32>),
+    Int(Vec<i64>),
+}
+
+/// The most axes a tensor may have.
+pub(crate) const MOST_AXES: usize = 32;
+
+/// The extents of a tensor and their product.
+pub(crate) fn checked_dims(dims: &[i64]) -> Result<(Vec<usize>, usize), TensorFault> {
+    let fault = || TensorFault::Dims(dims.iter().copied().take(MOST_AXES + 1).collect());
+    if dims.len() > MOST_AXES {
+        return Err(fault());
+    }
+    let sizes: Vec<usize> =
+        dims.iter().map(|&dim| usize::try_from(dim)).collect::<Result<_, _>>().map_err(|_| fault())?;
+    // Checked without zeros: [2⁶², 0, 2⁶²] has no elements, but its product overflows on the way.
+    let count = |total: usize, &size: &usize| total.checked_mul(size.max(1));
+    let elements =
+        sizes.iter().try_fold(1, count).filter(|&total| total <= isize::MAX as usize / 8).ok_or_else(fault)?;
+    Ok((sizes.clone(), if sizes.contains(&0) { 0 } else { elements }))
+}
+
+/// Reads a tensor; `folder` is where external data may be.
+pub(crate) fn read(tensor: &TensorProto, folder: Option<&Path>) -> Result<(Vec<usize>, Elements), TensorFault> {
+    let (dims, count) = checked_dims(&tensor.dims)?;
+    let data_type = DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined);
+    let raw = if tensor.data_location() == DataLocation::External {
+        Some(external_data(tensor, data_type, count, folder)?)
+    } else {
+        tensor.raw_data.clone()
+    };
+    let unknown = || TensorFault::ElementType(data_type.as_str_name().to_owned());
+    let Some(raw) = raw else {
+        let elements = match data_type {
+            DataType::Float => Elements::Float(tensor.float_data.clone()),
+            DataType::Double => Elements::Float(tensor.double_data.iter().map(|&x| x as f32).collect()),
+            DataType::Float16 => Elements::Float(tensor.int32_data.iter().map(|&x| half(x as u16)).collect()),
+            DataType::Bfloat16 => Elements::Float(tensor.int32_data.iter().map(|&x| brain(x as u16)).collect()),
+            DataType::Int64 => Elements::Int(tensor.int64_data.clone()),
+            DataType::Int32 | DataType::Int8 | DataType::Uint8 | DataType::Bool => {
+                Elements::Int(tensor.int32_data.iter().map(|&x| x.into()).collect())
+            }
+            _ => return Err(unknown()),
+        };
+        let found = match &elements {
+            Elements::Float(data) => data.len(),
+            Elements::Int(data) => data.len(),
+        };
+        if found != count {
+            let dims = tensor.dims.clone();
+            return Err(TensorFault::Length { dims, expected: count, found, unit: "elements" });
+        }
+        return Ok((dims, elements));
+    };
+    let width = width(data_type).ok_or_else(unknown)?;
+    if raw.len() != count * width {
+        let (dims, expected, found) = (tensor.dims.clone(), count * width, raw.len());
+        return Err(TensorFault::Length { dims, expected, found, unit: "bytes" });
+    }
+    let elements = match data_type {
+        DataType::Float => Elements::Float(decode(&raw, f32::from_le_bytes)),
+        DataType::Double => Elements::Float(decode(&raw, |bytes| f64::from_le_bytes(bytes) as f32)),
+        DataType::Float16 => Elements::Float(decode(&raw, |bytes| half(u16::from_le_bytes(bytes)))),
+        DataType::Bfloat16 => Elements::Float(decode(&raw, |bytes| brain(u16::from_le_bytes(bytes)))),
+        DataType::Int64 => Elements::Int(decode(&raw, i64::from_le_bytes)),
+        DataType::Int32 => Elements::Int(decode(&raw, |bytes| i32::from_le_bytes(bytes).into())),
+        DataType::Int8 => Elements::Int(decode(&raw, |bytes| i8::from_le_bytes(bytes).into())),
+        _ => Elements::Int(decode(&raw, |bytes| u8::from_le_bytes(bytes).into())),
+    };
+    Ok((dims, elements))
+}
+
+/// Bytes of one element, of the types that are read.
+fn width(data_type: DataType) -> Option<usize> {
+    match data_type {
+        DataType::Int8 | DataType::Uint8 | DataType::Bool => Some(1),
+        DataType::Float16 | DataType::Bfloat16 => Some(2),
+        DataType::Float | DataType::Int32 => Some(4),
+        DataType::Double | DataType::Int64 => Some(8),
+        _ => None,
+    }
+}
+
+fn decode<const WIDTH: usize, T>(raw: &[u8], element: impl Fn([u8; WIDTH]) -> T) -> Vec<T> {
+    let (elements, _) = raw.as_chunks();
+    elements.iter().map(|&bytes| element(bytes)).collect()
+}
+
+/// A number of IEEE half precision.
+fn half(bits: u16) -> f32 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f32::from(bits & 0x3ff));
+    match exponent {
+        0 => sign * fraction * 2_f32.powi(-24),
+        0x1f if fraction == 0.0 => sign * f32::INFINITY,
+        0x1f => f32::NAN,
+        _ => sign * (1.0 + fraction / 1024.0) * 2_f32.powi(exponent - 15),
+    }
+}
+
+/// A bfloat16: the upper half of a float.
+fn brain(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The bytes of a tensor that are in a file of their own, which must lie in the model's folder.
+fn external_data(
+    tensor: &TensorProto,
+    data_type: DataType,
+    count: usize,
+    folder: Option<&Path>,
+) -> Result<Bytes, TensorFault> {
+    let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
+    let number = |key: &str| {
+        let parse = |value: &str| {
+            value.parse().map_err(|_| TensorFault::External { key: key.to_owned(), value: value.to_owned() })
+        };
+        entry(key).map(parse).transpose()
+    };
+    let location = entry("location").unwrap_or_default();
+    let folder = folder.ok_or(TensorFault::NoFolder)?;
+    let path = file_inside(folder, location)?;
+    let failed = |source| TensorFault::Io { path: path.clone(), source };
+    let mut file = File::open(&path).map_err(failed)?;
+    let available = file.metadata().map_err(failed)?.len();
+    let offset: u64 = number("offset")?.unwrap_or(0);
+    let rest = available.saturating_sub(offset);
+    let found = number("length")?.unwrap_or(rest).min(rest) as usize;
+    let width = width(data_type).ok_or_else(|| TensorFault::ElementType(data_type.as_str_name().to_owned()))?;
+    if found != count * width {
+        let dims = tensor.dims.clone();
+        return Err(TensorFault::Length { dims, expected: count * width, found, unit: "bytes" });
+    }
+    // As much as the file has: a length that lies allocates nothing.
+    let mut bytes = vec![0; found];
+    file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+    file.read_exact(&mut bytes).map_err(failed)?;
+    Ok(Bytes::from(bytes))
+}
+
+/// The file at a relative path that does not leave the folder, not even by a symbolic link.
+fn file_inside(folder: &Path, location: &str) -> Result<PathBuf, TensorFault> {
+    let outside = || TensorFault::Outside(location.to_owned());
+    let relative = Path::new(location);
+    let plain = |component: Component<'_>| matches!(component, Component::Normal(_) | Component::CurDir);
+    if location.is_empty() || !relative.components().all(plain) {
+        return Err(outside());
+    }
+    let path = folder.join(relative);
+    let real = |path: &Path| path.canonicalize().map_err(|source| TensorFault::Io { path: path.to_owned(), source });
+    let found = real(&path)?;
+    if found.starts_with(real(folder)?) && found.is_file() { Ok(found) } else { Err(outside()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_floats() {
+        for (bits, value) in
+            [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 2_f32.powi(-24)), (0x7bff, 65504.0), (0x3555, 0.333_251_95)]
+        {
+            assert_eq!(half(bits), value);
+        }
+        assert_eq!(half(0xfc00), f32::NEG_INFINITY);
+        assert!(half(0x7e00).is_nan());
+        assert_eq!(brain(0x3fc0), 1.5);
+    }
+
+    #[test]
+    fn dims_that_cannot_be_counted() {
+        assert!(matches!(checked_dims(&[1 << 40, 1 << 40]), Err(TensorFault::Dims(_))));
+        assert!(matches!(checked_dims(&[-1, 3]), Err(TensorFault::Dims(_))));
+        assert_eq!(checked_dims(&[3, 0, 2]).unwrap(), (vec![3, 0, 2], 0));
+        assert_eq!(checked_dims(&[]).unwrap(), (vec![], 1));
+    }
+}

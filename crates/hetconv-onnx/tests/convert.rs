@@ -1,0 +1,322 @@
+//! HetConv in place of the convolutions of a file, and everything else as it was.
+
+#[path = "../../hetconv-graph/tests/common/mod.rs"]
+mod common;
+
+use std::sync::Arc;
+
+use common::{distinct_weights, random_image, run};
+use hetconv_core::{Conv2dGeometry, HetPattern};
+use hetconv_graph::{Activation, ArrangementKind, ConvKind, GraphBuilder, ModelFile, NameFilter, Normalisation, zoo};
+use hetconv_onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use hetconv_onnx::{
+    ConvertOptions, ConvertedLayer, ExportOptions, ImportOptions, Init, KeptReason, OnnxError, convert, export, import,
+};
+use prost::Message;
+
+/// Convolutions of every kind between other nodes.
+fn file() -> Vec<u8> {
+    let mut b = GraphBuilder::new("foreign");
+    let standard = ConvKind::Standard;
+    let x = b.input("input", [4, 17, 16]);
+    let x = b.conv("stem", x, 8, Conv2dGeometry::same(3, 1), standard.clone(), true);
+    let x = b.relu("relu", x);
+    let y = b.conv("wide", x, 12, Conv2dGeometry::same(3, 2), standard.clone(), true);
+    let y = b.conv("point", y, 8, Conv2dGeometry::same(1, 1), standard.clone(), false);
+    let y = b.conv("grouped", y, 8, Conv2dGeometry::same(3, 1), ConvKind::Grouped(2), false);
+    let y = b.conv("even", y, 8, Conv2dGeometry::square(2, 1, 1, 1), standard.clone(), false);
+    let flat = Conv2dGeometry { kernel: [1, 3], stride: [1, 1], padding: [0, 1, 0, 1], dilation: [1, 1] };
+    let y = b.conv("flat", y, 8, flat, standard.clone(), false);
+    let y = b.conv("dilated", y, 6, Conv2dGeometry::square(3, 1, 1, 2), standard.clone(), false);
+    let y = b.activation("swish", y, Activation::HardSwish);
+    let y = b.conv("cropped", y, 7, Conv2dGeometry::square(3, 1, 0, 1), standard, false);
+    let y = b.global_avg_pool("pool", y);
+    let y = b.flatten("flatten", y);
+    let y = b.linear("classifier", y, 3, true);
+    let graph = b.finish([y]).unwrap();
+    let weights = distinct_weights(&graph, 1);
+    let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(4) };
+    export(&model, &ExportOptions::default()).unwrap()
+}
+
+fn decode(bytes: &[u8]) -> ModelProto {
+    ModelProto::decode(bytes).unwrap()
+}
+
+fn graph(model: &ModelProto) -> &GraphProto {
+    model.graph.as_ref().unwrap()
+}
+
+fn results(bytes: &[u8]) -> Vec<f64> {
+    let model = import(bytes, None, &ImportOptions::default()).unwrap().model;
+    let elements = model.graph.input_shape().unwrap().iter().product();
+    run(&model.graph, &model.weights, &random_image(elements, 1), None).remove(0)
+}
+
+fn layer<'a>(layers: &'a [ConvertedLayer], name: &str) -> &'a ConvertedLayer {
+    layers.iter().find(|layer| layer.name == name).unwrap()
+}
+
+fn named(name: &'static str) -> NameFilter {
+    Arc::new(move |candidate: &str| candidate == name)
+}
+
+#[test]
+fn each_convolution_is_converted_or_says_why_not() {
+    let converted = convert(&file(), None, &ConvertOptions::new(4)).unwrap();
+    let report = converted.report;
+    let kept: Vec<(&str, Option<KeptReason>)> =
+        report.layers.iter().map(|layer| (layer.name.as_str(), layer.kept.clone())).collect();
+    assert_eq!(
+        kept,
+        [
+            ("stem", Some(KeptReason::First)),
+            ("wide", None),
+            ("point", Some(KeptReason::Pointwise)),
+            ("grouped", Some(KeptReason::Grouped(2))),
+            ("even", Some(KeptReason::Kernel)),
+            ("flat", Some(KeptReason::Kernel)),
+            ("dilated", None),
+            ("cropped", Some(KeptReason::Parts { asked: 4 })),
+        ]
+    );
+    // 8 and 12 channels go by 4, 8 and 6 by 2.
+    assert_eq!((layer(&report.layers, "wide").parts, layer(&report.layers, "dilated").parts), (Some(4), Some(2)));
+    let wide = layer(&report.layers, "wide");
+    assert_eq!((wide.in_channels, wide.out_channels, wide.kernel.as_slice()), (8, 12, &[3, 3][..]));
+    assert_eq!((wide.before.params, wide.after.params), (12 * 8 * 9 + 12, 12 * (8 + 2 * 8) + 12));
+    assert_eq!((wide.before.macs, wide.after.macs), (Some(72 * 12 * 8 * 9), Some(72 * 12 * (8 + 2 * 8))));
+    let imported = import(&converted.bytes, None, &ImportOptions::default()).unwrap();
+    assert_eq!(imported.het_layers, ["wide", "dilated"]);
+    let cost = imported.model.graph.cost().unwrap();
+    let convs = cost.layers.iter().filter(|layer| layer.op == "conv2d");
+    let (params, macs) = convs.fold((0, 0), |sum, layer| (sum.0 + layer.params, sum.1 + layer.macs));
+    assert_eq!((report.after.params, report.after.macs), (params, Some(macs)));
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["layers"][0]["kept"], "first");
+}
+
+#[test]
+fn everything_else_keeps_its_bytes() {
+    // A field of the format's future is not lost either.
+    let mut bytes = file();
+    let unknown = [0x9a, 0x3f, 3, 1, 2, 3];
+    bytes.extend(unknown);
+    let converted = convert(&bytes, None, &ConvertOptions::new(4)).unwrap().bytes;
+    assert!(converted.windows(unknown.len()).any(|window| window == unknown));
+    let (before, after) = (decode(&bytes), decode(&converted));
+    let gone = ["wide", "dilated"];
+    for node in graph(&before).node.iter().filter(|node| !gone.contains(&node.name())) {
+        assert!(graph(&after).node.contains(node), "{}", node.name());
+    }
+    for tensor in &graph(&before).initializer {
+        let dropped = gone.iter().any(|name| tensor.name() == format!("{name}.weight"));
+        assert_eq!(graph(&after).initializer.contains(tensor), !dropped, "{}", tensor.name());
+    }
+    let rest = |model: &ModelProto| ModelProto { graph: None, ..model.clone() };
+    assert_eq!(rest(&before), rest(&after));
+    assert_eq!((&graph(&before).input, &graph(&before).output), (&graph(&after).input, &graph(&after).output));
+    // What is new stands where the convolution stood.
+    let order = |model: &ModelProto| graph(model).node.iter().map(|node| node.name().to_owned()).collect::<Vec<_>>();
+    let new = |name: &str| gone.iter().any(|gone| name.strip_prefix(gone).is_some_and(|rest| rest.starts_with('.')));
+    let kept: Vec<String> = order(&after).into_iter().filter(|name| !new(name)).collect();
+    assert_eq!(kept, order(&before));
+    assert_eq!(order(&after)[2..5], ["wide.ring", "wide.center", "wide"]);
+}
+
+#[test]
+fn projection_keeps_the_taps_that_hetconv_has() {
+    for arrangement in [ArrangementKind::Blocked, ArrangementKind::Shifted] {
+        for parts in [2, 3, 4, 8] {
+            let options = ConvertOptions { arrangement, keep_first: false, ..ConvertOptions::new(parts) };
+            let converted = convert(&file(), None, &options).unwrap();
+            let imported = import(&converted.bytes, None, &ImportOptions::default()).unwrap();
+            // The same by hand, in the file's own graph.
+            let mut by_hand = import(&file(), None, &ImportOptions::default()).unwrap().model;
+            for layer in converted.report.layers.iter().filter(|layer| layer.parts.is_some()) {
+                let (m, n, parts) = (layer.in_channels, layer.out_channels, layer.parts.unwrap());
+                let pattern = match arrangement {
+                    ArrangementKind::Blocked => HetPattern::blocked(m, n, parts).unwrap(),
+                    ArrangementKind::Shifted => HetPattern::shifted(m, n, parts).unwrap(),
+                };
+                let weight = by_hand.weights.get_mut(&format!("{}.weight", layer.name)).unwrap();
+                for (at, tap) in weight.data.iter_mut().enumerate() {
+                    let (filter, channel) = (at / 9 / m, at / 9 % m);
+                    if at % 9 != 4 && !pattern.is_spatial(filter, channel) {
+                        *tap = 0.0;
+                    }
+                }
+            }
+            let image = random_image(4 * 17 * 16, 3);
+            let expected = run(&by_hand.graph, &by_hand.weights, &image, None).remove(0);
+            let found = run(&imported.model.graph, &imported.model.weights, &image, None).remove(0);
+            for (a, b) in expected.iter().zip(&found) {
+                assert!((a - b).abs() < 1e-6 * a.abs().max(1e-3), "{arrangement:?} P = {parts}: {a} became {b}");
+            }
+            let converted_layers = converted.report.layers.iter().filter(|layer| layer.parts.is_some()).count();
+            assert_eq!(imported.het_layers.len(), converted_layers);
+            let macs: u64 = imported.model.graph.cost().unwrap().layers.iter().map(|layer| layer.macs).sum();
+            assert_eq!(Some(macs - 21), converted.report.after.macs);
+        }
+    }
+}
+
+#[test]
+fn fresh_weights_come_from_the_seed() {
+    let random = |seed| {
+        convert(&file(), None, &ConvertOptions { init: Init::Random { seed }, ..ConvertOptions::new(4) }).unwrap().bytes
+    };
+    assert_eq!(random(1), random(1));
+    assert_ne!(results(&random(1)), results(&random(2)));
+}
+
+#[test]
+fn names_decide() {
+    let options = ConvertOptions {
+        exclude: Some(named("wide")),
+        parts_by_name: vec![(named("cropped"), 1), (named("dilated"), 6)],
+        keep_first: false,
+        arrangement: ArrangementKind::Shifted,
+        ..ConvertOptions::new(2)
+    };
+    let report = convert(&file(), None, &options).unwrap().report;
+    let fates: Vec<(&str, Option<usize>)> = report
+        .layers
+        .iter()
+        .map(|layer| (layer.name.as_str(), layer.parts))
+        .filter(|(_, parts)| parts.is_some())
+        .collect();
+    assert_eq!(fates, [("stem", Some(2)), ("dilated", Some(6))]);
+    assert_eq!(layer(&report.layers, "wide").kept, Some(KeptReason::Excluded));
+    assert_eq!(layer(&report.layers, "cropped").kept, Some(KeptReason::Parts { asked: 1 }));
+}
+
+#[test]
+fn nothing_converted_is_an_error_with_the_reasons() {
+    let graph = zoo::build(&"mobilenet-cifar".parse().unwrap(), 10).unwrap();
+    let weights = distinct_weights(&graph, 1);
+    let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
+    let bytes = export(&model, &ExportOptions::default()).unwrap();
+    let error = convert(&bytes, None, &ConvertOptions::new(4)).unwrap_err();
+    let OnnxError::NothingConverted { kept } = &error else { panic!("{error}") };
+    assert_eq!(kept.len(), 27);
+    let message = error.to_string();
+    assert!(
+        message.contains("`stem`: the first convolution") || message.contains("the first convolution"),
+        "{message}"
+    );
+    assert!(message.contains("and 12 more: a 1×1 kernel"), "{message}");
+    assert!(matches!(convert(&bytes, None, &ConvertOptions::new(0)), Err(OnnxError::NoParts)));
+}
+
+/// The file's model with something changed.
+fn changed(change: impl FnOnce(&mut ModelProto)) -> Vec<u8> {
+    let mut model = decode(&file());
+    change(&mut model);
+    model.encode_to_vec()
+}
+
+#[test]
+fn a_network_that_cannot_be_executed_is_converted_all_the_same() {
+    let bytes = changed(|model| {
+        let graph = model.graph.as_mut().unwrap();
+        let swish = graph.node.iter_mut().find(|node| node.name() == "swish").unwrap();
+        swish.op_type = Some("Erf".to_owned());
+    });
+    assert!(import(&bytes, None, &ImportOptions::default()).is_err());
+    let converted = convert(&bytes, None, &ConvertOptions::new(4)).unwrap();
+    assert_eq!(converted.report.layers.iter().filter(|layer| layer.parts.is_some()).count(), 2);
+    // Image sizes are not known, and neither are MACs.
+    assert_eq!(converted.report.after.macs, None);
+    assert!(converted.report.after.params < converted.report.before.params);
+}
+
+#[test]
+fn weights_that_others_read_stay() {
+    // Another node, the graph itself, a branch of an If: whoever it is.
+    let readers: [fn(&mut GraphProto); 3] = [
+        |graph| {
+            let input = vec!["wide.weight".to_owned()];
+            let output = vec!["other".to_owned()];
+            graph.node.push(NodeProto { input, output, op_type: Some("Relu".to_owned()), ..Default::default() });
+        },
+        |graph| graph.output.push(ValueInfoProto { name: Some("wide.weight".to_owned()), ..Default::default() }),
+        |graph| {
+            let reader = NodeProto { input: vec!["wide.weight".to_owned()], ..Default::default() };
+            let branch = GraphProto { node: vec![reader], ..Default::default() };
+            let attribute = hetconv_onnx::proto::AttributeProto { g: Some(branch), ..Default::default() };
+            graph.node.push(NodeProto { attribute: vec![attribute], ..Default::default() });
+        },
+    ];
+    for reader in readers {
+        let bytes = changed(|model| reader(model.graph.as_mut().unwrap()));
+        let converted = decode(&convert(&bytes, None, &ConvertOptions::new(4)).unwrap().bytes);
+        let names: Vec<&str> = graph(&converted).initializer.iter().map(TensorProto::name).collect();
+        assert!(names.contains(&"wide.weight") && !names.contains(&"dilated.weight"), "{names:?}");
+    }
+}
+
+#[test]
+fn weights_of_constant_nodes_and_old_files() {
+    let bytes = changed(|model| {
+        // In version 3 of the format every initializer is an input.
+        model.ir_version = Some(3);
+        let graph = model.graph.as_mut().unwrap();
+        for tensor in &graph.initializer {
+            graph.input.push(ValueInfoProto { name: tensor.name.clone(), ..Default::default() });
+        }
+        let at = graph.initializer.iter().position(|tensor| tensor.name() == "dilated.weight").unwrap();
+        let tensor = graph.initializer.remove(at);
+        graph.input.retain(|input| input.name() != "dilated.weight");
+        let value = hetconv_onnx::proto::AttributeProto {
+            name: Some("value".to_owned()),
+            t: Some(tensor),
+            ..Default::default()
+        };
+        let output = vec!["dilated.weight".to_owned()];
+        let op_type = Some("Constant".to_owned());
+        graph.node.insert(0, NodeProto { output, op_type, attribute: vec![value], ..Default::default() });
+    });
+    assert_eq!(results(&bytes), results(&file()));
+    let converted = convert(&bytes, None, &ConvertOptions::new(4)).unwrap();
+    assert_eq!(results(&converted.bytes), results(&convert(&file(), None, &ConvertOptions::new(4)).unwrap().bytes));
+    let converted = decode(&converted.bytes);
+    let graph = graph(&converted);
+    assert!(graph.node.iter().all(|node| node.op_type() != "Constant"));
+    for tensor in &graph.initializer {
+        assert!(graph.input.iter().any(|input| input.name() == tensor.name()), "{}", tensor.name());
+    }
+    assert!(graph.input.iter().all(|input| input.name() != "wide.weight"));
+}
+
+#[test]
+fn automatic_padding() {
+    let with = |auto_pad: &str| {
+        changed(|model| {
+            let graph = model.graph.as_mut().unwrap();
+            for node in graph.node.iter_mut().filter(|node| ["wide", "dilated"].contains(&node.name())) {
+                node.attribute.retain(|attribute| attribute.name() != "pads");
+                node.attribute.push(hetconv_onnx::proto::AttributeProto {
+                    name: Some("auto_pad".to_owned()),
+                    s: Some(auto_pad.as_bytes().to_vec()),
+                    r#type: Some(3),
+                    ..Default::default()
+                });
+            }
+        })
+    };
+    for auto_pad in ["VALID", "SAME_UPPER", "SAME_LOWER"] {
+        let bytes = with(auto_pad);
+        let converted = convert(&bytes, None, &ConvertOptions::new(2)).unwrap();
+        // At stride 2 the padding depends on the image.
+        let wide = layer(&converted.report.layers, "wide").kept.clone();
+        assert_eq!(wide, (auto_pad != "VALID").then_some(KeptReason::AutoPad));
+        let shape = |bytes: &[u8], name: &str| {
+            let graph = import(bytes, None, &ImportOptions::default()).unwrap().model.graph;
+            graph.shapes().unwrap()[graph.find(name).unwrap()]
+        };
+        for name in ["wide", "dilated"] {
+            assert_eq!(shape(&bytes, name), shape(&converted.bytes, name), "{auto_pad}");
+        }
+    }
+}

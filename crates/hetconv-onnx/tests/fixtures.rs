@@ -1,0 +1,75 @@
+//! The files of `fixtures`: what ONNX Runtime computed from them, the graph they are read as computes, too.
+
+#[path = "../../hetconv-graph/tests/common/mod.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use common::run;
+use hetconv_graph::{ConvKind, Op};
+use hetconv_onnx::proto::ModelProto;
+use hetconv_onnx::{ImportOptions, Imported, import_file};
+use prost::Message;
+use serde_json::Value;
+
+fn files() -> BTreeMap<String, PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let onnx = paths.filter(|path| path.extension().is_some_and(|extension| extension == "onnx"));
+    onnx.map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), path)).collect()
+}
+
+/// What a fixture says about itself.
+fn expected(path: &Path) -> Value {
+    let model = ModelProto::decode(std::fs::read(path).unwrap().as_slice()).unwrap();
+    let entry = model.metadata_props.iter().find(|entry| entry.key() == "expected").unwrap();
+    serde_json::from_str(entry.value()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn read(path: &Path) -> Imported {
+    import_file(path, &ImportOptions::default()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn results_are_those_of_onnx_runtime() {
+    let files = files();
+    assert!(files.len() >= 28);
+    for (name, path) in files {
+        let (model, expected) = (read(&path).model, expected(&path));
+        let results = run(&model.graph, &model.weights, &numbers(&expected["input"]), None);
+        let output = numbers(&expected["output"]);
+        let largest = output.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        assert_eq!(results[0].len(), output.len(), "{name}");
+        for (index, (a, b)) in results[0].iter().zip(&output).enumerate() {
+            assert!((a - b).abs() <= 3e-6 * largest, "{name}: output {index} is {a}, not {b}");
+        }
+    }
+}
+
+#[test]
+fn hetconv_is_recognised_whoever_wrote_it() {
+    let mut layers = 0;
+    for (name, path) in files() {
+        let (imported, expected) = (read(&path), expected(&path));
+        let graph = &imported.model.graph;
+        let classes = |node: &hetconv_graph::Node| match &node.op {
+            Op::Conv2d { kind: ConvKind::Het(pattern), .. } => Some(serde_json::json!([node.name, pattern.classes()])),
+            _ => None,
+        };
+        let found: Vec<Value> = graph.nodes.iter().filter_map(classes).collect();
+        assert_eq!(Value::Array(found), expected["het"], "{name}");
+        assert_eq!(imported.het_layers.len(), expected["het"].as_array().unwrap().len());
+        layers += imported.het_layers.len();
+        if let Some(macs) = expected["macs"].as_u64() {
+            assert_eq!(graph.cost().unwrap().macs, macs, "{name}");
+            // Nothing is left of the gathers, sums and other convolutions.
+            assert_eq!(graph.nodes.len(), 2, "{name}: {graph:?}");
+        }
+    }
+    assert_eq!(layers, 12);
+}
