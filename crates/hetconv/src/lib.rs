@@ -38,6 +38,7 @@ pub use hetconv_burn as burn;
 pub use hetconv_core as core;
 pub use hetconv_graph as graph;
 pub use hetconv_kernels as kernels;
+pub use hetconv_onnx as onnx;
 pub use hetconv_train as train;
 
 pub mod report;

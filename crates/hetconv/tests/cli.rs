@@ -184,10 +184,28 @@ fn bad_usage_is_2_and_says_what_would_do() {
     assert!(failure(here.path(), 2, &["compare", "--model", "resnet20_p4"]).contains("--variants"));
     assert!(failure(here.path(), 2, &["compare", "--variants", "p4,p4"]).contains("twice"));
     assert!(failure(here.path(), 2, &["compare", "--seeds", "1,1"]).contains("twice"));
-    assert!(failure(here.path(), 2, &["summary", "net.onnx"]).contains("ONNX"));
     assert!(failure(here.path(), 2, &["benchmark", "--model", "resnet20"]).contains("--training"));
     assert!(failure(here.path(), 2, &["summary", "resnet20", "--classes", "0"]).contains("--classes"));
     assert!(failure(here.path(), 2, &["data", "prepare", "synthetic", "--image-size", "0"]).contains("1 to 4096"));
+}
+
+#[test]
+fn an_exported_network_is_counted_as_the_network_itself() {
+    let here = here();
+    let macs = |model: &str| {
+        let summary = json(here.path(), &["summary", model]);
+        (summary["macs"].as_u64().unwrap(), summary["stages"].as_u64().unwrap())
+    };
+    let expected = macs("small-cifar_p4");
+    for style in ["standard", "dense", "function"] {
+        let file = format!("{style}.onnx");
+        let exported = json(here.path(), &["export", "small-cifar_p4", "--style", style, "--output", &file]);
+        assert_eq!(exported["model"], "small-cifar_p4", "{style}");
+        assert_eq!(macs(&file), expected, "{style}");
+    }
+    assert!(failure(here.path(), 1, &["summary", "missing.onnx"]).contains("missing.onnx"));
+    std::fs::write(here.path().join("broken.onnx"), [8, 255, 255]).unwrap();
+    assert!(failure(here.path(), 1, &["summary", "broken.onnx"]).contains("broken.onnx"));
 }
 
 #[test]
@@ -216,7 +234,7 @@ fn a_run_that_cannot_be_done_is_2_and_leaves_nothing() {
 fn every_command_has_help_with_an_example() {
     let here = here();
     let help = stdout(&hetconv(here.path(), &["--help"]));
-    let commands = ["compare", "list", "summary", "train", "eval", "predict", "benchmark", "data", "report", "checks"];
+    let commands = ["compare", "list", "summary", "train", "eval", "predict", "benchmark", "export", "data", "report", "checks"];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
     }

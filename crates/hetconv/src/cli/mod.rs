@@ -5,6 +5,7 @@ mod checks;
 mod compare;
 mod data;
 mod eval;
+mod export;
 mod list;
 mod model;
 mod output;
@@ -51,6 +52,7 @@ enum Command {
     Eval(eval::Args),
     Predict(predict::Args),
     Benchmark(benchmark::Args),
+    Export(export::Args),
     Data(data::Args),
     Report(report::Args),
     Checks(checks::Args),
@@ -93,6 +95,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Eval(args) => eval::run(&args, &output),
         Command::Predict(args) => predict::run(&args, &output),
         Command::Benchmark(args) => benchmark::run(&args, &output),
+        Command::Export(args) => export::run(&args, &output),
         Command::Data(args) => data::run(&args, &output),
         Command::Report(args) => report::run(&args, &output),
         Command::Checks(args) => checks::run(&args, &output),

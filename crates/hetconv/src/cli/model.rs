@@ -1,9 +1,10 @@
-//! What a person means by MODEL: a network's name or a model file.
+//! What a person means by MODEL: a network's name, a model file or an ONNX file.
 
 use std::path::Path;
 
 use anyhow::Result;
 use hetconv::graph::{ConvKind, Graph, ModelFile, ModelName, Op, Substitution, zoo};
+use hetconv::onnx::{self, ImportOptions};
 
 use super::usage::bad_usage;
 
@@ -18,7 +19,8 @@ pub fn open(model: &str) -> Result<Model> {
     let path = Path::new(model);
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if extension == "onnx" {
-        bad_usage!("{model}: ONNX files are not supported; give a network's name or a .safetensors model file");
+        let imported = onnx::import_file(path, &ImportOptions::default())?;
+        return Ok(Model::File(Box::new(imported.model)));
     }
     // No network's name looks like this, so a file is meant even if it isn't there.
     if path.exists() || extension == "safetensors" || path.components().count() > 1 {

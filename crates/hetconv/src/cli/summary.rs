@@ -18,9 +18,10 @@ batch-norm are not counted. FLOPs here are 2 · MACs. Stages are convolutions th
 Examples:
   hetconv summary vgg16-cifar_p4
   hetconv summary resnet50_p4 --input 1,3,256,256 --format json
-  hetconv summary runs/p4/model.safetensors")]
+  hetconv summary runs/p4/model.safetensors
+  hetconv summary network.onnx")]
 pub struct Args {
-    /// A network's name (see `hetconv list`) or a model file
+    /// A network's name (see `hetconv list`), a model file or an ONNX file
     model: String,
 
     /// Images, channels, height, width; MACs and FLOPs are those of so many images
