@@ -53,6 +53,10 @@ class Contender:
     command: tuple
     read: Callable
 
+    def is_ours(self):
+        """Whether it is this project: without configurations to try, and not allowed to fail."""
+        return self.engine.startswith("hetconv")
+
     def run(self, threads, extra):
         """A list of `{case, median_ms, …}`."""
         own = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor")}
@@ -123,7 +127,12 @@ def inference(options):
     """For every model, its contenders."""
     for model in options.models:
         file = fresh_model(model)
+        case = f"{model} b{options.batch}"
+        read = lambda out, case=case: [json.loads(out) | {"case": case}]
+        ours = (options.hetconv, *"benchmark --format json --model".split(), file, "--batch", options.batch)
         contenders = [
+            Contender("hetconv", "", ours, read),
+            Contender("hetconv-exact", "", (*ours, "--exact"), read),
             *torch_peers(
                 *("inference", "--file", file, "--batch", options.batch),
                 **{"form": forms(file), "layout": ["nchw", "nhwc"], "mode": ["eager", "freeze", "compile"]},
@@ -162,13 +171,13 @@ def compare(contenders, threads, options):
     """The results of contenders for the same cases: a record for every case and engine."""
     tried = defaultdict(list)
     for contender in contenders:
-        if contender.engine == "hetconv":
+        if contender.is_ours():
             continue
         note(f"trying {contender.engine} {contender.configuration} with {threads} threads")
         for found in attempt(contender, threads, QUICK, options):
             tried[found["case"], contender.engine].append((found["median_ms"], contender))
     chosen = {who for found in tried.values() for time, who in found if time <= 1.05 * min(time for time, _ in found)}
-    order = [contender for contender in contenders if contender in chosen or contender.engine == "hetconv"]
+    order = [contender for contender in contenders if contender in chosen or contender.is_ours()]
     results = defaultdict(lambda: defaultdict(list))
     for round in range(options.rounds):
         note(f"round {round + 1} of {options.rounds} with {threads} threads")
@@ -183,7 +192,7 @@ def attempt(contender, threads, extra, options):
     try:
         return contender.run(threads, extra)
     except RuntimeError as failure:
-        if contender.engine == "hetconv":
+        if contender.is_ours():
             raise
         note(f"FAILED: {failure}")
         options.failed.append(f"{contender.engine} {contender.configuration}, {threads} threads")
