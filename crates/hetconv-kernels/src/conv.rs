@@ -152,14 +152,9 @@ impl Conv {
 
     /// MACs of the layer for one image, as the paper counts them: taps on padding included.
     pub fn macs(&self) -> usize {
-        let pixels = self.out_size[0] * self.out_size[1];
-        let taps = self.spec.geometry.taps();
-        let weights = match &self.spec.kind {
-            ConvKind::Standard => self.spec.in_channels * self.spec.out_channels * taps,
-            ConvKind::Grouped(groups) => self.spec.in_channels / groups * self.spec.out_channels * taps,
-            ConvKind::Het(pattern) => pattern.weights(taps),
-        };
-        pixels * weights
+        let ConvSpec { in_channels, out_channels, geometry, kind, .. } = &self.spec;
+        let weights = kind.weights(*in_channels, *out_channels, geometry.taps());
+        weights * self.out_size[0] * self.out_size[1]
     }
 
     /// MACs of the layer's own pattern that forward executes for one image: taps on padding are skipped.

@@ -45,3 +45,7 @@ pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;
 pub use pack::Direction;
 pub use simd::{Simd, Task};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -539,11 +539,11 @@ impl Visitor for Pack<'_> {
         };
         let (filters, channels) = (self.spec.out_order.channels(), self.spec.in_order.channels());
         let (filter, channel) = (filters[filter] as usize, channels[channel] as usize);
-        if self.group.is_center {
-            self.packed[self.places[0] + at] = self.source[filter * self.row + channel];
+        let Some(place) = self.classes.place(self.group, filter, channel) else { return };
+        if let &[first] = &self.places[..] {
+            self.packed[first + at] = self.source[filter * self.row + place];
             return;
         }
-        let Some(place) = self.classes.place(self.group, filter, channel) else { return };
         let from = &self.source[filter * self.row + place..][..self.places.len()];
         for (&first, &weight) in self.places.iter().zip(from) {
             self.packed[first + at] = weight;
@@ -621,11 +621,11 @@ impl Visitor for Unpack<'_, '_> {
     fn weight(&mut self, at: usize, output: usize, input: usize) {
         let filter = self.spec.out_order.channels()[output] as usize;
         let channel = self.spec.in_order.channels()[input] as usize;
-        if self.group.is_center {
-            self.rows[output - self.first][channel] = self.packed[self.places[0] + at];
+        let Some(place) = self.classes.place(self.group, filter, channel) else { return };
+        if let &[first] = &self.places[..] {
+            self.rows[output - self.first][place] = self.packed[first + at];
             return;
         }
-        let Some(place) = self.classes.place(self.group, filter, channel) else { return };
         let row = &mut self.rows[output - self.first][place..][..self.places.len()];
         for (&first, slot) in self.places.iter().zip(row) {
             *slot = self.packed[first + at];
