@@ -12,21 +12,26 @@
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
 
+mod product;
+mod weights;
+
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use hetconv_core::Conv2dGeometry;
+use hetconv_core::{Activation, Conv2dGeometry};
 use rayon::prelude::*;
 
 use crate::aligned::Aligned;
-use crate::conv::{ConvSpec, ConvWeights};
 use crate::isa::Isa;
 use crate::moments::{ColumnSums, Moments, SumsOfParts};
-use crate::pack::{Block, Classes, Direction, LINE, Layout, pack};
-use crate::parallel::{Target, groups_of_blocks, images_per_part};
+use crate::pack::{Block, LINE, Layout};
+use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::simd::{Simd, Task};
-use crate::tile::{MAX_ROWS, MAX_STRIDE, Tile, Turned};
-use crate::walk::Walk;
+use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
+
+use product::Product;
+use weights::point_len;
+pub(crate) use weights::{Weights, weights_len};
 
 /// Target pixels of a piece along one axis.
 const OUT: usize = 4;
@@ -34,23 +39,6 @@ const OUT: usize = 4;
 const IN: usize = OUT + 2;
 /// Points of the transformed domain.
 const POINTS: usize = IN * IN;
-
-/// A layer's weights in the transformed domain.
-#[derive(Debug)]
-pub(crate) struct Weights {
-    layout: Layout,
-    /// The direct weights, of which the centre taps of other classes are read.
-    packed: Aligned,
-    /// `[block, point, input of the block's range, stride]`.
-    transformed: Aligned,
-    /// Where each block starts in `transformed`.
-    starts: Vec<usize>,
-}
-
-/// Values from one point of a block to the next; a line more than there are, so that points do not share a set of the cache.
-fn point_len(block: &Block) -> usize {
-    block.range().len() * block.stride + LINE
-}
 
 /// Whether a convolution can be computed this way: 3×3 taps at stride 1.
 pub(crate) fn fits(geometry: &Conv2dGeometry) -> bool {
@@ -80,100 +68,6 @@ pub(crate) fn cost(layout: &Layout, inputs: usize, target_size: [usize; 2], isa:
         sum += block.vectors as f64 * ((OUT * OUT) as f64 * products(block, inputs) + TRANSFORMS[1]);
     }
     pieces * sum
-}
-
-impl Weights {
-    /// Packs and transforms canonical weights.
-    pub fn new(
-        spec: &ConvSpec,
-        classes: &Classes,
-        layout: Layout,
-        direction: Direction,
-        isa: Isa,
-        weights: ConvWeights<'_>,
-    ) -> Self {
-        let packed = pack(spec, classes, &layout, direction, weights);
-        let mut starts = Vec::with_capacity(layout.blocks.len());
-        let mut len = 0;
-        for block in &layout.blocks {
-            starts.push(len);
-            len += POINTS * point_len(block);
-        }
-        let mut transformed = Aligned::zeroed(len);
-        let mut rest = &mut transformed[..];
-        let mut work = Vec::with_capacity(layout.blocks.len());
-        for block in &layout.blocks {
-            let (part, others) = rest.split_at_mut(POINTS * point_len(block));
-            work.push((block, part));
-            rest = others;
-        }
-        let center = layout.center;
-        work.into_par_iter().for_each(|(block, out)| {
-            isa.run(TransformWeights { block, center, flip: direction == Direction::GradInput, packed: &packed, out });
-        });
-        Self { layout, packed, transformed, starts }
-    }
-}
-
-/// G·g·Gᵀ of one block's weights.
-struct TransformWeights<'a> {
-    block: &'a Block,
-    center: Option<usize>,
-    /// Whether taps are read from the last to the first.
-    flip: bool,
-    packed: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Task for TransformWeights<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { block, center, flip, packed, out } = self;
-        let (range, point_len) = (block.range(), point_len(block));
-        let taps: [&[f32]; 9] = std::array::from_fn(|at| {
-            let tap = if flip { 8 - at } else { at };
-            // The centre tap of HetConv holds all inputs, the others the range.
-            let first = if Some(tap) == center { range.start * block.stride } else { 0 };
-            &packed[block.taps[tap] + first..][..range.len() * block.stride]
-        });
-        assert!(out.len() == POINTS * point_len);
-        for at in (0..range.len() * block.stride).step_by(S::LANES) {
-            // SAFETY: rows of weights are whole vectors, so one is left at `at` in every tap and every point.
-            unsafe {
-                let column = |x: usize| {
-                    let tap = |y: usize| simd.load(taps[3 * y + x].as_ptr().add(at));
-                    weight_points(simd, [tap(0), tap(1), tap(2)])
-                };
-                let columns = [column(0), column(1), column(2)];
-                for y in 0..IN {
-                    let row = weight_points(simd, [columns[0][y], columns[1][y], columns[2][y]]);
-                    for (x, &value) in row.iter().enumerate() {
-                        simd.store(out.as_mut_ptr().add((y * IN + x) * point_len + at), value);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// G·g.
-#[inline(always)]
-fn weight_points<S: Simd>(simd: S, g: [S::V; 3]) -> [S::V; IN] {
-    let times = |factor: f32, value| simd.mul(simd.splat(factor), value);
-    let outer = times(-1.0 / 6.0, simd.add(g[0], g[2]));
-    let middle = times(1.0 / 6.0, g[1]);
-    let far = simd.mul_add(simd.splat(1.0 / 6.0), g[2], times(1.0 / 24.0, g[0]));
-    let half = times(1.0 / 12.0, g[1]);
-    [
-        times(0.25, g[0]),
-        simd.sub(outer, middle),
-        simd.add(outer, middle),
-        simd.add(far, half),
-        simd.sub(far, half),
-        g[2],
-    ]
 }
 
 /// Bᵀ·d.
@@ -206,10 +100,12 @@ fn target_pixels<S: Simd>(simd: S, m: [S::V; IN]) -> [S::V; OUT] {
 }
 
 /// A prepared convolution; see the module's text.
+#[derive(Clone, Copy)]
 pub(crate) struct Winograd<'a> {
     pub weights: &'a Weights,
     /// One number per output position.
-    pub bias: Vec<f32>,
+    pub bias: &'a [f32],
+    pub activation: Option<Activation>,
     pub source_size: [usize; 2],
     pub target_size: [usize; 2],
     /// Source pixels that the first target pixel's window begins before the source, vertically and horizontally.
@@ -229,8 +125,7 @@ impl Winograd<'_> {
         target: &mut [MaybeUninit<f32>],
         moments: bool,
     ) -> Option<ColumnSums> {
-        let source_len = self.source_size[0] * self.source_size[1] * self.source_channels;
-        let target_len = self.target_size[0] * self.target_size[1] * self.target_channels;
+        let (source_len, target_len) = (self.source_len(), self.target_len());
         assert!(source.len() == batch * source_len && target.len() == batch * target_len);
         assert!(self.bias.len() == self.target_channels);
         if target.is_empty() {
@@ -253,9 +148,21 @@ impl Winograd<'_> {
             let source = &source[first * source_len..][..images * source_len];
             // SAFETY: the target has `batch` images.
             let target = unsafe { whole.add(first * target_len) };
-            isa.run(Part { winograd: self, images, blocks, source, target, moments });
+            let mut scratch = Aligned::zeroed(self.scratch_len(blocks.clone(), images * self.pieces()));
+            let (band, scratch) = (Band::WHOLE, &mut scratch[..]);
+            isa.run(Part { winograd: self, images, blocks, band, source, residual: None, target, moments, scratch });
         });
         sums.map(SumsOfParts::total)
+    }
+
+    /// Values of a source image.
+    pub fn source_len(&self) -> usize {
+        self.source_size[0] * self.source_size[1] * self.source_channels
+    }
+
+    /// Values of a target image.
+    pub fn target_len(&self) -> usize {
+        self.target_size[0] * self.target_size[1] * self.target_channels
     }
 
     /// Pieces along both axes.
@@ -264,36 +171,90 @@ impl Winograd<'_> {
     }
 
     /// Pieces of an image.
-    fn pieces(&self) -> usize {
+    pub fn pieces(&self) -> usize {
         self.grid().iter().product()
+    }
+
+    /// Values that a part of these blocks and so many pieces needs for its own.
+    pub fn scratch_len(&self, blocks: Range<usize>, pieces: usize) -> usize {
+        Room::new(self, blocks, pieces).len()
     }
 }
 
 /// A part has at least that many pieces: they share each read of the transformed weights.
-const FEW_PIECES: usize = 24;
+pub(crate) const FEW_PIECES: usize = 24;
 
-/// How many of `all` pieces, `bytes` each, are transformed together: with their products they stay in a core's second-level
-/// cache.
-fn pieces_together(all: usize, bytes: usize) -> usize {
-    const CACHE: usize = 512 << 10;
-    let most = (CACHE / bytes).clamp(FEW_PIECES, 96).next_multiple_of(MAX_ROWS);
-    all.div_ceil(all.div_ceil(most)).next_multiple_of(MAX_ROWS)
+/// How a part's scratch is used.
+struct Room {
+    /// Pieces that are transformed together.
+    together: usize,
+    /// Inputs of a point: those of the widest range.
+    depth: usize,
+    /// Products of a point: those of the blocks that read the same range.
+    width: usize,
+    source_channels: usize,
 }
 
-/// Some images and blocks, for one thread.
-struct Part<'a> {
-    winograd: &'a Winograd<'a>,
-    images: usize,
-    blocks: Range<usize>,
-    source: &'a [f32],
+impl Room {
+    /// With their products, pieces stay in a core's second-level cache, if the weights that they share do as well;
+    /// otherwise more of them share each read of the weights.
+    fn new(winograd: &Winograd<'_>, blocks: Range<usize>, pieces: usize) -> Self {
+        const CACHE: usize = 512 << 10;
+        let weights = winograd.weights;
+        let (mut depth, mut width) = (0, 0);
+        let mut left = blocks;
+        while !left.is_empty() {
+            let alike = weights.alike(left.clone());
+            left.start = alike.end;
+            let of_alike = &weights.layout.blocks[alike];
+            depth = depth.max(of_alike[0].range().len().next_multiple_of(LINE));
+            let stride: usize = of_alike.iter().map(|block| block.stride).sum();
+            width = width.max(stride.next_multiple_of(LINE));
+        }
+        let bytes = 4 * POINTS * (depth + width).max(1);
+        let most = if 4 * POINTS * depth * width > CACHE { MANY_PIECES } else { CACHE / bytes };
+        let most = most.clamp(FEW_PIECES, MANY_PIECES).next_multiple_of(MAX_ROWS);
+        let together = pieces.div_ceil(pieces.div_ceil(most).max(1)).next_multiple_of(MAX_ROWS);
+        Self { together, depth, width, source_channels: winograd.source_channels }
+    }
+
+    /// Values of a piece's points; a line more than there are, so that pieces do not share a set of the cache.
+    fn points_len(&self) -> usize {
+        POINTS * self.depth + LINE
+    }
+
+    /// Values of a piece's products; see [`Room::points_len`].
+    fn products_len(&self) -> usize {
+        POINTS * self.width + LINE
+    }
+
+    fn len(&self) -> usize {
+        self.together * (self.points_len() + self.products_len()) + self.source_channels
+    }
+}
+
+/// Pieces that are transformed together at most.
+const MANY_PIECES: usize = 96;
+
+/// Some pieces and blocks of some images, for one thread.
+pub(crate) struct Part<'a> {
+    pub winograd: &'a Winograd<'a>,
+    pub images: usize,
+    pub blocks: Range<usize>,
+    /// Which pieces.
+    pub band: Band,
+    pub source: &'a [f32],
+    /// What is added, as long as the images' targets.
+    pub residual: Option<&'a [f32]>,
     /// The first image's target.
-    target: Target,
+    pub target: Target,
     /// Sums and sums of squares, `[2, target channels]`.
-    moments: Option<&'a mut [f64]>,
+    pub moments: Option<&'a mut [f64]>,
+    /// As long as [`Winograd::scratch_len`] says.
+    pub scratch: &'a mut [f32],
 }
 
 /// Where a piece is.
-#[derive(Clone, Copy)]
 struct Place {
     /// First value of the window's first source pixel, which may lie outside the image.
     source: *const f32,
@@ -306,28 +267,16 @@ struct Place {
 }
 
 /// Some pieces, one after another.
-struct Pieces {
-    places: Vec<Place>,
+struct Pieces<'a> {
+    /// Which ones, of all images.
+    range: Range<usize>,
+    room: Room,
     /// Transformed source, `[piece, point, input]`.
-    points: Aligned,
-    /// Inputs of a point: those of the widest range.
-    depth: usize,
-    /// Products, `[piece, point, stride]`.
-    products: Aligned,
+    points: &'a mut [f32],
+    /// Products, `[piece, point, output of the blocks that read alike]`.
+    products: &'a mut [f32],
     /// Values of a pixel outside of the image.
-    zeros: Vec<f32>,
-}
-
-impl Pieces {
-    /// Values of a piece's points; a line more than there are, so that pieces do not share a set of the cache.
-    fn points_len(&self) -> usize {
-        POINTS * self.depth + LINE
-    }
-}
-
-/// Values of a piece's products; see [`Pieces::points_len`].
-fn products_len(stride: usize) -> usize {
-    POINTS * stride + LINE
+    zeros: &'a [f32],
 }
 
 impl Task for Part<'_> {
@@ -335,33 +284,39 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let Winograd { weights, source_channels, .. } = self.winograd;
-        let blocks = &weights.layout.blocks[self.blocks.clone()];
-        let depth = blocks.iter().map(|block| block.range().len()).max().unwrap_or(0).next_multiple_of(S::LANES);
-        let stride = blocks.iter().map(|block| block.stride).max().unwrap_or(0);
-        let all = self.images * self.winograd.pieces();
-        let together = pieces_together(all, 4 * POINTS * (depth + stride));
-        let mut pieces = Pieces {
-            places: Vec::with_capacity(together),
-            points: Aligned::zeroed(together * (POINTS * depth + LINE)),
-            depth,
-            products: Aligned::zeroed(together * products_len(stride)),
-            zeros: vec![0.0; *source_channels],
-        };
-        for first in (0..all).step_by(together) {
-            pieces.places.clear();
-            pieces.places.extend((first..all.min(first + together)).map(|piece| self.place(piece)));
-            let mut transformed = None;
-            for index in self.blocks.clone() {
-                let block = &weights.layout.blocks[index];
-                let range = block.range();
-                if transformed.as_ref() != Some(&range) {
-                    self.transform(simd, &range, &mut pieces);
-                    transformed = Some(range);
+        let weights = self.winograd.weights;
+        let all = self.band.of(self.images * self.winograd.pieces(), 1);
+        let room = Room::new(self.winograd, self.blocks.clone(), all.len());
+        assert!(self.scratch.len() >= room.len(), "scratch");
+        let scratch = std::mem::take(&mut self.scratch);
+        let (points, scratch) = scratch.split_at_mut(room.together * room.points_len());
+        let (products, scratch) = scratch.split_at_mut(room.together * room.products_len());
+        let zeros = &mut scratch[..room.source_channels];
+        zeros.fill(0.0);
+        let together = room.together;
+        let mut pieces = Pieces { range: 0..0, room, points, products, zeros };
+        for first in all.clone().step_by(together) {
+            pieces.range = first..all.end.min(first + together);
+            let mut left = self.blocks.clone();
+            while !left.is_empty() {
+                let alike = weights.alike(left.clone());
+                left.start = alike.end;
+                self.transform(simd, &weights.layout.blocks[alike.start].range(), &mut pieces);
+                for point in 0..POINTS {
+                    let mut column = 0;
+                    for index in alike.clone() {
+                        let block = &weights.layout.blocks[index];
+                        match block.vectors {
+                            2 => self.multiply::<S, 2>(simd, index, point, column, &mut pieces),
+                            _ => self.multiply::<S, 1>(simd, index, point, column, &mut pieces),
+                        }
+                        column += block.stride;
+                    }
                 }
-                match block.vectors {
-                    2 => self.block::<S, 2>(simd, index, &mut pieces),
-                    _ => self.block::<S, 1>(simd, index, &mut pieces),
+                let mut column = 0;
+                for index in alike {
+                    self.finish(simd, index, column, &pieces);
+                    column += weights.layout.blocks[index].stride;
                 }
             }
         }
@@ -401,11 +356,12 @@ impl Part<'_> {
 
     /// Transforms a range of the source's channels.
     #[inline(always)]
-    fn transform<S: Simd>(&self, simd: S, range: &Range<usize>, pieces: &mut Pieces) {
-        let (depth, points_len) = (pieces.depth, pieces.points_len());
-        for (place, out) in pieces.places.iter().zip(pieces.points.chunks_exact_mut(points_len)) {
+    fn transform<S: Simd>(&self, simd: S, range: &Range<usize>, pieces: &mut Pieces<'_>) {
+        let (depth, points_len) = (pieces.room.depth, pieces.room.points_len());
+        for (piece, out) in pieces.range.clone().zip(pieces.points.chunks_exact_mut(points_len)) {
+            let place = self.place(piece);
             let pixels: [*const f32; POINTS] =
-                std::array::from_fn(|pixel| self.pixel(place, pixel / IN, pixel % IN, &pieces.zeros));
+                std::array::from_fn(|pixel| self.pixel(&place, pixel / IN, pixel % IN, pieces.zeros));
             for channel in (0..range.len()).step_by(S::LANES) {
                 let left = range.len() - channel;
                 // SAFETY: every pixel has `range.end` values or more, `left` of them from here on; `out` has `depth`
@@ -432,54 +388,61 @@ impl Part<'_> {
         }
     }
 
-    /// Multiplies the transformed source with a block's weights and writes the block's outputs.
+    /// Multiplies a point of the transformed source with a block's weights.
     #[inline(always)]
-    fn block<S: Simd, const V: usize>(&mut self, simd: S, index: usize, pieces: &mut Pieces) {
-        let Winograd { weights, bias, target_size: [_, width], source_channels, target_channels, .. } = self.winograd;
-        let (width, target_channels) = (*width, *target_channels);
+    fn multiply<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        index: usize,
+        point: usize,
+        column: usize,
+        pieces: &mut Pieces<'_>,
+    ) {
+        let weights = self.winograd.weights;
         let block = &weights.layout.blocks[index];
         assert!(block.stride == V * S::LANES);
-        let range = block.range();
         let most_rows = MAX_ROWS.min(S::SUMS / V);
-        let (points_len, products_len) = (pieces.points_len(), products_len(block.stride));
-        let of_point = block.range().len() * block.stride;
-        for point in 0..POINTS {
-            let from = weights.starts[index] + point * point_len(block);
-            let of_point = &weights.transformed[from..from + of_point];
-            for first in (0..pieces.places.len()).step_by(most_rows) {
-                let points = &pieces.points[first * points_len + point * pieces.depth..];
-                let products = &mut pieces.products[first * products_len + point * block.stride..];
-                let product = Product { weights: of_point, points, points_len, products, products_len };
-                // SAFETY: each piece has `depth` values a point, the range's among them, and `stride` products.
-                unsafe { product.compute::<S, V>(simd, most_rows.min(pieces.places.len() - first)) };
-            }
+        let Room { depth, width, .. } = pieces.room;
+        let (points_len, products_len) = (pieces.room.points_len(), pieces.room.products_len());
+        let from = weights.starts[index] + point * point_len(block);
+        let of_point = &weights.transformed[from..from + block.range().len() * block.stride];
+        for first in (0..pieces.range.len()).step_by(most_rows) {
+            let points = &pieces.points[first * points_len + point * depth..];
+            let products = &mut pieces.products[first * products_len + point * width + column..];
+            let rows = most_rows.min(pieces.range.len() - first);
+            Product { weights: of_point, points, points_len, products, products_len }.compute::<S, V>(simd, rows);
         }
-        // What is left for the direct domain: centre taps of channels outside the range.
-        let mut walk = Walk::default();
-        if let Some(center) = weights.layout.center {
-            for part in [0..range.start, range.end..*source_channels] {
-                walk.read(block.stride, 0, &part, block.taps[center] + part.start * block.stride);
-            }
-        }
+    }
+
+    /// Transforms a block's products back and writes its outputs.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, index: usize, column: usize, pieces: &Pieces<'_>) {
+        let Winograd { weights, bias, activation, target_size: [_, row], target_channels, .. } = *self.winograd;
+        let block = &weights.layout.blocks[index];
+        let most_rows = Tile::most_rows::<S>(block);
+        let (width, products_len) = (pieces.room.width, pieces.room.products_len());
+        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
         let mut moments = Moments::new();
         let mut turned = Turned::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
-        for (place, products) in pieces.places.iter().zip(pieces.products.chunks_exact(products_len)) {
+        for (piece, products) in pieces.range.clone().zip(pieces.products.chunks_exact(products_len)) {
+            let place = self.place(piece);
             let target = place.target.wrapping_add(block.outputs.start);
             for y in 0..place.size[0] {
                 for x in 0..place.size[1] {
-                    for vector in 0..V {
-                        let target = target.wrapping_add((y * width + x) * target_channels + vector * S::LANES);
+                    for vector in 0..block.vectors {
+                        let target = target.wrapping_add((y * row + x) * target_channels + vector * S::LANES);
                         simd.prefetch_to_write(target);
                     }
                 }
             }
             for lane in (0..block.stride).step_by(S::LANES) {
-                // SAFETY: there are `stride` products a point, and `MAX_STRIDE` results a pixel, which is no less.
+                // SAFETY: there are `width` products a point, this block's from `column` on, and `MAX_STRIDE` results a
+                // pixel, which is no less than the block has.
                 unsafe {
                     let mut rows = [[simd.splat(0.0); IN]; OUT];
                     for x in 0..IN {
-                        let load = |y: usize| simd.load(products.as_ptr().add((y * IN + x) * block.stride + lane));
+                        let load = |y: usize| simd.load(products.as_ptr().add((y * IN + x) * width + column + lane));
                         let column = target_pixels(simd, std::array::from_fn(load));
                         for y in 0..OUT {
                             rows[y][x] = column[y];
@@ -494,22 +457,23 @@ impl Part<'_> {
             }
             let mut starts = [results[0].as_ptr(); MAX_ROWS];
             let mut tile = Tile {
-                walk: &walk,
+                walk: &weights.walks[index],
                 block,
-                packed: weights.packed.as_ptr(),
+                packed: weights.centers.as_ptr(),
                 bias: &bias[block.outputs.clone()],
                 rows: 0,
                 sources: [pieces.zeros.as_ptr(); MAX_ROWS],
                 targets: [target; MAX_ROWS],
                 starts: None,
+                epilogue: Epilogue { residual, activation },
             };
             let mut left = place.size[0] * place.size[1];
             let rows = left.div_ceil(left.div_ceil(most_rows));
             for y in 0..place.size[0] {
                 for x in 0..place.size[1] {
                     // The centre of the window is one pixel further.
-                    tile.sources[tile.rows] = self.pixel(place, y + 1, x + 1, &pieces.zeros);
-                    tile.targets[tile.rows] = target.wrapping_add((y * width + x) * target_channels);
+                    tile.sources[tile.rows] = self.pixel(&place, y + 1, x + 1, pieces.zeros);
+                    tile.targets[tile.rows] = target.wrapping_add((y * row + x) * target_channels);
                     starts[tile.rows] = results[y * OUT + x].as_ptr();
                     tile.rows += 1;
                     if tile.rows < rows.min(left) {
@@ -526,68 +490,6 @@ impl Part<'_> {
         }
         if let Some(sums) = &mut self.moments {
             moments.add_to(sums, &block.outputs);
-        }
-    }
-}
-
-/// One point of some pieces times a block's weights.
-struct Product<'a> {
-    /// `[input, stride]`.
-    weights: &'a [f32],
-    /// From the first piece's point on.
-    points: &'a [f32],
-    points_len: usize,
-    /// From the first piece's point on.
-    products: &'a mut [f32],
-    products_len: usize,
-}
-
-impl Product<'_> {
-    /// # Safety
-    /// `rows` pieces have as many values at their point as there are inputs, and `V` vectors of products.
-    #[inline(always)]
-    unsafe fn compute<S: Simd, const V: usize>(self, simd: S, rows: usize) {
-        // SAFETY: the caller's.
-        unsafe {
-            match rows {
-                1 => self.rows::<S, 1, V>(simd),
-                2 => self.rows::<S, 2, V>(simd),
-                3 => self.rows::<S, 3, V>(simd),
-                4 => self.rows::<S, 4, V>(simd),
-                5 => self.rows::<S, 5, V>(simd),
-                6 => self.rows::<S, 6, V>(simd),
-                7 => self.rows::<S, 7, V>(simd),
-                8 => self.rows::<S, 8, V>(simd),
-                9 => self.rows::<S, 9, V>(simd),
-                10 => self.rows::<S, 10, V>(simd),
-                11 => self.rows::<S, 11, V>(simd),
-                _ => self.rows::<S, 12, V>(simd),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`Product::compute`], of `R` rows.
-    #[inline(always)]
-    unsafe fn rows<S: Simd, const R: usize, const V: usize>(self, simd: S) {
-        let mut sums = [[simd.splat(0.0); V]; R];
-        // SAFETY: the caller's.
-        unsafe {
-            let points: [*const f32; R] = std::array::from_fn(|r| self.points.as_ptr().add(r * self.points_len));
-            for (input, weights) in self.weights.chunks_exact(V * S::LANES).enumerate() {
-                let weights: [S::V; V] = std::array::from_fn(|v| simd.load(weights.as_ptr().add(v * S::LANES)));
-                for r in 0..R {
-                    let value = simd.splat(*points[r].add(input));
-                    for v in 0..V {
-                        sums[r][v] = simd.mul_add(value, weights[v], sums[r][v]);
-                    }
-                }
-            }
-            for (r, row) in sums.iter().enumerate() {
-                for (v, &sum) in row.iter().enumerate() {
-                    simd.store(self.products.as_mut_ptr().add(r * self.products_len + v * S::LANES), sum);
-                }
-            }
         }
     }
 }
