@@ -201,6 +201,11 @@ impl Conv {
         batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels
     }
 
+    /// Whether no two channels meet; then the kernel is a simpler one.
+    pub fn is_depthwise(&self) -> bool {
+        self.depthwise
+    }
+
     /// The algorithms that can compute this layer.
     pub fn algorithms(&self) -> &'static [Algorithm] {
         let transformed = !self.depthwise && winograd::fits(&self.spec.geometry);

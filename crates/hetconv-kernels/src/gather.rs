@@ -97,7 +97,7 @@ impl Gather<'_> {
     }
 }
 
-/// Brings the sources of the next band near while one is computed, a few lines with every tile.
+/// Brings values near that will be read soon, a few lines with every tile.
 struct Prefetch {
     line: *const f32,
     /// Lines of a tile, and those that are due, in units of 1/2¹⁶.
@@ -109,10 +109,10 @@ impl Prefetch {
     /// Values of a cache line.
     const LINE: usize = 16;
 
-    fn new(source: &[f32], tiles: usize) -> Self {
-        let lines = source.len().div_ceil(Self::LINE);
-        let line = source.as_ptr().wrapping_add(BAND.min(source.len()));
-        Self { line, per_tile: (lines << 16) / tiles.max(1), due: 0 }
+    /// Of these values, over so many tiles.
+    fn new(values: &[f32], tiles: usize) -> Self {
+        let lines = values.len().div_ceil(Self::LINE);
+        Self { line: values.as_ptr(), per_tile: (lines << 16) / tiles.max(1), due: 0 }
     }
 
     #[inline(always)]
@@ -151,34 +151,27 @@ impl Task for Part<'_> {
         let source_len = source_pixels * source_channels;
         let blocks = self.blocks.clone();
         let tiles: usize = regions.iter().map(|region| self.pixels(region).len().div_ceil(MAX_ROWS)).sum();
-        let mut prefetch = Prefetch::new(self.source, tiles * blocks.len());
         let mut turned = Turned::new();
         let mut moments: Vec<Moments> = match self.moments {
             Some(_) => blocks.clone().map(|_| Moments::new()).collect(),
             None => Vec::new(),
         };
         let most = pixels_of_band(source_len, target_pixels);
-        // A source that stays near is read once for each block, and the weights once; otherwise every block reads some of
-        // it before the next ones.
+        // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
+        // it before the next ones, which are then brought near.
         let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
+        let ahead = &self.source[BAND.min(self.source.len())..];
+        let mut prefetch = Prefetch::new(ahead, tiles * blocks.len());
         for first in blocks.clone().step_by(together) {
             for (region, walks) in regions.iter().zip(&weights.walks) {
                 let pixels = self.pixels(region);
                 for start in pixels.clone().step_by(most) {
                     let pixels = start..pixels.end.min(start + most);
-                    for index in first..blocks.end.min(first + together) {
+                    let group = first..blocks.end.min(first + together);
+                    let of_group = weights.layout.blocks[group.clone()].iter().zip(&walks[group.clone()]);
+                    for (index, (block, walk)) in group.zip(of_group) {
                         let moments = moments.get_mut(index - blocks.start);
-                        let block = &weights.layout.blocks[index];
-                        self.tiles(
-                            simd,
-                            region,
-                            pixels.clone(),
-                            block,
-                            &walks[index],
-                            &mut prefetch,
-                            &mut turned,
-                            moments,
-                        );
+                        self.tiles(simd, region, pixels.clone(), block, walk, &mut prefetch, &mut turned, moments);
                     }
                 }
             }

@@ -4,11 +4,10 @@ use hetconv_core::Activation;
 
 use crate::conv::{Algorithm, Conv, Kernel, PackedForm};
 use crate::isa::Isa;
-use crate::pack::{Direction, Layout};
+use crate::pack::Direction;
 use crate::parallel::{Band, Target};
 use crate::team::Team;
 use crate::tile::MAX_ROWS;
-use crate::winograd::FEW_PIECES;
 use crate::{depthwise, gather, winograd};
 
 /// A convolution with its weights, bias and activation, packed for one instruction set; see [`Conv::prepare`].
@@ -49,7 +48,7 @@ impl Split {
 }
 
 /// Products that are worth a part of their own: some ten microseconds.
-const LEAST: f64 = 24_000.0;
+const LEAST: f64 = 40_000.0;
 /// Parts of a pass at most.
 const MOST: usize = 16;
 /// Values of weights that a core's second-level cache keeps beside the activations.
@@ -76,11 +75,6 @@ impl Prepared {
     /// The convolution's shape.
     pub fn conv(&self) -> &Conv {
         &self.conv
-    }
-
-    /// Whether no two channels meet; then the kernel is a simpler one.
-    pub fn is_depthwise(&self) -> bool {
-        matches!(self.form, PackedForm::Depthwise(_))
     }
 
     /// How it is computed.
@@ -197,25 +191,35 @@ impl Prepared {
         let work = (self.products * images as f64 / LEAST).min(MOST as f64) as usize;
         // Powers of two come out even on two and four threads.
         let parts = if work == 0 { 1 } else { 1 << work.ilog2() };
-        let far = |layout: &Layout, most: usize| match self.packed_len() > NEAR {
-            true => parts.min(most).clamp(1, layout.blocks.len().max(1)),
-            false => 1,
+        // Whichever of the two is read by every part should be the smaller one.
+        let far = self.packed_len() > NEAR;
+        let of = |most_bands: usize, most_groups: usize| {
+            let (most_bands, most_groups) = (most_bands.max(1), most_groups.max(1));
+            match far {
+                true => {
+                    let groups = parts.min(most_groups);
+                    Split { bands: (parts / groups).clamp(1, most_bands), groups }
+                }
+                false => {
+                    let bands = parts.min(most_bands);
+                    Split { bands, groups: (parts / bands).clamp(1, most_groups) }
+                }
+            }
         };
         match &self.form {
-            PackedForm::Depthwise(_) => Split { bands: parts, groups: 1 },
+            PackedForm::Depthwise(_) => of(parts, 1),
             PackedForm::Direct(weights) => {
-                let groups = far(&weights.layout, MOST);
                 let [height, width] = self.conv.out_size();
-                let tiles = (images * height * width).div_ceil(4 * MAX_ROWS);
-                Split { bands: (parts / groups).clamp(1, tiles.max(1)), groups }
+                of((images * height * width).div_ceil(4 * MAX_ROWS), weights.layout.blocks.len())
             }
             PackedForm::Winograd(weights) => {
                 let blocks = &weights.layout.blocks;
-                let pieces = images * self.conv.out_size().map(|size| size.div_ceil(4)).iter().product::<usize>();
-                // Every group transforms what its blocks read: eight vectors of outputs are worth it.
+                let pieces = images * winograd::pieces(self.conv.out_size());
+                // Every group transforms what its blocks read: eight vectors of outputs are worth it. Every band reads its
+                // groups' weights: if they are far, many pieces are.
                 let vectors: usize = blocks.iter().map(|block| block.vectors).sum();
-                let groups = far(&weights.layout, (vectors / 8).max(2));
-                Split { bands: (parts / groups).clamp(1, (pieces / FEW_PIECES).max(1)), groups }
+                let least = if far { winograd::MANY_PIECES } else { MAX_ROWS };
+                of(pieces / least, (vectors / 8).max(2).min(blocks.len()))
             }
         }
     }

@@ -171,7 +171,7 @@ impl Team {
         shared.compute(work, 0);
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
-        while shared.state.load(Ordering::Acquire) % NUMBER != 0 {
+        while !shared.state.load(Ordering::Acquire).is_multiple_of(NUMBER) {
             looks += 1;
             // Where there are fewer cores than threads, the other one may need this one's.
             if looks < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
@@ -326,7 +326,9 @@ mod tests {
             let message = caught.unwrap_err();
             assert!(message.downcast_ref::<&str>().is_some_and(|message| message.contains("seventeen")));
             let done = AtomicUsize::new(0);
-            team.each(50, &mut [(); 3], |_, ()| drop(done.fetch_add(1, Ordering::Relaxed)));
+            team.each(50, &mut [(); 3], |_, ()| {
+                done.fetch_add(1, Ordering::Relaxed);
+            });
             assert_eq!(done.load(Ordering::Relaxed), 50);
         }
     }
@@ -339,7 +341,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        team.each(7, &mut [(); 2], |_, ()| drop(total.fetch_add(1, Ordering::Relaxed)));
+                        team.each(7, &mut [(); 2], |_, ()| {
+                            total.fetch_add(1, Ordering::Relaxed);
+                        });
                     }
                 });
             }
@@ -347,7 +351,9 @@ mod tests {
         assert_eq!(total.load(Ordering::Relaxed), 4 * 200 * 7);
         // From within a part as well.
         team.each(3, &mut [(); 2], |_, ()| {
-            team.each(5, &mut [(); 2], |_, ()| drop(total.fetch_add(1, Ordering::Relaxed)));
+            team.each(5, &mut [(); 2], |_, ()| {
+                total.fetch_add(1, Ordering::Relaxed);
+            });
         });
         assert_eq!(total.load(Ordering::Relaxed), 4 * 200 * 7 + 15);
     }

@@ -149,7 +149,7 @@ impl Compiler<'_> {
         if let Kind::Conv(prepared) = &step.kind {
             self.plan.layers.push(Layer {
                 name: node.name.clone(),
-                algorithm: algorithm_name(step),
+                algorithm: algorithm_name(prepared.algorithm(), prepared.conv().is_depthwise()),
                 packed_bytes: 4 * prepared.packed_len(),
                 executed_macs: prepared.conv().executed_macs(),
             });
@@ -186,10 +186,7 @@ impl Compiler<'_> {
         let isa = self.plan.isa;
         let prepare = |conv: Conv, algorithm| conv.prepare(isa, algorithm, weights(), Some(&bias), activation);
         let conv = make()?;
-        if self.options.exact {
-            return Ok(prepare(conv, Algorithm::Direct));
-        }
-        if self.options.tune && conv.algorithms().len() > 1 {
+        if self.options.tune && !self.options.exact && conv.algorithms().len() > 1 {
             let mut fastest: Option<(Duration, Prepared)> = None;
             for &algorithm in conv.algorithms() {
                 let prepared = prepare(make()?, algorithm);
@@ -202,9 +199,37 @@ impl Compiler<'_> {
                 return Ok(prepared);
             }
         }
-        let algorithm = conv.fastest_for(isa, Direction::Forward, self.options.batch.max(1));
+        let algorithm = algorithm(&conv, isa, self.options);
         Ok(prepare(conv, algorithm))
     }
+}
+
+/// The algorithm by a fixed cost.
+fn algorithm(conv: &Conv, isa: Isa, options: &Options) -> Algorithm {
+    match options.exact {
+        true => Algorithm::Direct,
+        false => conv.fastest_for(isa, Direction::Forward, options.batch.max(1)),
+    }
+}
+
+/// Name and algorithm of every convolution and linear layer; see [`Plan::algorithms`].
+pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, &'static str)>, CompileError> {
+    let shapes = graph.shapes()?;
+    let orders = ChannelPlan::new(graph)?;
+    let isa = match options.isa {
+        Some(isa) => isa,
+        None => Isa::selected()?,
+    };
+    let is_layer = |chain: &&Chain| matches!(graph.nodes[chain.first].op, Op::Conv2d { .. } | Op::Linear { .. });
+    let of_chain = |chain: &Chain| {
+        let node = &graph.nodes[chain.first];
+        let in_order = orders.input_order(chain.first, 0).clone();
+        let spec = spec(&node.op, in_order, orders.order(chain.last).clone());
+        let conv = Conv::new(spec, shapes[node.inputs[0]].size());
+        let conv = conv.map_err(|source| CompileError::Conv { node: node.name.clone(), source })?;
+        Ok((node.name.clone(), algorithm_name(algorithm(&conv, isa, options), conv.is_depthwise())))
+    };
+    chains(graph, &orders).iter().filter(is_layer).map(of_chain).collect()
 }
 
 /// The least time of some passes on this thread.

@@ -4,9 +4,9 @@ use hetconv_graph::{Graph, Weights};
 use hetconv_kernels::{Algorithm, Isa};
 
 use crate::CompileError;
-use crate::compile::compile;
+use crate::compile::{algorithms, compile};
 use crate::schedule::Schedule;
-use crate::step::{Kind, Step, Value};
+use crate::step::{Step, Value};
 
 /// What a network is compiled for.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +71,14 @@ impl Plan {
         compile(graph, weights, options)
     }
 
+    /// Name and algorithm of every convolution and linear layer, as the fixed cost has it, without any weights.
+    ///
+    /// # Errors
+    /// As [`Plan::compile`].
+    pub fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, &'static str)>, CompileError> {
+        algorithms(graph, options)
+    }
+
     /// The network's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -115,13 +123,10 @@ impl Plan {
     }
 }
 
-pub(crate) fn algorithm_name(step: &Step) -> &'static str {
-    match &step.kind {
-        Kind::Conv(prepared) if prepared.is_depthwise() => "depthwise",
-        Kind::Conv(prepared) => match prepared.algorithm() {
-            Algorithm::Direct => "direct",
-            Algorithm::Winograd => "winograd",
-        },
-        _ => "none",
+pub(crate) fn algorithm_name(algorithm: Algorithm, is_depthwise: bool) -> &'static str {
+    match algorithm {
+        _ if is_depthwise => "depthwise",
+        Algorithm::Direct => "direct",
+        Algorithm::Winograd => "winograd",
     }
 }

@@ -70,13 +70,12 @@ fn random_graphs() {
 #[test]
 fn networks_of_the_zoo() {
     // Smaller images keep the interpreter quick; what the layers are does not depend on them.
-    for name in ["small-cifar", "resnet20", "mobilenet-cifar"] {
-        for variant in ["", "_p2", "_p4", "_p8", "_p32", "_pc", "_gwc4_pwc", "_dwc_pwc", "_p4_se"] {
-            let Ok(name) = format!("{name}{variant}").parse::<ModelName>() else { continue };
-            let Ok(graph) = zoo::build(&name, 10) else { continue };
-            let graph = graph.with_input([3, 8, 8]).unwrap_or(graph);
-            check(&graph, &distinct_weights(&graph, 7), &[1, 2]);
-        }
+    let variants = ["", "_p2", "_p4", "_p8", "_p32", "_pc", "_gwc4_pwc", "_dwc_pwc", "_p4_se"];
+    let names = ["small-cifar", "resnet20"].iter().flat_map(|name| variants.map(|variant| format!("{name}{variant}")));
+    for name in names.chain(["mobilenet-cifar_p32".to_owned()]) {
+        let graph = zoo::build(&name.parse::<ModelName>().unwrap(), 10).unwrap();
+        let graph = graph.with_input([3, 8, 8]).unwrap();
+        check(&graph, &distinct_weights(&graph, 7), &[1, 2]);
     }
 }
 

@@ -30,7 +30,6 @@ use crate::simd::{Simd, Task};
 use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
 
 use product::Product;
-use weights::point_len;
 pub(crate) use weights::{Weights, weights_len};
 
 /// Target pixels of a piece along one axis.
@@ -52,11 +51,16 @@ pub(crate) fn products(block: &Block, inputs: usize) -> f64 {
     (range * POINTS) as f64 / (OUT * OUT) as f64 + outside as f64
 }
 
+/// Pieces of an image of `target_size`.
+pub(crate) fn pieces(target_size: [usize; 2]) -> usize {
+    target_size.map(|size| size.div_ceil(OUT)).iter().product()
+}
+
 /// Cost of an image of `target_size`, in whole-vector products.
 pub(crate) fn cost(layout: &Layout, inputs: usize, target_size: [usize; 2], isa: Isa) -> f64 {
     /// What it costs to transform a vector of a piece: there, and back.
-    const TRANSFORMS: [f64; 2] = [220.0, 140.0];
-    let pieces = target_size.map(|size| size.div_ceil(OUT)).iter().product::<usize>() as f64;
+    const TRANSFORMS: [f64; 2] = [500.0, 600.0];
+    let pieces = pieces(target_size) as f64;
     let mut sum = 0.0;
     let mut transformed = None;
     for block in &layout.blocks {
@@ -172,7 +176,7 @@ impl Winograd<'_> {
 
     /// Pieces of an image.
     pub fn pieces(&self) -> usize {
-        self.grid().iter().product()
+        pieces(self.target_size)
     }
 
     /// Values that a part of these blocks and so many pieces needs for its own.
@@ -182,7 +186,7 @@ impl Winograd<'_> {
 }
 
 /// A part has at least that many pieces: they share each read of the transformed weights.
-pub(crate) const FEW_PIECES: usize = 24;
+const FEW_PIECES: usize = 24;
 
 /// How a part's scratch is used.
 struct Room {
@@ -214,7 +218,7 @@ impl Room {
         let bytes = 4 * POINTS * (depth + width).max(1);
         let most = if 4 * POINTS * depth * width > CACHE { MANY_PIECES } else { CACHE / bytes };
         let most = most.clamp(FEW_PIECES, MANY_PIECES).next_multiple_of(MAX_ROWS);
-        let together = pieces.div_ceil(pieces.div_ceil(most).max(1)).next_multiple_of(MAX_ROWS);
+        let together = pieces.div_ceil(pieces.div_ceil(most).max(1)).max(1).next_multiple_of(MAX_ROWS);
         Self { together, depth, width, source_channels: winograd.source_channels }
     }
 
@@ -234,7 +238,7 @@ impl Room {
 }
 
 /// Pieces that are transformed together at most.
-const MANY_PIECES: usize = 96;
+pub(crate) const MANY_PIECES: usize = 96;
 
 /// Some pieces and blocks of some images, for one thread.
 pub(crate) struct Part<'a> {
@@ -306,9 +310,12 @@ impl Task for Part<'_> {
                     let mut column = 0;
                     for index in alike.clone() {
                         let block = &weights.layout.blocks[index];
+                        // The weights that come next are brought near while these are used.
+                        let next = if index + 1 < alike.end { (index + 1, point) } else { (alike.start, point + 1) };
+                        let ahead = weights.of_point(next.0, next.1);
                         match block.vectors {
-                            2 => self.multiply::<S, 2>(simd, index, point, column, &mut pieces),
-                            _ => self.multiply::<S, 1>(simd, index, point, column, &mut pieces),
+                            2 => self.multiply::<S, 2>(simd, index, point, column, ahead, &mut pieces),
+                            _ => self.multiply::<S, 1>(simd, index, point, column, ahead, &mut pieces),
                         }
                         column += block.stride;
                     }
@@ -390,12 +397,14 @@ impl Part<'_> {
 
     /// Multiplies a point of the transformed source with a block's weights.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn multiply<S: Simd, const V: usize>(
         &self,
         simd: S,
         index: usize,
         point: usize,
         column: usize,
+        ahead: &[f32],
         pieces: &mut Pieces<'_>,
     ) {
         let weights = self.winograd.weights;
@@ -404,13 +413,14 @@ impl Part<'_> {
         let most_rows = MAX_ROWS.min(S::SUMS / V);
         let Room { depth, width, .. } = pieces.room;
         let (points_len, products_len) = (pieces.room.points_len(), pieces.room.products_len());
-        let from = weights.starts[index] + point * point_len(block);
-        let of_point = &weights.transformed[from..from + block.range().len() * block.stride];
+        let of_point = weights.of_point(index, point);
         for first in (0..pieces.range.len()).step_by(most_rows) {
             let points = &pieces.points[first * points_len + point * depth..];
             let products = &mut pieces.products[first * products_len + point * width + column..];
             let rows = most_rows.min(pieces.range.len() - first);
-            Product { weights: of_point, points, points_len, products, products_len }.compute::<S, V>(simd, rows);
+            let ahead = if first == 0 { ahead } else { &[] };
+            Product { weights: of_point, ahead, points, points_len, products, products_len }
+                .compute::<S, V>(simd, rows);
         }
     }
 

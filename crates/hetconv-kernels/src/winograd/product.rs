@@ -9,6 +9,8 @@ use crate::simd::{Simd, Task};
 pub(super) struct Product<'a> {
     /// `[input, stride]`.
     pub weights: &'a [f32],
+    /// Weights that are brought near meanwhile; none if they are or need not be.
+    pub ahead: &'a [f32],
     /// From the first piece's point on.
     pub points: &'a [f32],
     pub points_len: usize,
@@ -46,23 +48,30 @@ impl<const R: usize, const V: usize> Task for Rows<'_, R, V> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Product { weights, points, points_len, products, products_len } = self.0;
+        let Product { weights, ahead, points, points_len, products, products_len } = self.0;
         let inputs = weights.len() / (V * S::LANES);
         assert!(points.len() >= (R - 1) * points_len + inputs);
         assert!(products.len() >= (R - 1) * products_len + V * S::LANES);
         let mut sums = [[simd.splat(0.0); V]; R];
         // SAFETY: as was just checked.
         unsafe {
-            let points: [*const f32; R] = std::array::from_fn(|r| points.as_ptr().add(r * points_len));
+            // Every third row has a pointer, the others lie one and two strides on: as many as there are registers.
+            let mut rows: [*const f32; 4] = std::array::from_fn(|i| points.as_ptr().wrapping_add(3 * i * points_len));
+            let mut ahead = if ahead.is_empty() { weights.as_ptr() } else { ahead.as_ptr() };
             let mut weights = weights.as_ptr();
-            for input in 0..inputs {
+            for _ in 0..inputs {
                 let of_input: [S::V; V] = std::array::from_fn(|v| simd.load(weights.add(v * S::LANES)));
                 for r in 0..R {
-                    let value = simd.splat(*points[r].add(input));
+                    let value = simd.splat(*rows[r / 3].add(r % 3 * points_len));
                     for v in 0..V {
                         sums[r][v] = simd.mul_add(value, of_input[v], sums[r][v]);
                     }
                 }
+                rows = rows.map(|row| row.wrapping_add(1));
+                for v in 0..V {
+                    simd.prefetch(ahead.wrapping_add(v * S::LANES));
+                }
+                ahead = ahead.wrapping_add(V * S::LANES);
                 weights = weights.add(V * S::LANES);
             }
             for (r, row) in sums.iter().enumerate() {

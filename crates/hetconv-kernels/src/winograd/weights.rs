@@ -21,13 +21,13 @@ pub(crate) struct Weights {
     /// What is left for the direct domain of each block: centre taps of channels outside its range.
     pub(super) walks: Vec<Walk>,
     /// `[block, point, input of the block's range, stride]`.
-    pub(super) transformed: Aligned,
+    transformed: Aligned,
     /// Where each block starts in `transformed`.
-    pub(super) starts: Vec<usize>,
+    starts: Vec<usize>,
 }
 
 /// Values from one point of a block to the next; a line more than there are, so that points do not share a set of the cache.
-pub(super) fn point_len(block: &Block) -> usize {
+fn point_len(block: &Block) -> usize {
     block.range().len() * block.stride + LINE
 }
 
@@ -93,6 +93,14 @@ impl Weights {
     /// Number of weights, zeros of the layout included.
     pub fn len(&self) -> usize {
         self.centers.len() + self.transformed.len()
+    }
+
+    /// A block's weights of one point, `[input, stride]`; none beyond the last point.
+    pub fn of_point(&self, index: usize, point: usize) -> &[f32] {
+        let block = &self.layout.blocks[index];
+        let from = self.starts[index] + point * point_len(block);
+        let len = if point < POINTS { block.range().len() * block.stride } else { 0 };
+        &self.transformed[from..from + len]
     }
 
     /// Blocks that read the same range, and so the same transformed source.
