@@ -6,12 +6,14 @@
 //! * [`equations`] holds the paper's numbered equations as functions.
 #![forbid(unsafe_code)]
 
+mod activation;
 pub mod equations;
 mod geometry;
 mod kind;
 mod order;
 mod pattern;
 
+pub use activation::Activation;
 pub use geometry::{Conv2dGeometry, GeometryError};
 pub use kind::ConvKind;
 pub use order::ChannelOrder;

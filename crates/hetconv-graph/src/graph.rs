@@ -1,7 +1,7 @@
 //! The network as data: nodes, operators and the values between them.
 
 use hetconv_core::Conv2dGeometry;
-pub use hetconv_core::ConvKind;
+pub use hetconv_core::{Activation, ConvKind};
 use serde::{Deserialize, Serialize};
 
 /// Index of a node in [`Graph::nodes`], and of the one value it produces.
@@ -136,22 +136,4 @@ pub enum Op {
         /// Every `stride`-th pixel of every `stride`-th row is kept.
         stride: usize,
     },
-}
-
-/// Elementwise functions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// max(x, 0).
-    Relu,
-    /// min(max(x, 0), 6).
-    Relu6,
-    /// 1/(1+exp(−x)).
-    Sigmoid,
-    /// min(max(x/6 + 1/2, 0), 1).
-    HardSigmoid,
-    /// x · hard-sigmoid(x).
-    HardSwish,
-    /// x · sigmoid(x).
-    Silu,
 }

@@ -1,4 +1,4 @@
-//! Scratch whose vectors never straddle a cache line.
+//! Memory whose vectors never straddle a cache line.
 
 use std::ops::{Deref, DerefMut};
 
@@ -9,12 +9,13 @@ struct Line([f32; 16]);
 
 /// Zeroed `f32` values that start at a cache line.
 #[derive(Debug)]
-pub(crate) struct Aligned {
+pub struct Aligned {
     lines: Vec<Line>,
     len: usize,
 }
 
 impl Aligned {
+    /// So many zeros.
     pub fn zeroed(len: usize) -> Self {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
@@ -33,5 +34,11 @@ impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`; the borrow is unique.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl AsMut<[f32]> for Aligned {
+    fn as_mut(&mut self) -> &mut [f32] {
+        self
     }
 }

@@ -3,19 +3,19 @@
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
+use hetconv_core::{Activation, ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
 use rayon::prelude::*;
 
-use crate::aligned::Aligned;
-use crate::depthwise::Depthwise;
+use crate::depthwise::{self, Depthwise};
 use crate::fresh::{fresh, place};
-use crate::gather::Gather;
+use crate::gather::{self, Gather};
 use crate::grad_weight::{Cut, GradWeight};
 use crate::isa::Isa;
 use crate::moments::ColumnSums;
 use crate::norm::column_sums;
 use crate::pack::{Classes, Direction, Layout};
 use crate::parallel::reduction_parts;
+use crate::prepared::Prepared;
 use crate::taps::{self, Region};
 use crate::winograd::{self, Winograd};
 
@@ -94,10 +94,11 @@ pub struct Conv {
     in_size: [usize; 2],
     out_size: [usize; 2],
     forward: Vec<Region>,
-    backward: Vec<Region>,
+    /// Made when first needed, as are the pairs: inference needs neither.
+    backward: OnceLock<Vec<Region>>,
     /// For every tap, the pairs of input and output pixel it joins.
-    pairs: Vec<Vec<(usize, usize)>>,
-    /// What grad-weight needs besides; made when it first does.
+    pairs: OnceLock<Vec<Vec<(usize, usize)>>>,
+    /// What grad-weight needs besides.
     cut: OnceLock<Cut>,
     depthwise: bool,
 }
@@ -113,25 +114,42 @@ impl Conv {
         let classes = Classes::new(&spec);
         let geometry = &spec.geometry;
         let axis = |axis: usize| taps::forward_axis(geometry, axis, in_size[axis], out_size[axis]);
-        let back = |axis: usize| taps::backward_axis(geometry, axis, in_size[axis], out_size[axis]);
-        let (rows, columns) = (axis(0), axis(1));
         let channels = [spec.in_channels, spec.out_channels];
-        let width = geometry.kernel[1];
-        let tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, in_size[1]);
         let groups = match spec.kind {
             ConvKind::Grouped(groups) => groups,
             _ => 0,
         };
         Ok(Self {
-            forward: taps::regions(width, &rows, &columns, in_size[1], channels),
-            backward: taps::regions(width, &back(0), &back(1), out_size[1], [channels[1], channels[0]]),
-            pairs: (0..geometry.taps()).map(tap).collect(),
+            forward: taps::regions(geometry.kernel[1], &axis(0), &axis(1), in_size[1], channels),
+            backward: OnceLock::new(),
+            pairs: OnceLock::new(),
             cut: OnceLock::new(),
             depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
             classes,
             in_size,
             out_size,
             spec,
+        })
+    }
+
+    fn regions(&self, direction: Direction) -> &[Region] {
+        match direction {
+            Direction::Forward => &self.forward,
+            Direction::GradInput => self.backward.get_or_init(|| {
+                let (geometry, [m, n]) = (&self.spec.geometry, [self.spec.in_channels, self.spec.out_channels]);
+                let axis = |axis: usize| taps::backward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
+                taps::regions(geometry.kernel[1], &axis(0), &axis(1), self.out_size[1], [n, m])
+            }),
+        }
+    }
+
+    fn pairs(&self) -> &[Vec<(usize, usize)>] {
+        self.pairs.get_or_init(|| {
+            let geometry = &self.spec.geometry;
+            let axis = |axis: usize| taps::forward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
+            let (rows, columns, width) = (axis(0), axis(1), geometry.kernel[1]);
+            let of_tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, self.in_size[1]);
+            (0..geometry.taps()).map(of_tap).collect()
         })
     }
 
@@ -166,18 +184,24 @@ impl Conv {
         }
         let ring: usize = self.classes.filters.iter().map(|&class| class_sizes[class as usize]).sum();
         let of_tap = |tap: usize| {
-            let weights = if Some(tap) == center { self.spec.in_channels * self.spec.out_channels } else { ring };
-            weights * self.pairs[tap].len()
+            if Some(tap) == center { self.spec.in_channels * self.spec.out_channels } else { ring }
         };
-        (0..self.pairs.len()).map(of_tap).sum()
+        let of_region =
+            |region: &Region| region.pixels.len() * region.taps.iter().map(|&(tap, _)| of_tap(tap)).sum::<usize>();
+        self.forward.iter().map(of_region).sum()
     }
 
-    fn in_len(&self, batch: usize) -> usize {
+    pub(crate) fn in_len(&self, batch: usize) -> usize {
         batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels
     }
 
-    fn out_len(&self, batch: usize) -> usize {
+    pub(crate) fn out_len(&self, batch: usize) -> usize {
         batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels
+    }
+
+    /// Whether no two channels meet; then the kernel is a simpler one.
+    pub fn is_depthwise(&self) -> bool {
+        self.depthwise
     }
 
     /// The algorithms that can compute this layer.
@@ -186,19 +210,38 @@ impl Conv {
         if transformed { &[Algorithm::Direct, Algorithm::Winograd] } else { &[Algorithm::Direct] }
     }
 
-    /// The algorithm that takes less time by a fixed cost.
+    /// The algorithm that takes less time by a fixed cost, in a large batch.
     pub fn fastest(&self, isa: Isa, direction: Direction) -> Algorithm {
+        self.fastest_for(isa, direction, usize::MAX)
+    }
+
+    /// As [`Conv::fastest`], in a batch of so many images: all of them share the reading of weights that no cache holds.
+    pub fn fastest_for(&self, isa: Isa, direction: Direction, images: usize) -> Algorithm {
+        /// What it costs to read a vector of weights from far, in products.
+        const READ: f64 = 10.0;
         if !self.algorithms().contains(&Algorithm::Winograd) {
             return Algorithm::Direct;
         }
         let layout = |algorithm| Layout::new(&self.spec, &self.classes, direction, algorithm, isa);
-        let (regions, inputs, size) = match direction {
-            Direction::Forward => (&self.forward, self.spec.in_channels, self.out_size),
-            Direction::GradInput => (&self.backward, self.spec.out_channels, self.in_size),
-        };
-        let direct = layout(Algorithm::Direct).products(regions, isa);
-        let transformed = winograd::cost(&layout(Algorithm::Winograd), inputs, size, isa);
+        let (direct, transformed) = (layout(Algorithm::Direct), layout(Algorithm::Winograd));
+        let read = |values: usize| READ * (values / isa.lanes()) as f64 / images as f64;
+        let direct = self.direct_cost(&direct, direction, isa) + read(direct.len);
+        let transformed = self.winograd_cost(&transformed, direction, isa) + read(winograd::weights_len(&transformed));
         if transformed < direct { Algorithm::Winograd } else { Algorithm::Direct }
+    }
+
+    /// Whole-vector products of an image.
+    pub(crate) fn direct_cost(&self, layout: &Layout, direction: Direction, isa: Isa) -> f64 {
+        layout.products(self.regions(direction), isa)
+    }
+
+    /// What an image costs, in whole-vector products.
+    pub(crate) fn winograd_cost(&self, layout: &Layout, direction: Direction, isa: Isa) -> f64 {
+        let (inputs, size) = match direction {
+            Direction::Forward => (self.spec.in_channels, self.out_size),
+            Direction::GradInput => (self.spec.out_channels, self.in_size),
+        };
+        winograd::cost(layout, inputs, size, isa)
     }
 
     /// Packs weights for one direction, algorithm and instruction set.
@@ -212,25 +255,112 @@ impl Conv {
         algorithm: Algorithm,
         weights: ConvWeights<'_>,
     ) -> PackedWeights {
+        PackedWeights { isa, direction, form: self.form(isa, direction, algorithm, weights) }
+    }
+
+    fn form(&self, isa: Isa, direction: Direction, algorithm: Algorithm, weights: ConvWeights<'_>) -> PackedForm {
         self.spec.check_weights(&weights);
         assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
-        let layout = || Layout::new(&self.spec, &self.classes, direction, algorithm, isa);
-        let form = match algorithm {
-            Algorithm::Direct if self.depthwise => {
-                let ConvWeights::Dense(weight) = weights else { unreachable!("depthwise weights are dense") };
-                PackedForm::Depthwise(Depthwise::new(&self.spec, isa).pack(weight))
+        let (spec, classes) = (&self.spec, &self.classes);
+        let layout = || Layout::new(spec, classes, direction, algorithm, isa);
+        match (algorithm, weights) {
+            (Algorithm::Direct, ConvWeights::Dense(weight)) if self.depthwise => {
+                PackedForm::Depthwise(Depthwise::new(spec, isa).pack(weight))
             }
-            Algorithm::Direct => {
+            (Algorithm::Direct, _) => {
                 let layout = layout();
-                let packed = crate::pack::pack(&self.spec, &self.classes, &layout, direction, weights);
-                PackedForm::Blocks(layout, packed)
+                let packed = crate::pack::pack(spec, classes, &layout, direction, weights);
+                PackedForm::Direct(gather::Weights::new(layout, packed, self.regions(direction)))
             }
-            Algorithm::Winograd => {
-                let (spec, classes) = (&self.spec, &self.classes);
+            (Algorithm::Winograd, _) => {
                 PackedForm::Winograd(winograd::Weights::new(spec, classes, layout(), direction, isa, weights))
             }
+        }
+    }
+
+    /// A bias in the order of the outputs, padded to what the kernel reads.
+    fn stored_bias(&self, isa: Isa, bias: Option<&[f32]>, channels: usize) -> Vec<f32> {
+        let len = if self.depthwise { Depthwise::new(&self.spec, isa).padded() } else { channels };
+        let mut stored = vec![0.0; len];
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), self.spec.out_channels, "bias length");
+            for (slot, &filter) in stored.iter_mut().zip(self.spec.out_order.channels()) {
+                *slot = bias[filter as usize];
+            }
+        }
+        stored
+    }
+
+    /// A kernel made of this convolution's tables.
+    pub(crate) fn kernel<'a>(
+        &'a self,
+        direction: Direction,
+        form: &'a PackedForm,
+        bias: &'a [f32],
+        activation: Option<Activation>,
+    ) -> Kernel<'a> {
+        let [m, n] = [self.spec.in_channels, self.spec.out_channels];
+        let regions = self.regions(direction);
+        let (source_size, target_size, source_channels, target_channels) = match direction {
+            Direction::Forward => (self.in_size, self.out_size, m, n),
+            Direction::GradInput => (self.out_size, self.in_size, n, m),
         };
-        PackedWeights { isa, direction, form }
+        let [source_pixels, target_pixels] = [source_size, target_size].map(|size| size[0] * size[1]);
+        match form {
+            PackedForm::Depthwise(packed) => Kernel::Depthwise(depthwise::Gather {
+                regions,
+                packed,
+                bias,
+                activation,
+                channels: m,
+                source_pixels,
+                target_pixels,
+            }),
+            PackedForm::Direct(weights) => Kernel::Direct(Gather {
+                weights,
+                regions,
+                bias,
+                activation,
+                source_pixels,
+                target_pixels,
+                source_channels,
+                target_channels,
+            }),
+            PackedForm::Winograd(weights) => {
+                let padding = [0, 1].map(|axis| self.spec.geometry.padding[axis] as isize);
+                let before = match direction {
+                    Direction::Forward => padding,
+                    Direction::GradInput => padding.map(|padding| 2 - padding),
+                };
+                Kernel::Winograd(Winograd {
+                    weights,
+                    bias,
+                    activation,
+                    source_size,
+                    target_size,
+                    before,
+                    source_channels,
+                    target_channels,
+                })
+            }
+        }
+    }
+
+    /// Prepares the layer for inference: weights and bias packed, everything made that a pass needs.
+    ///
+    /// # Panics
+    /// As [`Conv::pack`], or if the bias is not `[N]`.
+    pub fn prepare(
+        self,
+        isa: Isa,
+        algorithm: Algorithm,
+        weights: ConvWeights<'_>,
+        bias: Option<&[f32]>,
+        activation: Option<Activation>,
+    ) -> Prepared {
+        let form = self.form(isa, Direction::Forward, algorithm, weights);
+        let bias = self.stored_bias(isa, bias, self.spec.out_channels);
+        Prepared::new(self, isa, algorithm, form, bias, activation)
     }
 
     /// Computes `output` `[batch, out height, out width, N]` from `input` `[batch, height, width, M]`.
@@ -297,55 +427,24 @@ impl Conv {
         sums: bool,
     ) -> Option<ColumnSums> {
         assert_eq!(weights.direction, direction, "direction of packed weights");
-        let [m, n] = [self.spec.in_channels, self.spec.out_channels];
-        let (regions, source_size, target_size, source_channels, target_channels) = match direction {
-            Direction::Forward => (&self.forward, self.in_size, self.out_size, m, n),
-            Direction::GradInput => (&self.backward, self.out_size, self.in_size, n, m),
+        let [source_len, target_len] = match direction {
+            Direction::Forward => [self.in_len(batch), self.out_len(batch)],
+            Direction::GradInput => [self.out_len(batch), self.in_len(batch)],
         };
-        let [source_pixels, target_pixels] = [source_size, target_size].map(|size| size[0] * size[1]);
-        assert_eq!(source.len(), batch * source_pixels * source_channels, "length of the activation that is read");
-        assert_eq!(target.len(), batch * target_pixels * target_channels, "length of the activation that is written");
-        assert!(bias.is_none_or(|bias| bias.len() == n), "bias length");
-        let stored_bias = || match bias {
-            Some(bias) => self.spec.out_order.channels().iter().map(|&filter| bias[filter as usize]).collect(),
-            None => vec![0.0; target_channels],
+        assert_eq!(source.len(), source_len, "length of the activation that is read");
+        assert_eq!(target.len(), target_len, "length of the activation that is written");
+        let target_channels = match direction {
+            Direction::Forward => self.spec.out_channels,
+            Direction::GradInput => self.spec.in_channels,
         };
-        match &weights.form {
-            PackedForm::Depthwise(packed) => {
-                let depthwise = Depthwise::new(&self.spec, weights.isa);
-                let pixels = [source_pixels, target_pixels];
-                depthwise.gather(weights.isa, batch, regions, pixels, source, packed, bias, target);
+        let bias = self.stored_bias(weights.isa, bias, target_channels);
+        match self.kernel(direction, &weights.form, &bias, None) {
+            Kernel::Depthwise(gather) => {
+                gather.run(weights.isa, batch, source, target);
                 None
             }
-            PackedForm::Blocks(layout, packed) => {
-                let gather = Gather {
-                    layout,
-                    regions,
-                    packed,
-                    bias: stored_bias(),
-                    source_pixels,
-                    target_pixels,
-                    source_channels,
-                    target_channels,
-                };
-                gather.run(weights.isa, batch, source, target, sums)
-            }
-            PackedForm::Winograd(packed) => {
-                let padding = [0, 1].map(|axis| self.spec.geometry.padding[axis] as isize);
-                let winograd = Winograd {
-                    weights: packed,
-                    bias: stored_bias(),
-                    source_size,
-                    target_size,
-                    before: match direction {
-                        Direction::Forward => padding,
-                        Direction::GradInput => padding.map(|padding| 2 - padding),
-                    },
-                    source_channels,
-                    target_channels,
-                };
-                winograd.run(weights.isa, batch, source, target, sums)
-            }
+            Kernel::Direct(gather) => gather.run(weights.isa, batch, source, target, sums),
+            Kernel::Winograd(winograd) => winograd.run(weights.isa, batch, source, target, sums),
         }
     }
 
@@ -360,10 +459,10 @@ impl Conv {
         let images = Images { batch, input, grad_output, in_size: self.in_size, out_size: self.out_size };
         if self.depthwise {
             let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
-            return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, &self.pairs, grad);
+            return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, self.pairs(), grad);
         }
         let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, Algorithm::Direct, isa);
-        let cut = || Cut::new(&self.spec, &self.pairs, &self.forward, [self.in_len(1), self.out_len(1)]);
+        let cut = || Cut::new(&self.spec, self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
         let grad_weight = GradWeight {
             layout: &layout,
             cut: self.cut.get_or_init(cut),
@@ -420,10 +519,17 @@ pub struct PackedWeights {
 }
 
 #[derive(Debug)]
-enum PackedForm {
+pub(crate) enum PackedForm {
     Depthwise(Vec<f32>),
-    Blocks(Layout, Aligned),
+    Direct(gather::Weights),
     Winograd(winograd::Weights),
+}
+
+/// One of the three kernels of forward and grad-input, with its arguments but for the activations.
+pub(crate) enum Kernel<'a> {
+    Depthwise(depthwise::Gather<'a>),
+    Direct(Gather<'a>),
+    Winograd(Winograd<'a>),
 }
 
 impl ConvWeightsMut<'_> {

@@ -2,15 +2,17 @@
 
 use std::mem::MaybeUninit;
 
+use hetconv_core::Activation;
 use rayon::prelude::*;
 
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
-use crate::parallel::{images_per_part, reduction_parts};
+use crate::parallel::{Band, Target, images_per_part, reduction_parts};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
+use crate::tile::Epilogue;
 
-/// A depthwise convolution for one instruction set. Packed weights are `[tap, channels]` in stored order, channels
+/// A depthwise convolution's weights for one instruction set. Packed weights are `[tap, channels]` in stored order, channels
 /// padded with zeros to whole vectors.
 pub(crate) struct Depthwise<'a> {
     spec: &'a ConvSpec,
@@ -23,6 +25,11 @@ impl<'a> Depthwise<'a> {
         Self { spec, taps: spec.geometry.taps(), padded: spec.in_channels.next_multiple_of(isa.lanes()) }
     }
 
+    /// Channels, padded to whole vectors.
+    pub fn padded(&self) -> usize {
+        self.padded
+    }
+
     pub fn pack(&self, weight: &[f32]) -> Vec<f32> {
         let mut packed = vec![0.0; self.taps * self.padded];
         for (position, &channel) in self.spec.in_order.channels().iter().enumerate() {
@@ -31,42 +38,6 @@ impl<'a> Depthwise<'a> {
             }
         }
         packed
-    }
-
-    /// Forward or grad-input, depending on whose regions these are, with packed weights; `pixels` are those of a source and a target image.
-    #[allow(clippy::too_many_arguments)]
-    pub fn gather(
-        &self,
-        isa: Isa,
-        batch: usize,
-        regions: &[Region],
-        pixels: [usize; 2],
-        source: &[f32],
-        packed: &[f32],
-        bias: Option<&[f32]>,
-        target: &mut [MaybeUninit<f32>],
-    ) {
-        let channels = self.spec.in_channels;
-        let [source_len, target_len] = pixels.map(|pixels| pixels * channels);
-        assert!(source.len() == batch * source_len && target.len() == batch * target_len);
-        if target.is_empty() {
-            return;
-        }
-        let mut stored_bias = vec![0.0; self.padded];
-        if let Some(bias) = bias {
-            for (slot, &channel) in stored_bias.iter_mut().zip(self.spec.out_order.channels()) {
-                *slot = bias[channel as usize];
-            }
-        }
-        let images = images_per_part(batch, 4 * source_len.max(target_len), 1);
-        target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len)).for_each(
-            |(target, source)| {
-                for (target, source) in target.chunks_exact_mut(target_len).zip(source.chunks_exact(source_len)) {
-                    let (bias, padded) = (&stored_bias, self.padded);
-                    isa.run(Forward { regions, channels, padded, packed, bias, source, target });
-                }
-            },
-        );
     }
 
     /// Grad-weight `[channels, 1, kh, kw]`, natural order.
@@ -90,43 +61,81 @@ impl<'a> Depthwise<'a> {
     }
 }
 
-/// Forward or grad-input of one image.
-struct Forward<'a> {
-    regions: &'a [Region],
-    channels: usize,
-    padded: usize,
-    packed: &'a [f32],
-    bias: &'a [f32],
-    source: &'a [f32],
-    target: &'a mut [MaybeUninit<f32>],
+/// Forward or grad-input, depending on whose regions these are.
+#[derive(Clone, Copy)]
+pub(crate) struct Gather<'a> {
+    pub regions: &'a [Region],
+    /// See [`Depthwise`].
+    pub packed: &'a [f32],
+    /// One number per channel, padded as the weights are.
+    pub bias: &'a [f32],
+    pub activation: Option<Activation>,
+    pub channels: usize,
+    pub source_pixels: usize,
+    pub target_pixels: usize,
 }
 
-impl Task for Forward<'_> {
+impl Gather<'_> {
+    /// Computes `target` from `source`.
+    pub fn run(&self, isa: Isa, batch: usize, source: &[f32], target: &mut [MaybeUninit<f32>]) {
+        let [source_len, target_len] = [self.source_pixels, self.target_pixels].map(|pixels| pixels * self.channels);
+        assert!(source.len() == batch * source_len && target.len() == batch * target_len);
+        if target.is_empty() {
+            return;
+        }
+        let images = images_per_part(batch, 4 * source_len.max(target_len), 1);
+        target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len)).for_each(
+            |(target, source)| {
+                let (images, target) = (target.len() / target_len, Target(target.as_mut_ptr().cast()));
+                isa.run(Part { gather: self, images, band: Band::WHOLE, source, residual: None, target });
+            },
+        );
+    }
+}
+
+/// Some pixels of some images, for one thread.
+pub(crate) struct Part<'a> {
+    pub gather: &'a Gather<'a>,
+    pub images: usize,
+    /// Which pixels of each region.
+    pub band: Band,
+    pub source: &'a [f32],
+    /// What is added, as long as the images' targets.
+    pub residual: Option<&'a [f32]>,
+    /// The first image's target.
+    pub target: Target,
+}
+
+impl Task for Part<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { regions, channels, padded, packed, bias, source, target } = self;
+        let Gather { regions, packed, bias, activation, channels, source_pixels, target_pixels } = *self.gather;
+        let padded = channels.next_multiple_of(S::LANES);
+        assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
+        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
+        let epilogue = Epilogue { residual, activation };
         for region in regions {
-            for &(from, to) in &region.pixels {
-                let out = &mut target[to..][..channels];
+            let of_image = region.pixels.len();
+            for pixel in self.band.of(self.images * of_image, 1) {
+                let (image, (from, to)) = (pixel / of_image, region.pixels[pixel % of_image]);
+                let source = self.source.as_ptr().wrapping_add(image * source_pixels * channels + from);
+                let target = self.target.0.wrapping_add(image * target_pixels * channels + to);
                 for channel in (0..channels).step_by(S::LANES) {
-                    let whole = channel + S::LANES <= channels;
-                    // SAFETY: `bias` and each tap's weights are padded to whole vectors; source values are read whole
-                    // only where a whole vector of the pixel's channels is left, and regions only name inner pixels.
+                    let lanes = S::LANES.min(channels - channel);
+                    // SAFETY: `bias` and each tap's weights are padded to whole vectors; of a pixel's channels those are
+                    // read and written that there are; regions only name pixels inside the images, whose lengths were
+                    // checked by whoever made the part.
                     unsafe {
                         let mut sum = simd.load(bias.as_ptr().add(channel));
                         for &(tap, offset) in &region.taps {
-                            let pixel = (from as isize + offset) as usize + channel;
-                            debug_assert!(pixel < source.len());
-                            let value = source.as_ptr().add(pixel);
-                            let value =
-                                if whole { simd.load(value) } else { simd.load_first(value, channels - channel) };
+                            let value = simd.load_lanes(source.offset(offset).add(channel), lanes);
                             let weight = simd.load(packed.as_ptr().add(tap * padded + channel));
                             sum = simd.mul_add(value, weight, sum);
                         }
-                        let out = out.as_mut_ptr().cast::<f32>().add(channel);
-                        if whole { simd.store(out, sum) } else { simd.store_first(out, sum, channels - channel) }
+                        let target = target.add(channel);
+                        simd.store_lanes(target, epilogue.apply(simd, sum, target, lanes), lanes);
                     }
                 }
             }

@@ -5,24 +5,51 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use hetconv_core::Activation;
 use rayon::prelude::*;
 
+use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::moments::{ColumnSums, Moments, SumsOfParts};
-use crate::pack::Layout;
-use crate::parallel::{Target, groups_of_blocks, images_per_part};
+use crate::pack::{Block, Layout};
+use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
-use crate::tile::{MAX_ROWS, Tile, Turned};
+use crate::tile::{Epilogue, MAX_ROWS, Tile, Turned};
 use crate::walk::Walk;
 
+/// A layer's weights, and what each block reads for the pixels of each region.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub layout: Layout,
+    packed: Aligned,
+    /// `[region, block]`.
+    walks: Vec<Vec<Walk>>,
+}
+
+impl Weights {
+    pub fn new(layout: Layout, packed: Aligned, regions: &[Region]) -> Self {
+        assert!(packed.len() == layout.len);
+        let of_region =
+            |region: &Region| layout.blocks.iter().map(|block| Walk::new(block, layout.center, &region.taps)).collect();
+        let walks = regions.iter().map(of_region).collect();
+        Self { layout, packed, walks }
+    }
+
+    /// Number of weights, zeros of the layout included.
+    pub fn len(&self) -> usize {
+        self.packed.len()
+    }
+}
+
 /// A prepared gather; see the module's text.
+#[derive(Clone, Copy)]
 pub(crate) struct Gather<'a> {
-    pub layout: &'a Layout,
+    pub weights: &'a Weights,
     pub regions: &'a [Region],
-    pub packed: &'a [f32],
     /// One number per output position.
-    pub bias: Vec<f32>,
+    pub bias: &'a [f32],
+    pub activation: Option<Activation>,
     pub source_pixels: usize,
     pub target_pixels: usize,
     pub source_channels: usize,
@@ -43,13 +70,13 @@ impl Gather<'_> {
         let (source_len, target_len) =
             (self.source_pixels * self.source_channels, self.target_pixels * self.target_channels);
         assert!(source.len() == batch * source_len && target.len() == batch * target_len);
-        assert!(self.packed.len() == self.layout.len && self.bias.len() == self.target_channels);
+        assert!(self.bias.len() == self.target_channels && self.weights.walks.len() == self.regions.len());
         if target.is_empty() {
             return moments.then(|| ColumnSums::zero(self.target_channels));
         }
         let images = images_per_part(batch, 4 * source_len, MAX_ROWS);
         let image_parts = batch.div_ceil(images);
-        let groups = groups_of_blocks(self.layout.blocks.len(), image_parts);
+        let groups = groups_of_blocks(self.weights.layout.blocks.len(), image_parts);
         let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
         let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
         let target = Target(target.as_mut_ptr().cast());
@@ -64,13 +91,13 @@ impl Gather<'_> {
             let source = &source[first * source_len..][..images * source_len];
             // SAFETY: the target has `batch` images.
             let target = unsafe { target.add(first * target_len) };
-            isa.run(Part { gather: self, images, blocks, source, target, moments });
+            isa.run(Part { gather: self, images, blocks, band: Band::WHOLE, source, residual: None, target, moments });
         });
         sums.map(SumsOfParts::total)
     }
 }
 
-/// Brings the sources of the next band near while one is computed, a few lines with every tile.
+/// Brings values near that will be read soon, a few lines with every tile.
 struct Prefetch {
     line: *const f32,
     /// Lines of a tile, and those that are due, in units of 1/2¹⁶.
@@ -82,10 +109,10 @@ impl Prefetch {
     /// Values of a cache line.
     const LINE: usize = 16;
 
-    fn new(source: &[f32], tiles: usize) -> Self {
-        let lines = source.len().div_ceil(Self::LINE);
-        let line = source.as_ptr().wrapping_add(BAND.min(source.len()));
-        Self { line, per_tile: (lines << 16) / tiles.max(1), due: 0 }
+    /// Of these values, over so many tiles.
+    fn new(values: &[f32], tiles: usize) -> Self {
+        let lines = values.len().div_ceil(Self::LINE);
+        Self { line: values.as_ptr(), per_tile: (lines << 16) / tiles.max(1), due: 0 }
     }
 
     #[inline(always)]
@@ -99,16 +126,20 @@ impl Prefetch {
     }
 }
 
-/// Some images and blocks of a gather, for one thread.
-struct Part<'a> {
-    gather: &'a Gather<'a>,
-    images: usize,
-    blocks: Range<usize>,
-    source: &'a [f32],
+/// Some pixels and blocks of some images, for one thread.
+pub(crate) struct Part<'a> {
+    pub gather: &'a Gather<'a>,
+    pub images: usize,
+    pub blocks: Range<usize>,
+    /// Which pixels of each region.
+    pub band: Band,
+    pub source: &'a [f32],
+    /// What is added, as long as the images' targets.
+    pub residual: Option<&'a [f32]>,
     /// The first image's target.
-    target: Target,
+    pub target: Target,
     /// Sums and sums of squares, `[2, target channels]`.
-    moments: Option<&'a mut [f64]>,
+    pub moments: Option<&'a mut [f64]>,
 }
 
 impl Task for Part<'_> {
@@ -116,69 +147,108 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let Gather { layout, regions, source_pixels, target_pixels, source_channels, target_channels, .. } =
-            *self.gather;
-        let blocks = &layout.blocks[self.blocks.clone()];
-        let image_lens = [source_pixels * source_channels, target_pixels * target_channels];
-        let band = pixels_of_band(image_lens[0], target_pixels);
-        let tiles: usize = regions.iter().map(|r| (self.images * r.pixels.len()).div_ceil(MAX_ROWS)).sum();
-        let mut prefetch = Prefetch::new(self.source, tiles * blocks.len());
+        let Gather { weights, regions, source_pixels, source_channels, target_pixels, .. } = *self.gather;
+        let source_len = source_pixels * source_channels;
+        let blocks = self.blocks.clone();
+        let tiles: usize = regions.iter().map(|region| self.pixels(region).len().div_ceil(MAX_ROWS)).sum();
         let mut turned = Turned::new();
-        let mut moments: Vec<Moments> = blocks.iter().map(|_| Moments::new()).collect();
-        for region in regions {
-            let walks: Vec<Walk> = blocks.iter().map(|block| Walk::new(block, layout.center, &region.taps)).collect();
-            let pixels = self.images * region.pixels.len();
-            for first in (0..pixels).step_by(band) {
-                let of_band = band.min(pixels - first);
-                for (index, (block, walk)) in blocks.iter().zip(&walks).enumerate() {
-                    let mut tile = Tile {
-                        walk,
-                        block,
-                        packed: self.gather.packed.as_ptr(),
-                        bias: &self.gather.bias[block.outputs.clone()],
-                        rows: 0,
-                        sources: [self.source.as_ptr(); MAX_ROWS],
-                        targets: [self.target.0; MAX_ROWS],
-                        starts: None,
-                    };
-                    // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
-                    let rows = of_band.div_ceil(of_band.div_ceil(Tile::most_rows::<S>(block)));
-                    let image = first / region.pixels.len();
-                    let mut source = self.source.as_ptr().wrapping_add(image * image_lens[0]);
-                    let mut target = self.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
-                    let mut in_image = region.pixels[first % region.pixels.len()..].iter();
-                    let mut left = of_band;
-                    while left > 0 {
-                        tile.rows = rows.min(left);
-                        left -= tile.rows;
-                        for row in 0..tile.rows {
-                            let (from, to) = *in_image.next().unwrap_or_else(|| {
-                                source = source.wrapping_add(image_lens[0]);
-                                target = target.wrapping_add(image_lens[1]);
-                                in_image = region.pixels.iter();
-                                in_image.next().expect("a region has pixels")
-                            });
-                            tile.sources[row] = source.wrapping_add(from);
-                            tile.targets[row] = target.wrapping_add(to);
-                        }
-                        prefetch.advance(simd);
-                        for &target in &tile.targets[..tile.rows] {
-                            for vector in 0..block.vectors {
-                                simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
-                            }
-                        }
-                        let moments = self.moments.is_some().then_some(&mut moments[index]);
-                        // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and
-                        // pixels that lie inside this part's images, whose lengths `Gather::run` checked.
-                        unsafe { tile.compute(simd, &mut turned, moments) };
+        let mut moments: Vec<Moments> = match self.moments {
+            Some(_) => blocks.clone().map(|_| Moments::new()).collect(),
+            None => Vec::new(),
+        };
+        let most = pixels_of_band(source_len, target_pixels);
+        // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
+        // it before the next ones, which are then brought near.
+        let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
+        let ahead = &self.source[BAND.min(self.source.len())..];
+        let mut prefetch = Prefetch::new(ahead, tiles * blocks.len());
+        for first in blocks.clone().step_by(together) {
+            for (region, walks) in regions.iter().zip(&weights.walks) {
+                let pixels = self.pixels(region);
+                for start in pixels.clone().step_by(most) {
+                    let pixels = start..pixels.end.min(start + most);
+                    let group = first..blocks.end.min(first + together);
+                    let of_group = weights.layout.blocks[group.clone()].iter().zip(&walks[group.clone()]);
+                    for (index, (block, walk)) in group.zip(of_group) {
+                        let moments = moments.get_mut(index - blocks.start);
+                        self.tiles(simd, region, pixels.clone(), block, walk, &mut prefetch, &mut turned, moments);
                     }
                 }
             }
         }
         if let Some(sums) = &mut self.moments {
-            for (moments, block) in moments.into_iter().zip(blocks) {
+            for (moments, block) in moments.into_iter().zip(&weights.layout.blocks[blocks]) {
                 moments.add_to(sums, &block.outputs);
             }
+        }
+    }
+}
+
+impl Part<'_> {
+    /// The pixels of a region, image by image, that fall to this part.
+    fn pixels(&self, region: &Region) -> Range<usize> {
+        self.band.of(self.images * region.pixels.len(), MAX_ROWS)
+    }
+
+    /// Computes some pixels of a region by one block.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn tiles<S: Simd>(
+        &self,
+        simd: S,
+        region: &Region,
+        pixels: Range<usize>,
+        block: &Block,
+        walk: &Walk,
+        prefetch: &mut Prefetch,
+        turned: &mut Turned,
+        mut moments: Option<&mut Moments>,
+    ) {
+        let Gather {
+            weights, bias, activation, source_pixels, target_pixels, source_channels, target_channels, ..
+        } = *self.gather;
+        let image_lens = [source_pixels * source_channels, target_pixels * target_channels];
+        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
+        let mut tile = Tile {
+            walk,
+            block,
+            packed: weights.packed.as_ptr(),
+            bias: &bias[block.outputs.clone()],
+            rows: 0,
+            sources: [self.source.as_ptr(); MAX_ROWS],
+            targets: [self.target.0; MAX_ROWS],
+            starts: None,
+            epilogue: Epilogue { residual, activation },
+        };
+        // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
+        let mut left = pixels.len();
+        let rows = left.div_ceil(left.div_ceil(Tile::most_rows::<S>(block)).max(1));
+        let image = pixels.start / region.pixels.len();
+        let mut source = self.source.as_ptr().wrapping_add(image * image_lens[0]);
+        let mut target = self.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
+        let mut in_image = region.pixels[pixels.start % region.pixels.len()..].iter();
+        while left > 0 {
+            tile.rows = rows.min(left);
+            left -= tile.rows;
+            for row in 0..tile.rows {
+                let (from, to) = *in_image.next().unwrap_or_else(|| {
+                    source = source.wrapping_add(image_lens[0]);
+                    target = target.wrapping_add(image_lens[1]);
+                    in_image = region.pixels.iter();
+                    in_image.next().expect("a region has pixels")
+                });
+                tile.sources[row] = source.wrapping_add(from);
+                tile.targets[row] = target.wrapping_add(to);
+            }
+            prefetch.advance(simd);
+            for &target in &tile.targets[..tile.rows] {
+                for vector in 0..block.vectors {
+                    simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
+                }
+            }
+            // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
+            // inside this part's images, whose lengths were checked by whoever made the part.
+            unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };
         }
     }
 }

@@ -18,6 +18,7 @@
 mod aligned;
 mod conv;
 mod depthwise;
+pub mod elementwise;
 mod fresh;
 mod gather;
 mod grad_weight;
@@ -25,8 +26,10 @@ mod isa;
 mod moments;
 mod pack;
 mod parallel;
+mod prepared;
 mod simd;
 mod taps;
+mod team;
 mod tile;
 mod walk;
 mod winograd;
@@ -40,11 +43,14 @@ pub mod pool;
 pub mod reference;
 pub mod select;
 
+pub use aligned::Aligned;
 pub use conv::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
 pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;
 pub use pack::Direction;
+pub use prepared::Prepared;
 pub use simd::{Simd, Task};
+pub use team::Team;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

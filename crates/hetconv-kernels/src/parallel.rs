@@ -51,3 +51,43 @@ pub(crate) fn parts_of_blocks(images: usize, blocks: usize, floats: usize) -> us
     const SCRATCH: usize = 4 << 20;
     PARTS.div_ceil(blocks.max(1)).min(SCRATCH / floats.max(1)).clamp(1, images.max(1))
 }
+
+/// One of several nearly equal stretches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Band {
+    pub index: usize,
+    pub count: usize,
+}
+
+impl Band {
+    /// Everything.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+
+    /// Its share of `len` items; all stretches but the last are multiples of `step`.
+    pub fn of(self, len: usize, step: usize) -> Range<usize> {
+        let edge = |index: usize| match index == self.count {
+            true => len,
+            false => (len * index / self.count / step * step).min(len),
+        };
+        edge(self.index)..edge(self.index + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_cover_everything_once() {
+        for (len, step, count) in [(0, 12, 3), (1, 12, 4), (25, 12, 2), (100, 1, 7), (1000, 12, 16)] {
+            let mut next = 0;
+            for index in 0..count {
+                let band = Band { index, count }.of(len, step);
+                assert_eq!(band.start, next);
+                assert!(band.start.is_multiple_of(step));
+                next = band.end;
+            }
+            assert_eq!(next, len);
+        }
+    }
+}

@@ -8,6 +8,7 @@ use crate::simd::{Simd, Task};
 use crate::taps::{Axis, forward_axis};
 
 /// The windows of a pooling: for each output row and column, the input rows and columns inside.
+#[derive(Debug)]
 struct Windows {
     rows: Axis,
     columns: Axis,
@@ -47,6 +48,91 @@ impl Windows {
             }
         }
     }
+}
+
+/// A pooling for inference.
+#[derive(Debug)]
+pub struct Pool {
+    windows: Windows,
+    /// What each output pixel's sum is multiplied with; `None` takes the largest value.
+    weights: Option<Vec<f32>>,
+}
+
+impl Pool {
+    /// Largest value of each window, as [`max_pool_forward`] has it.
+    ///
+    /// # Panics
+    /// If the geometry doesn't fit the image.
+    pub fn max(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize) -> Self {
+        Self { windows: Windows::new(geometry, in_size, channels), weights: None }
+    }
+
+    /// Mean of each window, as [`avg_pool_forward`] has it.
+    ///
+    /// # Panics
+    /// If the geometry doesn't fit the image.
+    pub fn average(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize, count_padding: bool) -> Self {
+        let windows = Windows::new(geometry, in_size, channels);
+        let weights = weights(&windows, geometry.taps(), count_padding);
+        Self { windows, weights: Some(weights) }
+    }
+
+    /// Rows of an output image.
+    pub fn rows(&self) -> usize {
+        self.windows.rows.len()
+    }
+
+    /// Computes whole output rows, counted through all images, from `first` on: `[images, height, width, channels]` →
+    /// `[rows, out width, channels]`.
+    ///
+    /// # Panics
+    /// If the rows are not those of the images.
+    pub fn run_rows(&self, isa: Isa, first: usize, x: &[f32], y: &mut [f32]) {
+        let Windows { rows, columns, in_size, channels } = &self.windows;
+        let (channels, row_len) = (*channels, columns.len() * channels);
+        isa.plain(|| {
+            for (index, y) in y.chunks_exact_mut(row_len.max(1)).enumerate() {
+                let (image, oy) = ((first + index) / rows.len(), (first + index) % rows.len());
+                let x = &x[image * self.windows.in_len()..][..self.windows.in_len()];
+                y.fill(if self.weights.is_some() { 0.0 } else { f32::NEG_INFINITY });
+                for (ox, (y, columns)) in y.chunks_exact_mut(channels).zip(columns).enumerate() {
+                    for &(_, iy) in &rows[oy] {
+                        for &(_, ix) in columns {
+                            let x = &x[(iy * in_size[1] + ix) * channels..][..channels];
+                            match &self.weights {
+                                Some(_) => y.iter_mut().zip(x).for_each(|(y, &x)| *y += x),
+                                None => {
+                                    y.iter_mut()
+                                        .zip(x)
+                                        .for_each(|(y, &x)| *y = if y.is_nan() | (x <= *y) { *y } else { x });
+                                }
+                            }
+                        }
+                    }
+                    if let Some(weights) = &self.weights {
+                        let weight = weights[oy * self.windows.columns.len() + ox];
+                        y.iter_mut().for_each(|y| *y *= weight);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Mean over all pixels of each channel of one image, `[pixels, channels]`.
+///
+/// # Panics
+/// If the lengths don't fit.
+pub fn global_average(isa: Isa, x: &[f32], y: &mut [f32]) {
+    assert!(!y.is_empty() && x.len().is_multiple_of(y.len()), "lengths");
+    let scale = y.len() as f32 / x.len().max(1) as f32;
+    isa.plain(|| {
+        y.fill(0.0);
+        for pixel in x.chunks_exact(y.len()) {
+            y.iter_mut().zip(pixel).for_each(|(y, &x)| *y += x);
+        }
+        y.iter_mut().for_each(|y| *y *= scale);
+    });
 }
 
 /// Largest value of each window; `argmax` becomes the input pixel it came from (the first of equals), padding never wins.

@@ -8,6 +8,9 @@
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
 
+use hetconv_core::Activation;
+
+use crate::elementwise::activate;
 use crate::moments::Moments;
 use crate::pack::{Block, rotated};
 use crate::simd::{Simd, Task};
@@ -31,6 +34,33 @@ pub(crate) struct Tile<'a> {
     pub targets: [*mut f32; MAX_ROWS],
     /// Where each pixel's sums start, if not at 0: a vector of the block's outputs, padded to whole ones.
     pub starts: Option<[*const f32; MAX_ROWS]>,
+    pub epilogue: Epilogue,
+}
+
+/// What happens to a sum and its bias before it is written.
+#[derive(Clone, Copy)]
+pub(crate) struct Epilogue {
+    /// Values that are added, laid out as the target is: the first of them, and the target's first.
+    pub residual: Option<(*const f32, *mut f32)>,
+    pub activation: Option<Activation>,
+}
+
+impl Epilogue {
+    /// Applies it to the sums of a vector of outputs at `target`, of which there are `lanes`.
+    ///
+    /// # Safety
+    /// `target` lies within the target that the residual belongs to, with as many outputs from there on.
+    #[inline(always)]
+    pub unsafe fn apply<S: Simd>(&self, simd: S, mut sum: S::V, target: *mut f32, lanes: usize) -> S::V {
+        if let Some((residual, first)) = self.residual {
+            // SAFETY: the caller's; the residual is as long as the target.
+            sum = unsafe { simd.add(sum, simd.load_lanes(residual.offset(target.offset_from(first)), lanes)) };
+        }
+        match self.activation {
+            Some(function) => activate(simd, function, sum),
+            None => sum,
+        }
+    }
 }
 
 /// Room for the sums of a tile's rotated vectors.
@@ -251,27 +281,27 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
 ) {
     let outputs = tile.bias.len();
     let whole = outputs == V * S::LANES;
-    let lanes = |v: usize| outputs.saturating_sub(v * S::LANES).min(S::LANES);
+    let lanes = |v: usize| if whole { S::LANES } else { outputs.saturating_sub(v * S::LANES).min(S::LANES) };
+    let plain = tile.epilogue.residual.is_none() && tile.epilogue.activation.is_none();
     // SAFETY: as many biases as outputs are readable, and as many outputs writable at each target.
     unsafe {
         for v in 0..V {
-            let bias = tile.bias.as_ptr().wrapping_add(v * S::LANES);
-            let bias = if whole { simd.load(bias) } else { simd.load_lanes(bias, lanes(v)) };
+            let bias = simd.load_lanes(tile.bias.as_ptr().wrapping_add(v * S::LANES), lanes(v));
             for r in 0..R {
                 sums[r][v] = simd.add(sums[r][v], bias);
             }
         }
-        if whole {
+        if !plain {
             for r in 0..R {
                 for v in 0..V {
-                    simd.store(tile.targets[r].add(v * S::LANES), sums[r][v]);
+                    let target = tile.targets[r].wrapping_add(v * S::LANES);
+                    sums[r][v] = tile.epilogue.apply(simd, sums[r][v], target, lanes(v));
                 }
             }
-        } else {
-            for r in 0..R {
-                for v in 0..V {
-                    simd.store_lanes(tile.targets[r].wrapping_add(v * S::LANES), sums[r][v], lanes(v));
-                }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                simd.store_lanes(tile.targets[r].wrapping_add(v * S::LANES), sums[r][v], lanes(v));
             }
         }
     }

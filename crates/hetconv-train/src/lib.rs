@@ -53,7 +53,7 @@ pub use metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary, read_metri
 pub use recipe::{Milestones, Recipe, RecipeName, Schedule, Sgd, UnknownRecipe};
 pub use rng::{Purpose, below, permutation, stream, uniform};
 pub use trainer::{
-    Evaluation, StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, run_files, train,
+    Evaluation, StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, evaluate_with, run_files, train,
 };
 
 #[cfg(doctest)]

@@ -242,14 +242,31 @@ pub fn evaluate(
     batch: usize,
     watch: Watch<'_>,
 ) -> Result<Evaluation, TrainError> {
+    evaluate_with(network.classes(), split, normalisation, batch, watch, |pixels, images| {
+        let logits = network.logits(network.upload_images(pixels, images)?)?;
+        Ok(logits.into_data().iter::<f32>().collect())
+    })
+}
+
+/// As [`evaluate`], of whatever gives the logits `[images, classes]` of so many images `[images, height, width, channels]`.
+///
+/// # Errors
+/// What `logits` or the loading of images reports.
+pub fn evaluate_with<E: From<TrainError>>(
+    classes: usize,
+    split: &std::sync::Arc<Split>,
+    normalisation: &Normalisation,
+    batch: usize,
+    watch: Watch<'_>,
+    mut logits: impl FnMut(Vec<f32>, usize) -> Result<Vec<f32>, E>,
+) -> Result<Evaluation, E> {
     let start = Instant::now();
-    let isa = Isa::selected()?;
-    let mut loader = BatchLoader::evaluation(split.clone(), normalisation, batch)?;
+    let isa = Isa::selected().map_err(TrainError::from)?;
+    let mut loader = BatchLoader::evaluation(split.clone(), normalisation, batch).map_err(TrainError::from)?;
     let (mut loss, mut top1, mut top5, mut images) = (0.0, 0, 0, 0);
-    while let Some(Batch { images: pixels, labels, .. }) = loader.next().transpose()? {
-        let logits = network.logits(network.upload_images(pixels, labels.len())?)?;
-        let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
-        let sums = softmax_cross_entropy(isa, network.classes(), &logits, &labels, 0.0, None);
+    while let Some(Batch { images: pixels, labels, .. }) = loader.next().transpose().map_err(TrainError::from)? {
+        let logits = logits(pixels, labels.len())?;
+        let sums = softmax_cross_entropy(isa, classes, &logits, &labels, 0.0, None);
         loss += sums.loss;
         top1 += sums.top1;
         top5 += sums.top5;

@@ -9,6 +9,7 @@
 //! * [`core`]: the operator: patterns, geometry, the paper's equations;
 //! * [`kernels`]: its arithmetic over slices, forward and backward;
 //! * [`graph`]: networks as data: the paper's zoo, the rewrite to HetConv, costs, the model file;
+//! * [`runtime`]: inference, compiled and without allocation;
 //! * [`burn`]: networks and layers for [Burn](https://burn.dev);
 //! * [`train`]: data sets, recipes, the training loop.
 //!
@@ -39,6 +40,7 @@ pub use hetconv_core as core;
 pub use hetconv_graph as graph;
 pub use hetconv_kernels as kernels;
 pub use hetconv_onnx as onnx;
+pub use hetconv_runtime as runtime;
 pub use hetconv_train as train;
 
 pub mod report;

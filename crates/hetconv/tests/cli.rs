@@ -184,7 +184,7 @@ fn bad_usage_is_2_and_says_what_would_do() {
     assert!(failure(here.path(), 2, &["compare", "--model", "resnet20_p4"]).contains("--variants"));
     assert!(failure(here.path(), 2, &["compare", "--variants", "p4,p4"]).contains("twice"));
     assert!(failure(here.path(), 2, &["compare", "--seeds", "1,1"]).contains("twice"));
-    assert!(failure(here.path(), 2, &["benchmark", "--model", "resnet20"]).contains("--training"));
+    assert!(failure(here.path(), 2, &["benchmark"]).contains("--training"));
     assert!(failure(here.path(), 2, &["summary", "resnet20", "--classes", "0"]).contains("--classes"));
     assert!(failure(here.path(), 2, &["data", "prepare", "synthetic", "--image-size", "0"]).contains("1 to 4096"));
 }
@@ -234,7 +234,20 @@ fn a_run_that_cannot_be_done_is_2_and_leaves_nothing() {
 fn every_command_has_help_with_an_example() {
     let here = here();
     let help = stdout(&hetconv(here.path(), &["--help"]));
-    let commands = ["compare", "list", "summary", "train", "eval", "predict", "benchmark", "export", "data", "report", "checks"];
+    let commands = [
+        "compare",
+        "list",
+        "summary",
+        "train",
+        "eval",
+        "predict",
+        "run",
+        "benchmark",
+        "export",
+        "data",
+        "report",
+        "checks",
+    ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command} in {help}");
     }
@@ -533,6 +546,64 @@ fn benchmark_measures_training_steps() {
     let of_file = ["benchmark", "--training", "--model", "net.safetensors", "--batch", "8", "--steps", "3"];
     let of_file = json(here.path(), &of_file);
     assert_eq!((&of_file["model"], &of_file["macs"]), (&"small-cifar_p4".into(), &found["macs"]));
+}
+
+#[test]
+fn benchmark_measures_inference() {
+    let here = here();
+    let args = ["benchmark", "--model", "small-cifar_p4", "--batch", "3", "--steps", "4"];
+    for more in [&[][..], &["--exact"], &["--tune"]] {
+        let found = json(here.path(), &[&args[..], more].concat());
+        assert_eq!(
+            (&found["batch"], &found["steps"], &found["model"]),
+            (&3.into(), &4.into(), &"small-cifar_p4".into())
+        );
+        assert_eq!(found["macs"], 3 * json(here.path(), &["summary", "small-cifar_p4"])["macs"].as_u64().unwrap());
+        assert!(found["executed_macs"].as_u64() < found["macs"].as_u64() && found["median_ms"].as_f64() > Some(0.0));
+    }
+    assert!(failure(here.path(), 2, &[&args[..], &["--exact", "--tune"]].concat()).contains("--tune"));
+    assert!(failure(here.path(), 2, &["benchmark", "--training", "--model", "resnet20", "--tune"]).contains("--tune"));
+}
+
+/// An `.npy` file of f32, as NumPy writes it.
+fn npy(shape: &str, data: &[f32]) -> Vec<u8> {
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+    header.extend(std::iter::repeat_n(' ', 117 - header.len()));
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data.iter().flat_map(|value| value.to_le_bytes()));
+    bytes
+}
+
+#[test]
+fn run_writes_what_the_network_makes_of_an_array() {
+    let here = here();
+    model_file(&here.path().join("net.safetensors"));
+    let data: Vec<f32> = (0..2 * 3 * 32 * 32).map(|i| (i % 23) as f32 / 11.0 - 1.0).collect();
+    std::fs::write(here.path().join("x.npy"), npy("(2, 3, 32, 32)", &data)).unwrap();
+    let args = ["run", "net.safetensors", "--input", "x.npy", "--output"];
+    for (file, more) in [("exact.npy", &["--exact"][..]), ("fast.npy", &[])] {
+        let found = json(here.path(), &[&args[..], &[file], more].concat());
+        assert_eq!(found["outputs"][0]["shape"], serde_json::json!([2, 10]));
+    }
+    let read = |file: &str| -> Vec<f32> {
+        let bytes = std::fs::read(here.path().join(file)).unwrap();
+        bytes[128..].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+    };
+    let (exact, fast) = (read("exact.npy"), read("fast.npy"));
+    assert_eq!(exact.len(), 20);
+    assert!(exact[..10] != exact[10..]);
+    let largest = exact.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+    assert!(exact.iter().zip(&fast).all(|(exact, fast)| (exact - fast).abs() <= 1e-3 * largest), "{exact:?} {fast:?}");
+
+    std::fs::write(here.path().join("small.npy"), npy("(1, 3, 16, 16)", &data[..768])).unwrap();
+    let error = failure(here.path(), 2, &["run", "net.safetensors", "--input", "small.npy", "--output", "y.npy"]);
+    assert!(error.contains("32"), "{error}");
+    std::fs::write(here.path().join("short.npy"), npy("(2, 3, 32, 32)", &data[..5])).unwrap();
+    let error = failure(here.path(), 1, &["run", "net.safetensors", "--input", "short.npy", "--output", "y.npy"]);
+    assert!(error.contains("short.npy"), "{error}");
+    assert!(!here.path().join("y.npy").exists());
 }
 
 #[test]

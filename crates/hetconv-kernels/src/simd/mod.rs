@@ -46,8 +46,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     /// a·b.
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a/b.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// 2ⁿ, where n, from −126 to 127, stands in the lowest bits of a's mantissa.
+    fn power_of_two(self, a: Self::V) -> Self::V;
     /// max(a, 0); NaN stays NaN.
     fn relu(self, a: Self::V) -> Self::V;
+    /// min(max(a, low), high); NaN stays NaN.
+    fn clamp(self, a: Self::V, low: Self::V, high: Self::V) -> Self::V;
     /// `value` where `gate > 0`, 0 elsewhere.
     fn where_positive(self, gate: Self::V, value: Self::V) -> Self::V;
     /// The first `LANES` numbers, each below `LANES`.
@@ -155,8 +161,25 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
+    fn div(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn power_of_two(self, a: [f32; 4]) -> [f32; 4] {
+        a.map(|a| f32::from_bits(a.to_bits().wrapping_add(127) << 23))
+    }
+    #[inline(always)]
     fn relu(self, a: [f32; 4]) -> [f32; 4] {
         a.map(|v| if v < 0.0 { 0.0 } else { v })
+    }
+    #[inline(always)]
+    fn clamp(self, a: [f32; 4], low: [f32; 4], high: [f32; 4]) -> [f32; 4] {
+        // Compared this way round, NaN fails both tests and stays.
+        std::array::from_fn(|i| match a[i] {
+            a if a < low[i] => low[i],
+            a if a > high[i] => high[i],
+            a => a,
+        })
     }
     #[inline(always)]
     fn where_positive(self, gate: [f32; 4], value: [f32; 4]) -> [f32; 4] {

@@ -56,8 +56,8 @@ impl Avx512 {
 /// Implements [`Simd`] by one intrinsic an operation; the block is what the instruction sets do not share.
 macro_rules! implement {
     (
-        $token:ident, $vector:ty, $set1:ident, $zero:ident, $fmadd:ident, $add:ident, $sub:ident, $mul:ident, $max:ident,
-        $load:ident, $store:ident, { $($own:item)* }
+        $token:ident, $vector:ty, $set1:ident, $zero:ident, $fmadd:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
+        $max:ident, $min:ident, $load:ident, $store:ident, { $($own:item)* }
     ) => {
         impl Simd for $token {
             type V = $vector;
@@ -89,9 +89,19 @@ macro_rules! implement {
                 unsafe { $mul(a, b) }
             }
             #[inline(always)]
+            fn div(self, a: $vector, b: $vector) -> $vector {
+                // SAFETY: the token proves the instruction set.
+                unsafe { $div(a, b) }
+            }
+            #[inline(always)]
             fn relu(self, a: $vector) -> $vector {
                 // SAFETY: the token proves the instruction set. Where one operand is NaN the second is returned.
                 unsafe { $max($zero(), a) }
+            }
+            #[inline(always)]
+            fn clamp(self, a: $vector, low: $vector, high: $vector) -> $vector {
+                // SAFETY: the token proves the instruction set. Where one operand is NaN the second is returned.
+                unsafe { $min(high, $max(low, a)) }
             }
             #[inline(always)]
             fn prefetch(self, address: *const f32) {
@@ -126,7 +136,9 @@ implement!(
     _mm256_add_ps,
     _mm256_sub_ps,
     _mm256_mul_ps,
+    _mm256_div_ps,
     _mm256_max_ps,
+    _mm256_min_ps,
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     {
@@ -150,6 +162,14 @@ implement!(
             }
             // SAFETY: the token proves that the CPU has both features.
             unsafe { inner(self, task) }
+        }
+        #[inline(always)]
+        fn power_of_two(self, a: __m256) -> __m256 {
+            // SAFETY: the token proves AVX2.
+            unsafe {
+                let exponent = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+            }
         }
         #[inline(always)]
         fn where_positive(self, gate: __m256, value: __m256) -> __m256 {
@@ -178,7 +198,9 @@ implement!(
     _mm_add_ps,
     _mm_sub_ps,
     _mm_mul_ps,
+    _mm_div_ps,
     _mm_max_ps,
+    _mm_min_ps,
     _mm_loadu_ps,
     _mm_storeu_ps,
     {
@@ -201,6 +223,14 @@ implement!(
             }
             // SAFETY: the token proves that the CPU has both features.
             unsafe { inner(self, task) }
+        }
+        #[inline(always)]
+        fn power_of_two(self, a: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2, which includes SSE2.
+            unsafe {
+                let exponent = _mm_add_epi32(_mm_castps_si128(a), _mm_set1_epi32(127));
+                _mm_castsi128_ps(_mm_slli_epi32::<23>(exponent))
+            }
         }
         #[inline(always)]
         fn where_positive(self, gate: __m128, value: __m128) -> __m128 {
@@ -229,7 +259,9 @@ implement!(
     _mm512_add_ps,
     _mm512_sub_ps,
     _mm512_mul_ps,
+    _mm512_div_ps,
     _mm512_max_ps,
+    _mm512_min_ps,
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     {
@@ -252,6 +284,14 @@ implement!(
             }
             // SAFETY: the token proves that the CPU has the features.
             unsafe { inner(self, task) }
+        }
+        #[inline(always)]
+        fn power_of_two(self, a: __m512) -> __m512 {
+            // SAFETY: the token proves AVX-512 F.
+            unsafe {
+                let exponent = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(127));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+            }
         }
         #[inline(always)]
         fn where_positive(self, gate: __m512, value: __m512) -> __m512 {

@@ -1,8 +1,12 @@
 //! What the kernel tests share: a random convolution problem, its reference results, and the comparison.
 #![allow(dead_code, missing_docs)]
 
-use hetconv_core::{ChannelOrder, ConvKind};
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, reference};
+use std::sync::OnceLock;
+
+use hetconv_core::{Activation, ChannelOrder, ConvKind};
+use hetconv_kernels::{
+    Algorithm, Aligned, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, Team, reference,
+};
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
 pub struct Numbers(pub u64);
@@ -161,6 +165,23 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
         assert_close(&label("sums"), &as_f32(&sums.sums), &sum, tolerance);
         assert_close(&label("sums of squares"), &as_f32(&sums.squares), &squares, tolerance);
+
+        // With a residual and an activation, by a team and alone.
+        let residual = Numbers(seed).vec(want.len());
+        let swish = |x: f64| x * (x / 6.0 + 0.5).clamp(0.0, 1.0);
+        let sum = want.iter().zip(load(&residual, &spec.out_order));
+        let activated: Vec<f64> = sum.map(|(&sum, residual)| swish(sum + f64::from(residual))).collect();
+        let again = Conv::new(spec.clone(), in_size).expect("as before");
+        let prepared = again.prepare(isa, algorithm, weights.get(), Some(&bias), Some(Activation::HardSwish));
+        static TEAM: OnceLock<Team> = OnceLock::new();
+        let team = TEAM.get_or_init(|| Team::new(3));
+        let mut scratch: Vec<Aligned> = (0..3).map(|_| Aligned::zeroed(prepared.scratch_len(batch))).collect();
+        output.fill(f32::NAN);
+        prepared.run(team, &mut scratch, batch, &stored, Some(&residual), &mut output);
+        assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, more * 1e-5);
+        output.fill(f32::NAN);
+        prepared.run_alone(scratch[0].as_mut(), batch, &stored, Some(&residual), &mut output);
+        assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, more * 1e-5);
 
         let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
         let grad_input = conv.grad_input(batch, &stored_grad, &packed);

@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use burn::tensor::Device;
-use hetconv::burn::GraphModule;
-use hetconv::train::{LoadOptions, evaluate};
+use hetconv::train::{LoadOptions, evaluate_with};
 use hetconv::units::{duration, grouped};
 use serde::Serialize;
 
+use super::classifier::Classifier;
 use super::data::open_data;
 use super::model;
 use super::output::Output;
@@ -64,7 +63,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             data.name
         );
     }
-    let network = GraphModule::new(&file.graph, &file.weights, &Device::flex())?.with_fast_evaluation(args.fast);
+    let batch = args.batch_size as usize;
+    let mut network = Classifier::new(&file, batch, !args.fast)?;
     if network.classes() != data.classes.len() || (!file.classes.is_empty() && file.classes != data.classes) {
         bad_usage!(
             "{} was trained for other classes than those of {}: {} against {}",
@@ -74,9 +74,11 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             name_some(&data.classes, data.classes.len())
         );
     }
+    let classes = network.classes();
     let mut progress = StepProgress::new(&file.graph.name, "images");
     let mut watch = |done, images| progress.at(done, images);
-    let found = evaluate(&network, &data.test, &file.normalisation, args.batch_size as usize, &mut watch)?;
+    let logits = |pixels: Vec<f32>, images: usize| network.logits(&pixels, images);
+    let found = evaluate_with(classes, &data.test, &file.normalisation, batch, &mut watch, logits)?;
     drop(progress);
     let evaluated = Evaluated {
         model: file.graph.name,

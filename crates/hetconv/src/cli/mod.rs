@@ -2,16 +2,19 @@
 
 mod benchmark;
 mod checks;
+mod classifier;
 mod compare;
 mod data;
 mod eval;
 mod export;
 mod list;
 mod model;
+mod npy;
 mod output;
 mod predict;
 mod progress;
 mod report;
+mod run;
 mod runs;
 mod summary;
 mod train;
@@ -51,6 +54,7 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Predict(predict::Args),
+    Run(run::Args),
     Benchmark(benchmark::Args),
     Export(export::Args),
     Data(data::Args),
@@ -94,6 +98,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Train(args) => train::run(&args, &output),
         Command::Eval(args) => eval::run(&args, &output),
         Command::Predict(args) => predict::run(&args, &output),
+        Command::Run(args) => run::run(&args, &output),
         Command::Benchmark(args) => benchmark::run(&args, &output),
         Command::Export(args) => export::run(&args, &output),
         Command::Data(args) => data::run(&args, &output),

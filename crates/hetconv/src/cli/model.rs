@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use hetconv::graph::{ConvKind, Graph, ModelFile, ModelName, Op, Substitution, zoo};
+use hetconv::graph::{ConvKind, Graph, ModelFile, ModelName, Op, Substitution, Weights, zoo};
 use hetconv::onnx::{self, ImportOptions};
 
 use super::usage::bad_usage;
@@ -72,4 +72,16 @@ pub fn standard(graph: &Graph) -> Result<Graph> {
     }
     graph.validate()?;
     Ok(graph)
+}
+
+/// A network with weights: a name's are fresh.
+pub fn with_weights(model: &str) -> Result<(Graph, Weights)> {
+    match open(model)? {
+        Model::Name(name) => {
+            let graph = build(&name, name.usual_classes(), None)?;
+            let weights = Weights::init(&graph, 0)?;
+            Ok((graph, weights))
+        }
+        Model::File(file) => Ok((file.graph, file.weights)),
+    }
 }

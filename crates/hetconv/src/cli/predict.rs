@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use burn::tensor::Device;
-use hetconv::burn::GraphModule;
 use hetconv::graph::ModelFile;
 use hetconv::train::{Augment, Images, PixelTable, Split, fill_batch};
 use serde::Serialize;
 
+use super::classifier::Classifier;
 use super::model;
 use super::output::{Output, table};
 use super::usage::bad_usage;
@@ -48,9 +47,9 @@ struct Class {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let file = model::load(&args.file)?;
-    let network = GraphModule::new(&file.graph, &file.weights, &Device::flex())?;
+    let mut network = Classifier::new(&file, 1, true)?;
     let predictions: Vec<Predicted> =
-        args.images.iter().map(|image| predict(&file, &network, image, args.top.into())).collect::<Result<_>>()?;
+        args.images.iter().map(|image| predict(&file, &mut network, image, args.top.into())).collect::<Result<_>>()?;
     output.result(&predictions, |predictions| {
         let mut rows = table(&["image", "class", "probability"], &["image", "class"]);
         for Predicted { image, classes } in predictions {
@@ -63,7 +62,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     })
 }
 
-fn predict(file: &ModelFile, network: &GraphModule, path: &Path, top: usize) -> Result<Predicted> {
+fn predict(file: &ModelFile, network: &mut Classifier, path: &Path, top: usize) -> Result<Predicted> {
     let [channels, height, width] = file.graph.input_shape().unwrap_or_default();
     if height != width {
         bad_usage!("the network takes images of {height}×{width} pixels; only square ones can be made from files");
@@ -71,8 +70,8 @@ fn predict(file: &ModelFile, network: &GraphModule, path: &Path, top: usize) -> 
     let image = Split::new(Images::read(path, height, channels)?, vec![0])?;
     let mut pixels = vec![0.0; channels * height * width];
     fill_batch(&image, &[0], &Augment::NONE, &PixelTable::new(&file.normalisation), 0, 0, &mut pixels);
-    let logits = network.logits(network.upload_images(pixels, 1)?)?;
-    let probabilities = softmax(logits.into_data().iter::<f32>().map(f64::from).collect());
+    let logits = network.logits(&pixels, 1)?;
+    let probabilities = softmax(logits.into_iter().map(f64::from).collect());
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
     order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
     let class = |&i: &usize| Class {

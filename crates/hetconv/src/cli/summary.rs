@@ -1,7 +1,10 @@
 //! `hetconv summary`
 
+use std::collections::HashMap;
+
 use anyhow::{Context, Result};
 use hetconv::graph::{Cost, Graph, LayerCost};
+use hetconv::runtime::{Options, Plan};
 use hetconv::units::{count, grouped};
 use serde::Serialize;
 
@@ -57,7 +60,7 @@ struct Layer {
     /// MACs are those of all images, and of additions if they are counted.
     #[serde(flatten)]
     cost: LayerCost,
-    /// How it is computed: `direct` is a single pass over the taps that don't fall on padding.
+    /// How the runtime computes it: `direct` is a single pass over the taps that don't fall on padding.
     algorithm: Option<&'static str>,
 }
 
@@ -89,10 +92,12 @@ fn summarise(graph: &Graph, images: u64, count_additions: bool) -> Result<Summar
     let total = |cost: &Cost| times_images(if count_additions { cost.macs_with_additions() } else { cost.macs });
     let cost = graph.cost()?;
     let (macs, macs_standard) = (total(&cost)?, total(&model::standard(graph)?.cost()?)?);
+    let options = Options { batch: images as usize, ..Options::default() };
+    let algorithms: HashMap<String, &str> = Plan::algorithms(graph, &options)?.into_iter().collect();
     let layer = |layer: &LayerCost| {
         let additions = if count_additions { layer.additions } else { 0 };
         let macs = times_images(layer.macs + additions)?;
-        Ok(Layer { cost: LayerCost { macs, ..layer.clone() }, algorithm: algorithm(layer) })
+        Ok(Layer { cost: LayerCost { macs, ..layer.clone() }, algorithm: algorithms.get(&layer.name).copied() })
     };
     // An addition is one floating-point operation, a MAC two.
     let additions = if count_additions { cost.activations } else { 0 };
@@ -109,25 +114,17 @@ fn summarise(graph: &Graph, images: u64, count_additions: bool) -> Result<Summar
     })
 }
 
-fn algorithm(layer: &LayerCost) -> Option<&'static str> {
-    match (layer.op, layer.kind) {
-        ("batch_norm", _) => None,
-        (_, Some("depthwise")) => Some("depthwise"),
-        _ => Some("direct"),
-    }
-}
-
 /// By how much `macs` is less than `standard`, in per cent.
 pub fn reduction(macs: u64, standard: u64) -> f64 {
     if standard == 0 { 0.0 } else { 100.0 * (1.0 - macs as f64 / standard as f64) }
 }
 
 fn text(summary: &Summary, count_additions: bool) -> String {
-    let heads = ["layer", "op", "kernel", "in→out", "size", "P", "params", "MACs", "stages"];
-    let mut layers = table(&heads, &["layer", "op"]);
-    let costs = summary.layers.iter().map(|layer| &layer.cost);
-    let (batch_norms, others): (Vec<&LayerCost>, Vec<&LayerCost>) = costs.partition(|layer| layer.op == "batch_norm");
-    for layer in others {
+    let heads = ["layer", "op", "kernel", "in→out", "size", "P", "params", "MACs", "stages", "algorithm"];
+    let mut layers = table(&heads, &["layer", "op", "algorithm"]);
+    let (batch_norms, others): (Vec<&Layer>, Vec<&Layer>) =
+        summary.layers.iter().partition(|layer| layer.cost.op == "batch_norm");
+    for Layer { cost: layer, algorithm } in others {
         layers.add_row([
             layer.name.clone(),
             layer.kind.unwrap_or(layer.op).to_owned(),
@@ -138,12 +135,13 @@ fn text(summary: &Summary, count_additions: bool) -> String {
             grouped(layer.params),
             grouped(layer.macs),
             layer.stages.to_string(),
+            algorithm.unwrap_or_default().to_owned(),
         ]);
     }
     if !batch_norms.is_empty() {
         let mut row = vec![String::new(); heads.len()];
         row[0] = format!("{} batch-norms", batch_norms.len());
-        row[6] = grouped(batch_norms.iter().map(|layer| layer.params).sum());
+        row[6] = grouped(batch_norms.iter().map(|layer| layer.cost.params).sum());
         layers.add_row(row);
     }
     let [n, channels, height, width] = summary.input;

@@ -5,6 +5,7 @@ use std::error::Error;
 use hetconv::burn::ModuleError;
 use hetconv::graph::NameError;
 use hetconv::kernels::IsaError;
+use hetconv::runtime::CompileError;
 use hetconv::train::{ConfigError, DataError, LoaderError, TrainError};
 
 /// Something asked for that cannot be meant; the message says what would be accepted.
@@ -38,6 +39,7 @@ fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
         || cause.is::<NameError>()
         || cause.is::<IsaError>()
         || matches!(cause.downcast_ref(), Some(ModuleError::Isa(_)))
+        || matches!(cause.downcast_ref(), Some(CompileError::Isa(_)))
         || matches!(cause.downcast_ref(), Some(DataError::UnknownName { .. } | DataError::ImageSize { .. }))
         || matches!(cause.downcast_ref(), Some(ConfigError::Setting { .. }))
         || matches!(cause.downcast_ref(), Some(LoaderError::TooFewSamples { .. }))
@@ -66,6 +68,7 @@ mod tests {
             "resnet2O".parse::<hetconv::graph::ModelName>().unwrap_err().into(),
             isa().into(),
             ModuleError::Isa(isa()).into(),
+            CompileError::Isa(isa()).into(),
             TrainError::Isa(isa()).into(),
             TrainError::Module(ModuleError::Isa(isa())).into(),
             few().into(),

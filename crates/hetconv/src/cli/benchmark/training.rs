@@ -8,71 +8,21 @@ use hetconv::burn::{GraphModule, Sgd, SgdConfig};
 use hetconv::graph::{Graph, Op, Weights};
 use hetconv::kernels::{Conv, ConvSpec, Isa, measure};
 use hetconv::train::{Purpose, stream, uniform};
-use hetconv::units::{count, milliseconds};
-use serde::Serialize;
 
-use super::percentile;
-use crate::cli::checks::{cpu_name, peak_memory_mib};
-use crate::cli::model::{self, Model};
+use super::Benchmark;
+use crate::cli::model;
 use crate::cli::output::Output;
-
-#[derive(Serialize)]
-struct Benchmark {
-    model: String,
-    batch: usize,
-    steps: usize,
-    median_ms: f64,
-    p10_ms: f64,
-    p90_ms: f64,
-    images_per_second: f64,
-    gmacs_per_second: f64,
-    macs: u64,
-    executed_macs: u64,
-    fma_peak_gflops: f64,
-    fraction_of_peak: f64,
-    peak_memory_mib: Option<f64>,
-    threads: usize,
-    isa: &'static str,
-    cpu: String,
-}
 
 const WARM_UP: usize = 3;
 
 pub fn run(network: &str, batch: usize, steps: Option<usize>, output: &Output) -> Result<()> {
     let isa = Isa::selected()?;
-    let (graph, weights) = match model::open(network)? {
-        Model::Name(name) => {
-            let graph = model::build(&name, name.usual_classes(), None)?;
-            let weights = Weights::init(&graph, 0)?;
-            (graph, weights)
-        }
-        Model::File(file) => (file.graph, file.weights),
-    };
+    let (graph, weights) = model::with_weights(network)?;
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
-    let mut times = time_steps(&graph, &weights, batch, steps)?;
-    times.sort_by(f64::total_cmp);
-    let median_ms = percentile(&times, 0.5);
+    let times = time_steps(&graph, &weights, batch, steps)?;
     let (macs, executed_macs) = macs_of_step(&graph, batch as u64)?;
-    let per_second = 1e3 / median_ms;
-    let benchmark = Benchmark {
-        model: graph.name,
-        batch,
-        steps: times.len(),
-        median_ms,
-        p10_ms: percentile(&times, 0.1),
-        p90_ms: percentile(&times, 0.9),
-        images_per_second: batch as f64 * per_second,
-        gmacs_per_second: macs as f64 * per_second / 1e9,
-        macs,
-        executed_macs,
-        fma_peak_gflops,
-        fraction_of_peak: 2.0 * executed_macs as f64 * per_second / (fma_peak_gflops * 1e9),
-        peak_memory_mib: peak_memory_mib(),
-        threads: rayon::current_num_threads(),
-        isa: isa.name(),
-        cpu: cpu_name(),
-    };
-    output.result(&benchmark, text)
+    let benchmark = Benchmark::new(graph.name, batch, times, [macs, executed_macs], fma_peak_gflops, isa);
+    output.result(&benchmark, |benchmark| benchmark.text("per training step", "steps"))
 }
 
 /// Milliseconds of every measured step.
@@ -128,30 +78,6 @@ fn macs_of_step(graph: &Graph, batch: u64) -> Result<(u64, u64)> {
         executed += passes * batch * executed_macs;
     }
     Ok((nominal, executed))
-}
-
-fn text(found: &Benchmark) -> String {
-    let memory = found.peak_memory_mib.map_or(String::new(), |mib| format!(", {mib:.0} MiB at most"));
-    format!(
-        "{}, batch {}: {} per training step (10th to 90th percentile {} to {}, {} steps)\n\
-         {:.0} images/s, {:.1} GMAC/s of {} MACs ({} executed), {:.1} % of the FMA peak of {:.0} GFLOP/s{memory}\n\
-         {} threads, {}, {}",
-        found.model,
-        found.batch,
-        milliseconds(found.median_ms),
-        milliseconds(found.p10_ms),
-        milliseconds(found.p90_ms),
-        found.steps,
-        found.images_per_second,
-        found.gmacs_per_second,
-        count(found.macs),
-        count(found.executed_macs),
-        100.0 * found.fraction_of_peak,
-        found.fma_peak_gflops,
-        found.threads,
-        found.isa,
-        found.cpu,
-    )
 }
 
 #[cfg(test)]

@@ -1,0 +1,226 @@
+//! A convolution prepared for inference.
+
+use hetconv_core::Activation;
+
+use crate::conv::{Algorithm, Conv, Kernel, PackedForm};
+use crate::isa::Isa;
+use crate::pack::Direction;
+use crate::parallel::{Band, Target};
+use crate::team::Team;
+use crate::tile::MAX_ROWS;
+use crate::{depthwise, gather, winograd};
+
+/// A convolution with its weights, bias and activation, packed for one instruction set; see [`Conv::prepare`].
+///
+/// Running it allocates nothing. Several threads may run one at the same time, each with a scratch of its own.
+#[derive(Debug)]
+pub struct Prepared {
+    conv: Conv,
+    isa: Isa,
+    algorithm: Algorithm,
+    form: PackedForm,
+    /// In stored order.
+    bias: Vec<f32>,
+    activation: Option<Activation>,
+    /// Whole-vector products of an image, roughly.
+    products: f64,
+}
+
+/// How a pass is split: into bands of pixels, each by groups of blocks.
+#[derive(Clone, Copy)]
+struct Split {
+    bands: usize,
+    groups: usize,
+}
+
+impl Split {
+    const NONE: Self = Self { bands: 1, groups: 1 };
+
+    fn parts(self) -> usize {
+        self.bands * self.groups
+    }
+
+    /// Band and group of a part.
+    fn part(self, index: usize) -> [Band; 2] {
+        let band = Band { index: index / self.groups, count: self.bands };
+        [band, Band { index: index % self.groups, count: self.groups }]
+    }
+}
+
+/// Products that are worth a part of their own: some ten microseconds.
+const LEAST: f64 = 40_000.0;
+/// Parts of a pass at most.
+const MOST: usize = 16;
+/// Values of weights that a core's second-level cache keeps beside the activations.
+const NEAR: usize = 128 << 10;
+
+impl Prepared {
+    pub(crate) fn new(
+        conv: Conv,
+        isa: Isa,
+        algorithm: Algorithm,
+        form: PackedForm,
+        bias: Vec<f32>,
+        activation: Option<Activation>,
+    ) -> Self {
+        let products = match &form {
+            PackedForm::Winograd(weights) => conv.winograd_cost(&weights.layout, Direction::Forward, isa),
+            PackedForm::Direct(weights) => conv.direct_cost(&weights.layout, Direction::Forward, isa),
+            // A vector is read for every product.
+            PackedForm::Depthwise(_) => 2.0 * conv.executed_macs() as f64 / isa.lanes() as f64,
+        };
+        Self { conv, isa, algorithm, form, bias, activation, products }
+    }
+
+    /// The convolution's shape.
+    pub fn conv(&self) -> &Conv {
+        &self.conv
+    }
+
+    /// How it is computed.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Values of the packed weights and the bias.
+    pub fn packed_len(&self) -> usize {
+        let weights = match &self.form {
+            PackedForm::Depthwise(packed) => packed.len(),
+            PackedForm::Direct(weights) => weights.len(),
+            PackedForm::Winograd(weights) => weights.len(),
+        };
+        weights + self.bias.len()
+    }
+
+    /// Values of the scratch that each thread needs for so many images.
+    pub fn scratch_len(&self, images: usize) -> usize {
+        let Kernel::Winograd(winograd) = self.kernel() else { return 0 };
+        let of_split = |split: Split| {
+            let parts = (0..split.parts()).map(|part| {
+                let [band, group] = split.part(part);
+                let pieces = band.of(images * winograd.pieces(), 1).len();
+                winograd.scratch_len(group.of(winograd.weights.layout.blocks.len(), 1), pieces)
+            });
+            parts.max().unwrap_or(0)
+        };
+        of_split(Split::NONE).max(of_split(self.split(images)))
+    }
+
+    /// act(convolution + bias + residual): `[images, height, width, M]` → `[images, out height, out width, N]`, channels in
+    /// the orders of the [`ConvSpec`](crate::ConvSpec). The residual is laid out as the target. Each thread of the team
+    /// takes parts that depend on the shape alone, so the results do not depend on the team.
+    ///
+    /// # Panics
+    /// If a length does not fit, or there are fewer scratches than threads or one of them is too small.
+    pub fn run<S: AsMut<[f32]> + Send>(
+        &self,
+        team: &Team,
+        scratch: &mut [S],
+        images: usize,
+        source: &[f32],
+        residual: Option<&[f32]>,
+        target: &mut [f32],
+    ) {
+        self.check(images, source, residual, target);
+        let split = self.split(images);
+        let target = Target(target.as_mut_ptr());
+        team.each(split.parts(), scratch, |part, scratch| {
+            self.part(split.part(part), scratch.as_mut(), images, source, residual, target);
+        });
+    }
+
+    /// As [`Prepared::run`], on this thread and in one part.
+    ///
+    /// # Panics
+    /// As [`Prepared::run`].
+    pub fn run_alone(
+        &self,
+        scratch: &mut [f32],
+        images: usize,
+        source: &[f32],
+        residual: Option<&[f32]>,
+        target: &mut [f32],
+    ) {
+        self.check(images, source, residual, target);
+        self.part([Band::WHOLE; 2], scratch, images, source, residual, Target(target.as_mut_ptr()));
+    }
+
+    fn check(&self, images: usize, source: &[f32], residual: Option<&[f32]>, target: &[f32]) {
+        let [source_len, target_len] = [self.conv.in_len(images), self.conv.out_len(images)];
+        assert_eq!(source.len(), source_len, "length of the source");
+        assert_eq!(target.len(), target_len, "length of the target");
+        assert!(residual.is_none_or(|residual| residual.len() == target_len), "length of the residual");
+    }
+
+    fn kernel(&self) -> Kernel<'_> {
+        self.conv.kernel(Direction::Forward, &self.form, &self.bias, self.activation)
+    }
+
+    /// One part; other parts write other values of the target.
+    fn part(
+        &self,
+        [band, group]: [Band; 2],
+        scratch: &mut [f32],
+        images: usize,
+        source: &[f32],
+        residual: Option<&[f32]>,
+        target: Target,
+    ) {
+        match &self.kernel() {
+            Kernel::Depthwise(gather) => {
+                self.isa.run(depthwise::Part { gather, images, band, source, residual, target });
+            }
+            Kernel::Direct(gather) => {
+                let blocks = group.of(gather.weights.layout.blocks.len(), 1);
+                let moments = None;
+                self.isa.run(gather::Part { gather, images, blocks, band, source, residual, target, moments });
+            }
+            Kernel::Winograd(winograd) => {
+                let blocks = group.of(winograd.weights.layout.blocks.len(), 1);
+                let (moments, scratch) = (None, scratch);
+                let part =
+                    winograd::Part { winograd, images, blocks, band, source, residual, target, moments, scratch };
+                self.isa.run(part);
+            }
+        }
+    }
+
+    /// The split for so many images. Where the weights are too large to be read by every part, parts share the source
+    /// instead.
+    fn split(&self, images: usize) -> Split {
+        let work = (self.products * images as f64 / LEAST).min(MOST as f64) as usize;
+        // Powers of two come out even on two and four threads.
+        let parts = if work == 0 { 1 } else { 1 << work.ilog2() };
+        // Whichever of the two is read by every part should be the smaller one.
+        let far = self.packed_len() > NEAR;
+        let of = |most_bands: usize, most_groups: usize| {
+            let (most_bands, most_groups) = (most_bands.max(1), most_groups.max(1));
+            match far {
+                true => {
+                    let groups = parts.min(most_groups);
+                    Split { bands: (parts / groups).clamp(1, most_bands), groups }
+                }
+                false => {
+                    let bands = parts.min(most_bands);
+                    Split { bands, groups: (parts / bands).clamp(1, most_groups) }
+                }
+            }
+        };
+        match &self.form {
+            PackedForm::Depthwise(_) => of(parts, 1),
+            PackedForm::Direct(weights) => {
+                let [height, width] = self.conv.out_size();
+                of((images * height * width).div_ceil(4 * MAX_ROWS), weights.layout.blocks.len())
+            }
+            PackedForm::Winograd(weights) => {
+                let blocks = &weights.layout.blocks;
+                let pieces = images * winograd::pieces(self.conv.out_size());
+                // Every group transforms what its blocks read: eight vectors of outputs are worth it. Every band reads its
+                // groups' weights: if they are far, many pieces are.
+                let vectors: usize = blocks.iter().map(|block| block.vectors).sum();
+                let least = if far { winograd::MANY_PIECES } else { MAX_ROWS };
+                of(pieces / least, (vectors / 8).max(2).min(blocks.len()))
+            }
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! Forward and grad-input of 3×3 convolutions at stride 1 by Winograd's F(4×4, 3×3): 36 products an input channel and 4×4
+//! target pixels, where the direct pass has 144.
+//!
+//! A 6×6 piece of the source is transformed once for each class of channels, the 36 points of several pieces are multiplied
+//! with a block's transformed weights, and the products are transformed back into 4×4 target pixels. For HetConv the
+//! transformed weights cover the filters' own classes, their centre taps included; the other centre taps never enter the
+//! transformed domain, where they would cost 2.25 times as much: the results start a [`Tile`] that adds them.
+//!
+//! Results differ from the direct pass by rounding: some 10⁻⁶ of their rms. A value that is not finite spreads over its
+//! whole piece.
+
+// Sums are indexed by row and vector alike, as registers are.
+#![allow(clippy::needless_range_loop)]
+
+mod product;
+mod weights;
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use hetconv_core::{Activation, Conv2dGeometry};
+use rayon::prelude::*;
+
+use crate::aligned::Aligned;
+use crate::isa::Isa;
+use crate::moments::{ColumnSums, Moments, SumsOfParts};
+use crate::pack::{Block, LINE, Layout};
+use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
+use crate::simd::{Simd, Task};
+use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
+
+use product::Product;
+pub(crate) use weights::{Weights, weights_len};
+
+/// Target pixels of a piece along one axis.
+const OUT: usize = 4;
+/// Source pixels of a piece along one axis.
+const IN: usize = OUT + 2;
+/// Points of the transformed domain.
+const POINTS: usize = IN * IN;
+
+/// Whether a convolution can be computed this way: 3×3 taps at stride 1.
+pub(crate) fn fits(geometry: &Conv2dGeometry) -> bool {
+    (geometry.kernel, geometry.stride, geometry.dilation) == ([3; 2], [1; 2], [1; 2])
+}
+
+/// Products per target pixel and vector of a block, of `inputs` in all.
+pub(crate) fn products(block: &Block, inputs: usize) -> f64 {
+    let range = block.range().len();
+    let outside = if block.center.is_empty() { 0 } else { inputs - range };
+    (range * POINTS) as f64 / (OUT * OUT) as f64 + outside as f64
+}
+
+/// Pieces of an image of `target_size`.
+pub(crate) fn pieces(target_size: [usize; 2]) -> usize {
+    target_size.map(|size| size.div_ceil(OUT)).iter().product()
+}
+
+/// Cost of an image of `target_size`, in whole-vector products.
+pub(crate) fn cost(layout: &Layout, inputs: usize, target_size: [usize; 2], isa: Isa) -> f64 {
+    /// What it costs to transform a vector of a piece: there, and back.
+    const TRANSFORMS: [f64; 2] = [500.0, 600.0];
+    let pieces = pieces(target_size) as f64;
+    let mut sum = 0.0;
+    let mut transformed = None;
+    for block in &layout.blocks {
+        let range = block.range();
+        if transformed.as_ref() != Some(&range) {
+            sum += TRANSFORMS[0] * range.len().div_ceil(isa.lanes()) as f64;
+        }
+        transformed = Some(range);
+        sum += block.vectors as f64 * ((OUT * OUT) as f64 * products(block, inputs) + TRANSFORMS[1]);
+    }
+    pieces * sum
+}
+
+/// Bᵀ·d.
+#[inline(always)]
+fn source_points<S: Simd>(simd: S, d: [S::V; IN]) -> [S::V; IN] {
+    let times_add = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
+    let (even, odd) = (times_add(-4.0, d[2], d[4]), times_add(-4.0, d[1], d[3]));
+    let (near, far) = (simd.sub(d[4], d[2]), simd.sub(d[3], d[1]));
+    [
+        times_add(4.0, d[0], times_add(-5.0, d[2], d[4])),
+        simd.add(even, odd),
+        simd.sub(even, odd),
+        times_add(2.0, far, near),
+        times_add(-2.0, far, near),
+        times_add(4.0, d[1], times_add(-5.0, d[3], d[5])),
+    ]
+}
+
+/// Aᵀ·m.
+#[inline(always)]
+fn target_pixels<S: Simd>(simd: S, m: [S::V; IN]) -> [S::V; OUT] {
+    let (near, near_odd) = (simd.add(m[1], m[2]), simd.sub(m[1], m[2]));
+    let (far, far_odd) = (simd.add(m[3], m[4]), simd.sub(m[3], m[4]));
+    [
+        simd.add(simd.add(m[0], near), far),
+        simd.mul_add(simd.splat(2.0), far_odd, near_odd),
+        simd.mul_add(simd.splat(4.0), far, near),
+        simd.add(simd.mul_add(simd.splat(8.0), far_odd, near_odd), m[5]),
+    ]
+}
+
+/// A prepared convolution; see the module's text.
+#[derive(Clone, Copy)]
+pub(crate) struct Winograd<'a> {
+    pub weights: &'a Weights,
+    /// One number per output position.
+    pub bias: &'a [f32],
+    pub activation: Option<Activation>,
+    pub source_size: [usize; 2],
+    pub target_size: [usize; 2],
+    /// Source pixels that the first target pixel's window begins before the source, vertically and horizontally.
+    pub before: [isize; 2],
+    pub source_channels: usize,
+    pub target_channels: usize,
+}
+
+impl Winograd<'_> {
+    /// Computes `target` `[batch, target size, target channels]` from `source`, and, if wanted, the sum and the sum of
+    /// squares of each channel.
+    pub fn run(
+        &self,
+        isa: Isa,
+        batch: usize,
+        source: &[f32],
+        target: &mut [MaybeUninit<f32>],
+        moments: bool,
+    ) -> Option<ColumnSums> {
+        let (source_len, target_len) = (self.source_len(), self.target_len());
+        assert!(source.len() == batch * source_len && target.len() == batch * target_len);
+        assert!(self.bias.len() == self.target_channels);
+        if target.is_empty() {
+            return moments.then(|| ColumnSums::zero(self.target_channels));
+        }
+        let images = images_per_part(batch, 4 * source_len.max(target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
+        let image_parts = batch.div_ceil(images);
+        let groups = groups_of_blocks(self.weights.layout.blocks.len(), image_parts);
+        let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
+        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
+        let mut parts = Vec::with_capacity(image_parts * groups.len());
+        let whole = Target(target.as_mut_ptr().cast());
+        for first in (0..batch).step_by(images) {
+            for blocks in &groups {
+                parts.push((first, blocks.clone(), of_parts.next()));
+            }
+        }
+        parts.into_par_iter().for_each(|(first, blocks, moments)| {
+            let images = images.min(batch - first);
+            let source = &source[first * source_len..][..images * source_len];
+            // SAFETY: the target has `batch` images.
+            let target = unsafe { whole.add(first * target_len) };
+            let mut scratch = Aligned::zeroed(self.scratch_len(blocks.clone(), images * self.pieces()));
+            let (band, scratch) = (Band::WHOLE, &mut scratch[..]);
+            isa.run(Part { winograd: self, images, blocks, band, source, residual: None, target, moments, scratch });
+        });
+        sums.map(SumsOfParts::total)
+    }
+
+    /// Values of a source image.
+    pub fn source_len(&self) -> usize {
+        self.source_size[0] * self.source_size[1] * self.source_channels
+    }
+
+    /// Values of a target image.
+    pub fn target_len(&self) -> usize {
+        self.target_size[0] * self.target_size[1] * self.target_channels
+    }
+
+    /// Pieces along both axes.
+    fn grid(&self) -> [usize; 2] {
+        self.target_size.map(|size| size.div_ceil(OUT))
+    }
+
+    /// Pieces of an image.
+    pub fn pieces(&self) -> usize {
+        pieces(self.target_size)
+    }
+
+    /// Values that a part of these blocks and so many pieces needs for its own.
+    pub fn scratch_len(&self, blocks: Range<usize>, pieces: usize) -> usize {
+        Room::new(self, blocks, pieces).len()
+    }
+}
+
+/// A part has at least that many pieces: they share each read of the transformed weights.
+const FEW_PIECES: usize = 24;
+
+/// How a part's scratch is used.
+struct Room {
+    /// Pieces that are transformed together.
+    together: usize,
+    /// Inputs of a point: those of the widest range.
+    depth: usize,
+    /// Products of a point: those of the blocks that read the same range.
+    width: usize,
+    source_channels: usize,
+}
+
+impl Room {
+    /// With their products, pieces stay in a core's second-level cache, if the weights that they share do as well;
+    /// otherwise more of them share each read of the weights.
+    fn new(winograd: &Winograd<'_>, blocks: Range<usize>, pieces: usize) -> Self {
+        const CACHE: usize = 512 << 10;
+        let weights = winograd.weights;
+        let (mut depth, mut width) = (0, 0);
+        let mut left = blocks;
+        while !left.is_empty() {
+            let alike = weights.alike(left.clone());
+            left.start = alike.end;
+            let of_alike = &weights.layout.blocks[alike];
+            depth = depth.max(of_alike[0].range().len().next_multiple_of(LINE));
+            let stride: usize = of_alike.iter().map(|block| block.stride).sum();
+            width = width.max(stride.next_multiple_of(LINE));
+        }
+        let bytes = 4 * POINTS * (depth + width).max(1);
+        let most = if 4 * POINTS * depth * width > CACHE { MANY_PIECES } else { CACHE / bytes };
+        let most = most.clamp(FEW_PIECES, MANY_PIECES).next_multiple_of(MAX_ROWS);
+        let together = pieces.div_ceil(pieces.div_ceil(most).max(1)).max(1).next_multiple_of(MAX_ROWS);
+        Self { together, depth, width, source_channels: winograd.source_channels }
+    }
+
+    /// Values of a piece's points; a line more than there are, so that pieces do not share a set of the cache.
+    fn points_len(&self) -> usize {
+        POINTS * self.depth + LINE
+    }
+
+    /// Values of a piece's products; see [`Room::points_len`].
+    fn products_len(&self) -> usize {
+        POINTS * self.width + LINE
+    }
+
+    fn len(&self) -> usize {
+        self.together * (self.points_len() + self.products_len()) + self.source_channels
+    }
+}
+
+/// Pieces that are transformed together at most.
+pub(crate) const MANY_PIECES: usize = 96;
+
+/// Some pieces and blocks of some images, for one thread.
+pub(crate) struct Part<'a> {
+    pub winograd: &'a Winograd<'a>,
+    pub images: usize,
+    pub blocks: Range<usize>,
+    /// Which pieces.
+    pub band: Band,
+    pub source: &'a [f32],
+    /// What is added, as long as the images' targets.
+    pub residual: Option<&'a [f32]>,
+    /// The first image's target.
+    pub target: Target,
+    /// Sums and sums of squares, `[2, target channels]`.
+    pub moments: Option<&'a mut [f64]>,
+    /// As long as [`Winograd::scratch_len`] says.
+    pub scratch: &'a mut [f32],
+}
+
+/// Where a piece is.
+struct Place {
+    /// First value of the window's first source pixel, which may lie outside the image.
+    source: *const f32,
+    /// Which rows and columns of the window lie inside: a bit for each.
+    inside: [u32; 2],
+    /// First value of the first target pixel.
+    target: *mut f32,
+    /// Rows and columns of target pixels.
+    size: [usize; 2],
+}
+
+/// Some pieces, one after another.
+struct Pieces<'a> {
+    /// Which ones, of all images.
+    range: Range<usize>,
+    room: Room,
+    /// Transformed source, `[piece, point, input]`.
+    points: &'a mut [f32],
+    /// Products, `[piece, point, output of the blocks that read alike]`.
+    products: &'a mut [f32],
+    /// Values of a pixel outside of the image.
+    zeros: &'a [f32],
+}
+
+impl Task for Part<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let weights = self.winograd.weights;
+        let all = self.band.of(self.images * self.winograd.pieces(), 1);
+        let room = Room::new(self.winograd, self.blocks.clone(), all.len());
+        assert!(self.scratch.len() >= room.len(), "scratch");
+        let scratch = std::mem::take(&mut self.scratch);
+        let (points, scratch) = scratch.split_at_mut(room.together * room.points_len());
+        let (products, scratch) = scratch.split_at_mut(room.together * room.products_len());
+        let zeros = &mut scratch[..room.source_channels];
+        zeros.fill(0.0);
+        let together = room.together;
+        let mut pieces = Pieces { range: 0..0, room, points, products, zeros };
+        for first in all.clone().step_by(together) {
+            pieces.range = first..all.end.min(first + together);
+            let mut left = self.blocks.clone();
+            while !left.is_empty() {
+                let alike = weights.alike(left.clone());
+                left.start = alike.end;
+                self.transform(simd, &weights.layout.blocks[alike.start].range(), &mut pieces);
+                for point in 0..POINTS {
+                    let mut column = 0;
+                    for index in alike.clone() {
+                        let block = &weights.layout.blocks[index];
+                        // The weights that come next are brought near while these are used.
+                        let next = if index + 1 < alike.end { (index + 1, point) } else { (alike.start, point + 1) };
+                        let ahead = weights.of_point(next.0, next.1);
+                        match block.vectors {
+                            2 => self.multiply::<S, 2>(simd, index, point, column, ahead, &mut pieces),
+                            _ => self.multiply::<S, 1>(simd, index, point, column, ahead, &mut pieces),
+                        }
+                        column += block.stride;
+                    }
+                }
+                let mut column = 0;
+                for index in alike {
+                    self.finish(simd, index, column, &pieces);
+                    column += weights.layout.blocks[index].stride;
+                }
+            }
+        }
+    }
+}
+
+impl Part<'_> {
+    fn place(&self, piece: usize) -> Place {
+        let Winograd { source_size, target_size, before, source_channels, target_channels, .. } = *self.winograd;
+        let [rows, columns] = self.winograd.grid();
+        let (image, within) = (piece / (rows * columns), piece % (rows * columns));
+        let first = [within / columns * OUT, within % columns * OUT];
+        let source = [0, 1].map(|axis| first[axis] as isize - before[axis]);
+        let inside = |axis: usize| {
+            let is_inside = |&at: &usize| (0..source_size[axis] as isize).contains(&(source[axis] + at as isize));
+            (0..IN).filter(is_inside).fold(0, |bits, at| bits | 1 << at)
+        };
+        let pixel = (image * source_size[0]) as isize + source[0];
+        let pixel = pixel * source_size[1] as isize + source[1];
+        let target = (image * target_size[0] + first[0]) * target_size[1] + first[1];
+        Place {
+            source: self.source.as_ptr().wrapping_offset(pixel * source_channels as isize),
+            inside: [inside(0), inside(1)],
+            target: self.target.0.wrapping_add(target * target_channels),
+            size: [0, 1].map(|axis| (target_size[axis] - first[axis]).min(OUT)),
+        }
+    }
+
+    /// A pixel of a piece's window: its own values, or zeros outside of the image.
+    #[inline(always)]
+    fn pixel(&self, place: &Place, y: usize, x: usize, zeros: &[f32]) -> *const f32 {
+        let Winograd { source_size, source_channels, .. } = *self.winograd;
+        let is_inside = (place.inside[0] >> y) & (place.inside[1] >> x) & 1 == 1;
+        let pixel = place.source.wrapping_add((y * source_size[1] + x) * source_channels);
+        if is_inside { pixel } else { zeros.as_ptr() }
+    }
+
+    /// Transforms a range of the source's channels.
+    #[inline(always)]
+    fn transform<S: Simd>(&self, simd: S, range: &Range<usize>, pieces: &mut Pieces<'_>) {
+        let (depth, points_len) = (pieces.room.depth, pieces.room.points_len());
+        for (piece, out) in pieces.range.clone().zip(pieces.points.chunks_exact_mut(points_len)) {
+            let place = self.place(piece);
+            let pixels: [*const f32; POINTS] =
+                std::array::from_fn(|pixel| self.pixel(&place, pixel / IN, pixel % IN, pieces.zeros));
+            for channel in (0..range.len()).step_by(S::LANES) {
+                let left = range.len() - channel;
+                // SAFETY: every pixel has `range.end` values or more, `left` of them from here on; `out` has `depth`
+                // values a point, whole vectors.
+                unsafe {
+                    let load = |pixel: usize| {
+                        let from = pixels[pixel].add(range.start + channel);
+                        if left >= S::LANES { simd.load(from) } else { simd.load_first(from, left) }
+                    };
+                    let mut rows = [[simd.splat(0.0); IN]; IN];
+                    for x in 0..IN {
+                        let column = source_points(simd, std::array::from_fn(|y| load(y * IN + x)));
+                        for y in 0..IN {
+                            rows[y][x] = column[y];
+                        }
+                    }
+                    for (y, &row) in rows.iter().enumerate() {
+                        for (x, &value) in source_points(simd, row).iter().enumerate() {
+                            simd.store(out.as_mut_ptr().add((y * IN + x) * depth + channel), value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Multiplies a point of the transformed source with a block's weights.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn multiply<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        index: usize,
+        point: usize,
+        column: usize,
+        ahead: &[f32],
+        pieces: &mut Pieces<'_>,
+    ) {
+        let weights = self.winograd.weights;
+        let block = &weights.layout.blocks[index];
+        assert!(block.stride == V * S::LANES);
+        let most_rows = MAX_ROWS.min(S::SUMS / V);
+        let Room { depth, width, .. } = pieces.room;
+        let (points_len, products_len) = (pieces.room.points_len(), pieces.room.products_len());
+        let of_point = weights.of_point(index, point);
+        for first in (0..pieces.range.len()).step_by(most_rows) {
+            let points = &pieces.points[first * points_len + point * depth..];
+            let products = &mut pieces.products[first * products_len + point * width + column..];
+            let rows = most_rows.min(pieces.range.len() - first);
+            let ahead = if first == 0 { ahead } else { &[] };
+            Product { weights: of_point, ahead, points, points_len, products, products_len }
+                .compute::<S, V>(simd, rows);
+        }
+    }
+
+    /// Transforms a block's products back and writes its outputs.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S, index: usize, column: usize, pieces: &Pieces<'_>) {
+        let Winograd { weights, bias, activation, target_size: [_, row], target_channels, .. } = *self.winograd;
+        let block = &weights.layout.blocks[index];
+        let most_rows = Tile::most_rows::<S>(block);
+        let (width, products_len) = (pieces.room.width, pieces.room.products_len());
+        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
+        let mut moments = Moments::new();
+        let mut turned = Turned::new();
+        let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
+        for (piece, products) in pieces.range.clone().zip(pieces.products.chunks_exact(products_len)) {
+            let place = self.place(piece);
+            let target = place.target.wrapping_add(block.outputs.start);
+            for y in 0..place.size[0] {
+                for x in 0..place.size[1] {
+                    for vector in 0..block.vectors {
+                        let target = target.wrapping_add((y * row + x) * target_channels + vector * S::LANES);
+                        simd.prefetch_to_write(target);
+                    }
+                }
+            }
+            for lane in (0..block.stride).step_by(S::LANES) {
+                // SAFETY: there are `width` products a point, this block's from `column` on, and `MAX_STRIDE` results a
+                // pixel, which is no less than the block has.
+                unsafe {
+                    let mut rows = [[simd.splat(0.0); IN]; OUT];
+                    for x in 0..IN {
+                        let load = |y: usize| simd.load(products.as_ptr().add((y * IN + x) * width + column + lane));
+                        let column = target_pixels(simd, std::array::from_fn(load));
+                        for y in 0..OUT {
+                            rows[y][x] = column[y];
+                        }
+                    }
+                    for (y, &row) in rows.iter().enumerate() {
+                        for (x, &value) in target_pixels(simd, row).iter().enumerate() {
+                            simd.store(results[y * OUT + x].as_mut_ptr().add(lane), value);
+                        }
+                    }
+                }
+            }
+            let mut starts = [results[0].as_ptr(); MAX_ROWS];
+            let mut tile = Tile {
+                walk: &weights.walks[index],
+                block,
+                packed: weights.centers.as_ptr(),
+                bias: &bias[block.outputs.clone()],
+                rows: 0,
+                sources: [pieces.zeros.as_ptr(); MAX_ROWS],
+                targets: [target; MAX_ROWS],
+                starts: None,
+                epilogue: Epilogue { residual, activation },
+            };
+            let mut left = place.size[0] * place.size[1];
+            let rows = left.div_ceil(left.div_ceil(most_rows));
+            for y in 0..place.size[0] {
+                for x in 0..place.size[1] {
+                    // The centre of the window is one pixel further.
+                    tile.sources[tile.rows] = self.pixel(&place, y + 1, x + 1, pieces.zeros);
+                    tile.targets[tile.rows] = target.wrapping_add((y * row + x) * target_channels);
+                    starts[tile.rows] = results[y * OUT + x].as_ptr();
+                    tile.rows += 1;
+                    if tile.rows < rows.min(left) {
+                        continue;
+                    }
+                    tile.starts = Some(starts);
+                    let moments = self.moments.is_some().then_some(&mut moments);
+                    // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
+                    unsafe { tile.compute(simd, &mut turned, moments) };
+                    left -= tile.rows;
+                    tile.rows = 0;
+                }
+            }
+        }
+        if let Some(sums) = &mut self.moments {
+            moments.add_to(sums, &block.outputs);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The products of the transformed domain.
+
+// Sums are indexed by row and vector alike, as registers are.
+#![allow(clippy::needless_range_loop)]
+
+use crate::simd::{Simd, Task};
+
+/// One point of some pieces times a block's weights.
+pub(super) struct Product<'a> {
+    /// `[input, stride]`.
+    pub weights: &'a [f32],
+    /// Weights that are brought near meanwhile; none if they are or need not be.
+    pub ahead: &'a [f32],
+    /// From the first piece's point on.
+    pub points: &'a [f32],
+    pub points_len: usize,
+    /// From the first piece's point on.
+    pub products: &'a mut [f32],
+    pub products_len: usize,
+}
+
+impl<'a> Product<'a> {
+    /// Of so many pieces, by `V` vectors.
+    #[inline(always)]
+    pub fn compute<S: Simd, const V: usize>(self, simd: S, rows: usize) {
+        match rows {
+            1 => simd.apart(Rows::<1, V>(self)),
+            2 => simd.apart(Rows::<2, V>(self)),
+            3 => simd.apart(Rows::<3, V>(self)),
+            4 => simd.apart(Rows::<4, V>(self)),
+            5 => simd.apart(Rows::<5, V>(self)),
+            6 => simd.apart(Rows::<6, V>(self)),
+            7 => simd.apart(Rows::<7, V>(self)),
+            8 => simd.apart(Rows::<8, V>(self)),
+            9 => simd.apart(Rows::<9, V>(self)),
+            10 => simd.apart(Rows::<10, V>(self)),
+            11 => simd.apart(Rows::<11, V>(self)),
+            _ => simd.apart(Rows::<12, V>(self)),
+        }
+    }
+}
+
+/// `R` pieces by `V` vectors.
+struct Rows<'a, const R: usize, const V: usize>(Product<'a>);
+
+impl<const R: usize, const V: usize> Task for Rows<'_, R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Product { weights, ahead, points, points_len, products, products_len } = self.0;
+        let inputs = weights.len() / (V * S::LANES);
+        assert!(points.len() >= (R - 1) * points_len + inputs);
+        assert!(products.len() >= (R - 1) * products_len + V * S::LANES);
+        let mut sums = [[simd.splat(0.0); V]; R];
+        // SAFETY: as was just checked.
+        unsafe {
+            // Every third row has a pointer, the others lie one and two strides on: as many as there are registers.
+            let mut rows: [*const f32; 4] = std::array::from_fn(|i| points.as_ptr().wrapping_add(3 * i * points_len));
+            let mut ahead = if ahead.is_empty() { weights.as_ptr() } else { ahead.as_ptr() };
+            let mut weights = weights.as_ptr();
+            for _ in 0..inputs {
+                let of_input: [S::V; V] = std::array::from_fn(|v| simd.load(weights.add(v * S::LANES)));
+                for r in 0..R {
+                    let value = simd.splat(*rows[r / 3].add(r % 3 * points_len));
+                    for v in 0..V {
+                        sums[r][v] = simd.mul_add(value, of_input[v], sums[r][v]);
+                    }
+                }
+                rows = rows.map(|row| row.wrapping_add(1));
+                for v in 0..V {
+                    simd.prefetch(ahead.wrapping_add(v * S::LANES));
+                }
+                ahead = ahead.wrapping_add(V * S::LANES);
+                weights = weights.add(V * S::LANES);
+            }
+            for (r, row) in sums.iter().enumerate() {
+                for (v, &sum) in row.iter().enumerate() {
+                    simd.store(products.as_mut_ptr().add(r * products_len + v * S::LANES), sum);
+                }
+            }
+        }
+    }
+}

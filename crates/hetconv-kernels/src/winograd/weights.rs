@@ -1,0 +1,174 @@
+//! A layer's weights in the transformed domain.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{IN, POINTS};
+use crate::aligned::Aligned;
+use crate::conv::{ConvSpec, ConvWeights};
+use crate::isa::Isa;
+use crate::pack::{Block, Classes, Direction, LINE, Layout, pack};
+use crate::simd::{Simd, Task};
+use crate::walk::Walk;
+
+/// A layer's weights in the transformed domain.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub layout: Layout,
+    /// HetConv's centre taps, `[block, input, stride]`.
+    pub(super) centers: Aligned,
+    /// What is left for the direct domain of each block: centre taps of channels outside its range.
+    pub(super) walks: Vec<Walk>,
+    /// `[block, point, input of the block's range, stride]`.
+    transformed: Aligned,
+    /// Where each block starts in `transformed`.
+    starts: Vec<usize>,
+}
+
+/// Values from one point of a block to the next; a line more than there are, so that points do not share a set of the cache.
+fn point_len(block: &Block) -> usize {
+    block.range().len() * block.stride + LINE
+}
+
+/// Values of all transformed weights.
+pub(crate) fn weights_len(layout: &Layout) -> usize {
+    layout.blocks.iter().map(|block| POINTS * point_len(block)).sum()
+}
+
+impl Weights {
+    /// Packs and transforms canonical weights.
+    pub fn new(
+        spec: &ConvSpec,
+        classes: &Classes,
+        layout: Layout,
+        direction: Direction,
+        isa: Isa,
+        weights: ConvWeights<'_>,
+    ) -> Self {
+        let packed = pack(spec, classes, &layout, direction, weights);
+        let mut starts = Vec::with_capacity(layout.blocks.len());
+        let mut len = 0;
+        for block in &layout.blocks {
+            starts.push(len);
+            len += POINTS * point_len(block);
+        }
+        let mut transformed = Aligned::zeroed(len);
+        let mut rest = &mut transformed[..];
+        let mut work = Vec::with_capacity(layout.blocks.len());
+        for block in &layout.blocks {
+            let (part, others) = rest.split_at_mut(POINTS * point_len(block));
+            work.push((block, part));
+            rest = others;
+        }
+        let center = layout.center;
+        work.into_par_iter().for_each(|(block, out)| {
+            isa.run(TransformWeights { block, center, flip: direction == Direction::GradInput, packed: &packed, out });
+        });
+        let mut len = 0;
+        let mut walks = Vec::with_capacity(layout.blocks.len());
+        for block in &layout.blocks {
+            let mut walk = Walk::default();
+            if center.is_some() {
+                let range = block.range();
+                for part in [0..range.start, range.end..block.center.end] {
+                    walk.read(block.stride, 0, &part, len + part.start * block.stride);
+                }
+                len += block.center.len() * block.stride;
+            }
+            walks.push(walk);
+        }
+        let mut centers = Aligned::zeroed(len);
+        if let Some(center) = center {
+            let mut rest = &mut centers[..];
+            for block in &layout.blocks {
+                let (of_block, others) = rest.split_at_mut(block.center.len() * block.stride);
+                of_block.copy_from_slice(&packed[block.taps[center]..][..of_block.len()]);
+                rest = others;
+            }
+        }
+        Self { layout, centers, walks, transformed, starts }
+    }
+
+    /// Number of weights, zeros of the layout included.
+    pub fn len(&self) -> usize {
+        self.centers.len() + self.transformed.len()
+    }
+
+    /// A block's weights of one point, `[input, stride]`; none beyond the last point.
+    pub fn of_point(&self, index: usize, point: usize) -> &[f32] {
+        let block = &self.layout.blocks[index];
+        let from = self.starts[index] + point * point_len(block);
+        let len = if point < POINTS { block.range().len() * block.stride } else { 0 };
+        &self.transformed[from..from + len]
+    }
+
+    /// Blocks that read the same range, and so the same transformed source.
+    pub fn alike(&self, blocks: Range<usize>) -> Range<usize> {
+        let layout = &self.layout.blocks;
+        let range = layout[blocks.start].range();
+        let run = layout[blocks.clone()].iter().take_while(|block| block.range() == range).count();
+        blocks.start..blocks.start + run
+    }
+}
+
+/// G·g·Gᵀ of one block's weights.
+struct TransformWeights<'a> {
+    block: &'a Block,
+    center: Option<usize>,
+    /// Whether taps are read from the last to the first.
+    flip: bool,
+    packed: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Task for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { block, center, flip, packed, out } = self;
+        let (range, point_len) = (block.range(), point_len(block));
+        let taps: [&[f32]; 9] = std::array::from_fn(|at| {
+            let tap = if flip { 8 - at } else { at };
+            // The centre tap of HetConv holds all inputs, the others the range.
+            let first = if Some(tap) == center { range.start * block.stride } else { 0 };
+            &packed[block.taps[tap] + first..][..range.len() * block.stride]
+        });
+        assert!(out.len() == POINTS * point_len);
+        for at in (0..range.len() * block.stride).step_by(S::LANES) {
+            // SAFETY: rows of weights are whole vectors, so one is left at `at` in every tap and every point.
+            unsafe {
+                let column = |x: usize| {
+                    let tap = |y: usize| simd.load(taps[3 * y + x].as_ptr().add(at));
+                    weight_points(simd, [tap(0), tap(1), tap(2)])
+                };
+                let columns = [column(0), column(1), column(2)];
+                for y in 0..IN {
+                    let row = weight_points(simd, [columns[0][y], columns[1][y], columns[2][y]]);
+                    for (x, &value) in row.iter().enumerate() {
+                        simd.store(out.as_mut_ptr().add((y * IN + x) * point_len + at), value);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// G·g.
+#[inline(always)]
+fn weight_points<S: Simd>(simd: S, g: [S::V; 3]) -> [S::V; IN] {
+    let times = |factor: f32, value| simd.mul(simd.splat(factor), value);
+    let outer = times(-1.0 / 6.0, simd.add(g[0], g[2]));
+    let middle = times(1.0 / 6.0, g[1]);
+    let far = simd.mul_add(simd.splat(1.0 / 6.0), g[2], times(1.0 / 24.0, g[0]));
+    let half = times(1.0 / 12.0, g[1]);
+    [
+        times(0.25, g[0]),
+        simd.sub(outer, middle),
+        simd.add(outer, middle),
+        simd.add(far, half),
+        simd.sub(far, half),
+        g[2],
+    ]
+}

@@ -1,0 +1,260 @@
+//! From a graph to a plan.
+
+use std::time::{Duration, Instant};
+
+use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
+use hetconv_graph::{Activation, ChannelPlan, Graph, Op, Shape, ValueId, Weights};
+use hetconv_kernels::pool::Pool;
+use hetconv_kernels::select::Select;
+use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared};
+
+use crate::fold::{Folded, Source};
+use crate::fuse::{Chain, chains};
+use crate::plan::{Input, Layer, algorithm_name};
+use crate::step::{Kind, Step, Value};
+use crate::{CompileError, Options, Plan};
+
+pub(crate) fn compile(graph: &Graph, weights: &Weights, options: &Options) -> Result<Plan, CompileError> {
+    let shapes = graph.shapes()?;
+    weights.check(graph)?;
+    let orders = ChannelPlan::new(graph)?;
+    let isa = match options.isa {
+        Some(isa) => isa,
+        None => Isa::selected()?,
+    };
+    let source = Source { graph, weights };
+    let plan = Plan {
+        isa,
+        name: graph.name.clone(),
+        steps: Vec::new(),
+        values: Vec::new(),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        layers: Vec::new(),
+    };
+    let mut compiler =
+        Compiler { source, shapes: &shapes, orders: &orders, options, plan, of_node: vec![None; graph.nodes.len()] };
+    for chain in chains(graph, &orders) {
+        compiler.chain(&chain)?;
+    }
+    for (number, &output) in graph.outputs.iter().enumerate() {
+        compiler.output(number, output);
+    }
+    Ok(compiler.plan)
+}
+
+struct Compiler<'a> {
+    source: Source<'a>,
+    shapes: &'a [Shape],
+    orders: &'a ChannelPlan,
+    options: &'a Options,
+    plan: Plan,
+    /// The value that holds each node's result, once it is computed.
+    of_node: Vec<Option<usize>>,
+}
+
+impl Compiler<'_> {
+    fn value(&mut self, value: Value) -> usize {
+        self.plan.values.push(value);
+        self.plan.values.len() - 1
+    }
+
+    fn shaped(&self, node: ValueId) -> Value {
+        Value { size: self.shapes[node].size(), channels: self.shapes[node].channels() }
+    }
+
+    fn computed(&self, node: ValueId) -> usize {
+        self.of_node[node].expect("operands are computed before they are read")
+    }
+
+    /// The value that a node reads, brought into the order in which it reads it.
+    fn operand(&mut self, node: ValueId, side: usize) -> usize {
+        let input = self.source.graph.nodes[node].inputs[side];
+        let stored = self.computed(input);
+        let Some(gather) = self.orders.gather(node, side) else { return stored };
+        let value = self.plan.values[stored];
+        let sources = gather.iter().map(|&position| Some(position)).collect();
+        let select = Select { sources, channels: value.channels, stride: 1, in_size: value.size };
+        let output = self.value(value);
+        self.push(Kind::Select(select), vec![stored], output, None);
+        output
+    }
+
+    fn push(&mut self, kind: Kind, operands: Vec<usize>, output: usize, activation: Option<Activation>) {
+        self.plan.steps.push(Step { kind, operands, output, activation });
+    }
+
+    fn output(&mut self, number: usize, node: ValueId) {
+        let stored = self.computed(node);
+        let value = self.plan.values[stored];
+        let positions = self.orders.order(node).positions();
+        // Flattened images are features of one pixel, though their value is not.
+        self.plan.outputs.push(self.shaped(node));
+        let output = self.value(value);
+        self.push(Kind::Output { number, positions }, vec![stored], output, None);
+    }
+
+    fn chain(&mut self, chain: &Chain) -> Result<(), CompileError> {
+        let graph = self.source.graph;
+        let node = &graph.nodes[chain.first];
+        let mut activation = chain.activation;
+        let sides = 0..node.inputs.len();
+        let mut operands: Vec<usize> = sides.map(|side| self.operand(chain.first, side)).collect();
+        let value = self.shaped(chain.first);
+        let kind = match &node.op {
+            Op::Input { shape } => {
+                self.plan.inputs.push(Input { name: node.name.clone(), shape: *shape });
+                Kind::Input(self.plan.inputs.len() - 1)
+            }
+            Op::Conv2d { .. } | Op::Linear { .. } => {
+                if let Some((sum, side)) = chain.sum {
+                    operands.push(self.operand(sum, side));
+                }
+                Kind::Conv(Box::new(self.layer(chain, activation.take())?))
+            }
+            Op::BatchNorm { .. } => self.norm(chain.first)?,
+            Op::Activation { function } => {
+                activation = Some(*function);
+                Kind::Copy
+            }
+            Op::Add => Kind::Add,
+            Op::Mul => Kind::Mul,
+            Op::Concat => Kind::Concat,
+            Op::MaxPool { geometry } => {
+                let input = self.shaped(node.inputs[0]);
+                Kind::Pool(Pool::max(geometry, input.size, input.channels))
+            }
+            Op::AvgPool { geometry, count_padding } => {
+                let input = self.shaped(node.inputs[0]);
+                Kind::Pool(Pool::average(geometry, input.size, input.channels, *count_padding))
+            }
+            Op::GlobalAvgPool => Kind::GlobalAverage,
+            // One pixel's channels are the features, in whatever order.
+            Op::Flatten if self.shaped(node.inputs[0]).pixels() == 1 => {
+                self.of_node[chain.last] = Some(operands[0]);
+                return Ok(());
+            }
+            Op::Flatten => Kind::Flatten,
+            Op::Softmax => Kind::Softmax,
+            Op::Gather { stride, .. } => {
+                let input = self.shaped(node.inputs[0]);
+                let sources = self.orders.sources(chain.first).unwrap_or_default().to_vec();
+                Kind::Select(Select { sources, channels: input.channels, stride: *stride, in_size: input.size })
+            }
+        };
+        let output = self.value(value);
+        self.push(kind, operands, output, activation);
+        self.of_node[chain.last] = Some(output);
+        let step = &self.plan.steps[self.plan.steps.len() - 1];
+        if let Kind::Conv(prepared) = &step.kind {
+            self.plan.layers.push(Layer {
+                name: node.name.clone(),
+                algorithm: algorithm_name(prepared.algorithm(), prepared.conv().is_depthwise()),
+                packed_bytes: 4 * prepared.packed_len(),
+                executed_macs: prepared.conv().executed_macs(),
+            });
+        }
+        Ok(())
+    }
+
+    /// A batch-norm with nothing to fold it into.
+    fn norm(&self, node: ValueId) -> Result<Kind, CompileError> {
+        let affine = self.source.affine(node)?;
+        let stored = |of_channel: &[f64]| -> Vec<f32> {
+            self.orders.order(node).channels().iter().map(|&channel| of_channel[channel as usize] as f32).collect()
+        };
+        let (scale, shift) = (stored(&affine.scale), stored(&affine.shift));
+        self.source.finite(node, "weight", &scale)?;
+        self.source.finite(node, "bias", &shift)?;
+        Ok(Kind::Norm { scale, shift })
+    }
+
+    fn layer(&self, chain: &Chain, activation: Option<Activation>) -> Result<Prepared, CompileError> {
+        let node = &self.source.graph.nodes[chain.first];
+        let Folded { tensors, bias } = self.source.layer(chain.first, chain.norm)?;
+        let in_order = self.orders.input_order(chain.first, 0).clone();
+        let out_order = self.orders.order(chain.last).clone();
+        let spec = spec(&node.op, in_order, out_order);
+        let in_size = self.shaped(node.inputs[0]).size;
+        let failed = |source| CompileError::Conv { node: node.name.clone(), source };
+        let make = || Conv::new(spec.clone(), in_size).map_err(failed);
+        let weights = || match &tensors[..] {
+            [center, ring] => ConvWeights::Het { center, ring },
+            [weight] => ConvWeights::Dense(weight),
+            _ => ConvWeights::Dense(&[]),
+        };
+        let isa = self.plan.isa;
+        let prepare = |conv: Conv, algorithm| conv.prepare(isa, algorithm, weights(), Some(&bias), activation);
+        let conv = make()?;
+        if self.options.tune && !self.options.exact && conv.algorithms().len() > 1 {
+            let mut fastest: Option<(Duration, Prepared)> = None;
+            for &algorithm in conv.algorithms() {
+                let prepared = prepare(make()?, algorithm);
+                let time = time(&prepared, self.options.batch.max(1));
+                if fastest.as_ref().is_none_or(|(least, _)| time < *least) {
+                    fastest = Some((time, prepared));
+                }
+            }
+            if let Some((_, prepared)) = fastest {
+                return Ok(prepared);
+            }
+        }
+        let algorithm = algorithm(&conv, isa, self.options);
+        Ok(prepare(conv, algorithm))
+    }
+}
+
+/// The algorithm by a fixed cost.
+fn algorithm(conv: &Conv, isa: Isa, options: &Options) -> Algorithm {
+    match options.exact {
+        true => Algorithm::Direct,
+        false => conv.fastest_for(isa, Direction::Forward, options.batch.max(1)),
+    }
+}
+
+/// Name and algorithm of every convolution and linear layer; see [`Plan::algorithms`].
+pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, &'static str)>, CompileError> {
+    let shapes = graph.shapes()?;
+    let orders = ChannelPlan::new(graph)?;
+    let isa = match options.isa {
+        Some(isa) => isa,
+        None => Isa::selected()?,
+    };
+    let is_layer = |chain: &&Chain| matches!(graph.nodes[chain.first].op, Op::Conv2d { .. } | Op::Linear { .. });
+    let of_chain = |chain: &Chain| {
+        let node = &graph.nodes[chain.first];
+        let in_order = orders.input_order(chain.first, 0).clone();
+        let spec = spec(&node.op, in_order, orders.order(chain.last).clone());
+        let conv = Conv::new(spec, shapes[node.inputs[0]].size());
+        let conv = conv.map_err(|source| CompileError::Conv { node: node.name.clone(), source })?;
+        Ok((node.name.clone(), algorithm_name(algorithm(&conv, isa, options), conv.is_depthwise())))
+    };
+    chains(graph, &orders).iter().filter(is_layer).map(of_chain).collect()
+}
+
+/// The least time of some passes on this thread.
+fn time(prepared: &Prepared, batch: usize) -> Duration {
+    let conv = prepared.conv();
+    let len = |size: [usize; 2], channels: usize| batch * size[0] * size[1] * channels;
+    let mut source = Aligned::zeroed(len(conv.in_size(), conv.spec().in_channels));
+    source.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f32 / 8.0 - 1.0);
+    let mut target = Aligned::zeroed(len(conv.out_size(), conv.spec().out_channels));
+    let mut scratch = Aligned::zeroed(prepared.scratch_len(batch));
+    let mut pass = || {
+        let started = Instant::now();
+        prepared.run_alone(&mut scratch, batch, &source, None, &mut target);
+        started.elapsed()
+    };
+    pass();
+    (0..5).map(|_| pass()).min().unwrap_or_default()
+}
+
+/// A convolution's or linear layer's shape.
+fn spec(op: &Op, in_order: ChannelOrder, out_order: ChannelOrder) -> ConvSpec {
+    let (in_channels, out_channels) = (in_order.len(), out_order.len());
+    let (geometry, kind) = match op {
+        Op::Conv2d { geometry, kind, .. } => (geometry.clone(), kind.clone()),
+        _ => (Conv2dGeometry::same(1, 1), ConvKind::Standard),
+    };
+    ConvSpec { in_channels, out_channels, geometry, kind, in_order, out_order }
+}

@@ -1,0 +1,75 @@
+//! What can go wrong.
+
+use hetconv_graph::{GraphError, WeightError};
+use hetconv_kernels::{ConvError, IsaError};
+
+/// Why a graph cannot be compiled.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CompileError {
+    /// The graph is not a network; the error names the node.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The weights are not the graph's.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The instruction set that was asked for cannot be used.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// A convolution that cannot be computed.
+    #[error("node `{node}`: {source}")]
+    Conv {
+        /// The node.
+        node: String,
+        /// Why.
+        source: ConvError,
+    },
+    /// A weight that is NaN or infinite, or becomes it when a batch-norm is folded into it.
+    #[error("node `{node}`: tensor `{tensor}` holds {value}, or amounts to it")]
+    NotFinite {
+        /// The node.
+        node: String,
+        /// The tensor.
+        tensor: String,
+        /// What it holds.
+        value: f64,
+    },
+    /// A batch-norm whose variance and epsilon are not positive together.
+    #[error("node `{node}`: the variance {variance} of channel {channel} has no root")]
+    Variance {
+        /// The node.
+        node: String,
+        /// The channel.
+        channel: usize,
+        /// Its running variance.
+        variance: f32,
+    },
+}
+
+/// Why a session cannot be made or run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// A batch of no images.
+    #[error("a batch has at least one image")]
+    EmptyBatch,
+    /// More images than can be addressed.
+    #[error("a batch of {0} images needs more memory than there can be")]
+    TooLarge(usize),
+    /// Another number of inputs than the network has.
+    #[error("{found} inputs for a network that has {expected}")]
+    Inputs {
+        /// Those of the network.
+        expected: usize,
+        /// Those given.
+        found: usize,
+    },
+    /// An input of the wrong length.
+    #[error("input `{input}` has {found} values; the batch needs {expected}")]
+    Length {
+        /// The input's name.
+        input: String,
+        /// Values of the batch.
+        expected: usize,
+        /// Values given.
+        found: usize,
+    },
+}

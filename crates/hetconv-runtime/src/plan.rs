@@ -1,0 +1,132 @@
+//! The compiled network.
+
+use hetconv_graph::{Graph, Weights};
+use hetconv_kernels::{Algorithm, Isa};
+
+use crate::CompileError;
+use crate::compile::{algorithms, compile};
+use crate::schedule::Schedule;
+use crate::step::{Step, Value};
+
+/// What a network is compiled for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// The instruction set; [`Isa::selected`] unless given.
+    pub isa: Option<Isa>,
+    /// Images that are run at a time, for which algorithms are chosen; sessions may have any other number.
+    pub batch: usize,
+    /// Leave out algorithms whose results differ by more than the order of a sum: Winograd's.
+    pub exact: bool,
+    /// Time the algorithms of every layer on this machine, on one thread, rather than choose by a fixed cost. Other
+    /// choices give other bits.
+    pub tune: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { isa: None, batch: 1, exact: false, tune: false }
+    }
+}
+
+/// A network compiled for inference; see [`Plan::compile`].
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) isa: Isa,
+    pub(crate) name: String,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) values: Vec<Value>,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) outputs: Vec<Value>,
+    pub(crate) layers: Vec<Layer>,
+}
+
+/// An input of the network.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pub name: String,
+    /// `[channels, height, width]`.
+    pub shape: [usize; 3],
+}
+
+/// How one convolution or linear layer is computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// Its node's name.
+    pub name: String,
+    /// `direct`, `winograd` or `depthwise`.
+    pub algorithm: &'static str,
+    /// Bytes of its packed weights and bias.
+    pub packed_bytes: usize,
+    /// MACs of its own pattern for one image, those on padding left out.
+    pub executed_macs: usize,
+}
+
+impl Plan {
+    /// Compiles a network.
+    ///
+    /// # Errors
+    /// A graph that is not a network, weights that are not its own, or a number that is not finite; the error names the
+    /// node.
+    pub fn compile(graph: &Graph, weights: &Weights, options: &Options) -> Result<Self, CompileError> {
+        compile(graph, weights, options)
+    }
+
+    /// Name and algorithm of every convolution and linear layer, as the fixed cost has it, without any weights.
+    ///
+    /// # Errors
+    /// As [`Plan::compile`].
+    pub fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, &'static str)>, CompileError> {
+        algorithms(graph, options)
+    }
+
+    /// The network's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The instruction set it was compiled for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// `[channels, height, width]` of every input.
+    pub fn input_shapes(&self) -> impl Iterator<Item = [usize; 3]> {
+        self.inputs.iter().map(|input| input.shape)
+    }
+
+    /// Name of every input.
+    pub fn input_names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().map(|input| input.name.as_str())
+    }
+
+    /// `[channels, height, width]` of every output; features have one pixel.
+    pub fn output_shapes(&self) -> impl Iterator<Item = [usize; 3]> {
+        self.outputs.iter().map(|value| [value.channels, value.size[0], value.size[1]])
+    }
+
+    /// Every convolution and linear layer, in the order in which they are computed.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Bytes of all packed weights and biases.
+    pub fn packed_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.packed_bytes).sum()
+    }
+
+    /// Bytes of the memory that a session of so many images has for activations, those of each thread left out, and the
+    /// bytes of all activations alive at once where there are most of them. Where images are worked on a few at a time,
+    /// only what lies between is counted.
+    pub fn arena_bytes(&self, batch: usize) -> [usize; 2] {
+        let schedule = Schedule::new(self, batch);
+        [4 * schedule.arena_len, 4 * schedule.alive_len]
+    }
+}
+
+pub(crate) fn algorithm_name(algorithm: Algorithm, is_depthwise: bool) -> &'static str {
+    match algorithm {
+        _ if is_depthwise => "depthwise",
+        Algorithm::Direct => "direct",
+        Algorithm::Winograd => "winograd",
+    }
+}

@@ -1,0 +1,278 @@
+//! The memory of one batch size, and the running of a plan in it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use hetconv_kernels::{Aligned, Team};
+
+use crate::schedule::{Chunk, Schedule};
+use crate::step::{Kind, Step};
+use crate::{Plan, RunError};
+
+/// Runs a plan on batches of one size. Nothing is allocated after it is made.
+#[derive(Debug)]
+pub struct Session {
+    plan: Arc<Plan>,
+    team: Arc<Team>,
+    batch: usize,
+    schedule: Schedule,
+    arena: Aligned,
+    workers: Vec<Worker>,
+    outputs: Vec<Aligned>,
+}
+
+/// What one thread works in.
+#[derive(Debug)]
+struct Worker {
+    scratch: Aligned,
+    /// Values of a few images.
+    arena: Aligned,
+}
+
+impl AsMut<[f32]> for Worker {
+    fn as_mut(&mut self) -> &mut [f32] {
+        &mut self.scratch
+    }
+}
+
+/// The values that are not being written.
+struct Others<'a> {
+    before: &'a [f32],
+    after: &'a [f32],
+    /// Where `after` begins.
+    offset: usize,
+}
+
+impl<'a> Others<'a> {
+    /// Splits a memory into the value that is written and all others.
+    fn split(memory: &'a mut [f32], written: &Range<usize>) -> (&'a mut [f32], Self) {
+        let (before, rest) = memory.split_at_mut(written.start);
+        let (target, after) = rest.split_at_mut(written.len());
+        (target, Self { before, after, offset: written.end })
+    }
+
+    fn get(&self, place: &Range<usize>, len: usize) -> &'a [f32] {
+        match place.start.checked_sub(self.offset) {
+            Some(start) => &self.after[start..][..len],
+            None => &self.before[place.start..][..len],
+        }
+    }
+}
+
+impl Session {
+    /// A session for batches of so many images, on all cores.
+    ///
+    /// # Errors
+    /// A batch of no images, or of more than can be addressed.
+    pub fn new(plan: &Arc<Plan>, batch: usize) -> Result<Self, RunError> {
+        Self::with_team(plan, batch, Team::global())
+    }
+
+    /// A session that computes on the threads of a team. Sessions may share a team: while it computes for one, others do
+    /// without.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn with_team(plan: &Arc<Plan>, batch: usize, team: &Arc<Team>) -> Result<Self, RunError> {
+        if batch == 0 {
+            return Err(RunError::EmptyBatch);
+        }
+        let all: usize = plan.values.iter().map(|value| value.len()).sum();
+        if all.checked_mul(batch).is_none_or(|all| all > isize::MAX as usize / 64) {
+            return Err(RunError::TooLarge(batch));
+        }
+        let schedule = Schedule::new(plan, batch);
+        let scratch = schedule.groups.iter().flat_map(|group| {
+            let images = group.chunk.as_ref().map_or(batch, |chunk| chunk.images);
+            plan.steps[group.steps.clone()].iter().map(move |step| match &step.kind {
+                Kind::Conv(prepared) => prepared.scratch_len(images),
+                _ => 0,
+            })
+        });
+        let scratch = scratch.max().unwrap_or(0);
+        let own = schedule.groups.iter().filter_map(|group| group.chunk.as_ref().map(|chunk| chunk.arena_len));
+        let own = own.max().unwrap_or(0);
+        let worker = |_| Worker { scratch: Aligned::zeroed(scratch), arena: Aligned::zeroed(own) };
+        let workers = (0..team.threads()).map(worker).collect();
+        let outputs = plan.outputs.iter().map(|value| Aligned::zeroed(batch * value.len())).collect();
+        let arena = Aligned::zeroed(schedule.arena_len);
+        Ok(Self { plan: Arc::clone(plan), team: Arc::clone(team), batch, schedule, arena, workers, outputs })
+    }
+
+    /// The plan it runs.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Images of a batch.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Bytes of all threads' own memory.
+    pub fn scratch_bytes(&self) -> usize {
+        self.workers.iter().map(|worker| 4 * (worker.scratch.len() + worker.arena.len())).sum()
+    }
+
+    /// Runs a network of one input, `[images, channels, height, width]`, and returns its first output, laid out alike with
+    /// channels in their natural order.
+    ///
+    /// # Errors
+    /// An input of the wrong length, or a network of several inputs.
+    pub fn run(&mut self, input: &[f32]) -> Result<&[f32], RunError> {
+        self.run_all(&[input])?;
+        Ok(self.output(0))
+    }
+
+    /// Runs the network; its results are [`Session::output`]s.
+    ///
+    /// # Errors
+    /// Inputs of the wrong number or length.
+    pub fn run_all(&mut self, inputs: &[&[f32]]) -> Result<(), RunError> {
+        let Self { plan, team, batch, schedule, arena, workers, outputs } = self;
+        let (plan, batch) = (&**plan, *batch);
+        if inputs.len() != plan.inputs.len() {
+            return Err(RunError::Inputs { expected: plan.inputs.len(), found: inputs.len() });
+        }
+        for (input, values) in plan.inputs.iter().zip(inputs) {
+            let expected = batch * input.shape.iter().product::<usize>();
+            if values.len() != expected {
+                return Err(RunError::Length { input: input.name.clone(), expected, found: values.len() });
+            }
+        }
+        for group in &schedule.groups {
+            let steps = &plan.steps[group.steps.clone()];
+            if let Some(chunk) = &group.chunk {
+                let (target, others) = Others::split(arena, &schedule.places[chunk.target]);
+                let target_len = plan.values[chunk.target].len();
+                let source = chunk.source.map(|source| {
+                    let len = plan.values[source].len();
+                    (others.get(&schedule.places[source], batch * len), len)
+                });
+                let few = Few { plan, steps, chunk, inputs, source };
+                team.chunks(
+                    &mut target[..batch * target_len],
+                    chunk.images * target_len,
+                    workers,
+                    |index, target, own| {
+                        few.run(index * chunk.images, target.len() / target_len, target, own);
+                    },
+                );
+                continue;
+            }
+            for step in steps {
+                if let Kind::Output { number, .. } = step.kind {
+                    let (_, others) = Others::split(arena, &(0..0));
+                    let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
+                    let target = &mut outputs[number];
+                    step.compute(plan.isa, &plan.values, 0, &read, target);
+                    continue;
+                }
+                let (target, others) = Others::split(arena, &schedule.places[step.output]);
+                let target = &mut target[..batch * plan.values[step.output].len()];
+                let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
+                whole(plan, step, batch, team, workers, &read, target);
+            }
+        }
+        Ok(())
+    }
+
+    /// The results of the last run, `[images, channels, height, width]`.
+    ///
+    /// # Panics
+    /// If the network has no such output.
+    pub fn output(&self, number: usize) -> &[f32] {
+        &self.outputs[number]
+    }
+}
+
+/// An operand of a step, of all `images`.
+fn read<'a>(
+    plan: &Plan,
+    step: &Step,
+    inputs: &[&'a [f32]],
+    places: &[Range<usize>],
+    others: &Others<'a>,
+    images: usize,
+    side: usize,
+) -> &'a [f32] {
+    match step.kind {
+        Kind::Input(number) => inputs[number],
+        _ => {
+            let value = step.operands[side];
+            others.get(&places[value], images * plan.values[value].len())
+        }
+    }
+}
+
+/// Computes a step of all images on all threads.
+fn whole<'a>(
+    plan: &Plan,
+    step: &Step,
+    images: usize,
+    team: &Team,
+    workers: &mut [Worker],
+    read: &(dyn Fn(usize) -> &'a [f32] + Sync),
+    target: &mut [f32],
+) {
+    /// Values of a part, at least.
+    const LEAST: usize = 16 << 10;
+    if let Kind::Conv(prepared) = &step.kind {
+        let residual = (step.operands.len() > 1).then(|| read(1));
+        return prepared.run(team, workers, images, read(0), residual, target);
+    }
+    let rows = images * if step.has_rows() { plan.values[step.output].size[0] } else { 1 };
+    let row_len = target.len() / rows;
+    let read_len: usize = step.operands.iter().map(|&operand| images * plan.values[operand].len()).sum();
+    let parts = ((target.len() + read_len) / LEAST).clamp(1, 16);
+    let of_part = rows.div_ceil(parts);
+    team.chunks(target, of_part * row_len, workers, |index, target, _| {
+        step.compute(plan.isa, &plan.values, index * of_part, &|side| read(side), target);
+    });
+}
+
+/// A group's steps on a few images.
+struct Few<'a> {
+    plan: &'a Plan,
+    steps: &'a [Step],
+    chunk: &'a Chunk,
+    inputs: &'a [&'a [f32]],
+    /// What the group reads, of all images, and its length for one.
+    source: Option<(&'a [f32], usize)>,
+}
+
+impl Few<'_> {
+    /// Computes the target of `images` from the `first` on.
+    fn run(&self, first: usize, images: usize, target: &mut [f32], worker: &mut Worker) {
+        let Self { plan, steps, chunk, .. } = *self;
+        let Worker { scratch, arena } = worker;
+        for step in steps {
+            let value = step.output;
+            let own = if value == chunk.target { 0..0 } else { chunk.places[value].clone() };
+            let (written, others) = Others::split(arena, &own);
+            let written = match value == chunk.target {
+                true => &mut *target,
+                false => &mut written[..images * plan.values[value].len()],
+            };
+            let read = |side: usize| match (step.operands.get(side), &step.kind) {
+                (_, Kind::Input(number)) => {
+                    let len = plan.inputs[*number].shape.iter().product::<usize>();
+                    &self.inputs[*number][first * len..][..images * len]
+                }
+                (Some(operand), _) if Some(*operand) == chunk.source => {
+                    let (source, len) = self.source.unwrap_or_default();
+                    &source[first * len..][..images * len]
+                }
+                (Some(operand), _) => others.get(&chunk.places[*operand], images * plan.values[*operand].len()),
+                (None, _) => &[],
+            };
+            match &step.kind {
+                Kind::Conv(prepared) => {
+                    let residual = (step.operands.len() > 1).then(|| read(1));
+                    prepared.run_alone(scratch, images, read(0), residual, written);
+                }
+                _ => step.compute(plan.isa, &plan.values, 0, &read, written),
+            }
+        }
+    }
+}

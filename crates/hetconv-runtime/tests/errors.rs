@@ -1,0 +1,80 @@
+//! What cannot be compiled or run is refused with the node's name.
+#![allow(missing_docs)]
+
+use std::sync::Arc;
+
+use hetconv_core::Conv2dGeometry;
+use hetconv_graph::{Graph, GraphBuilder, GraphError, Op, WeightError, Weights};
+use hetconv_runtime::{CompileError, Options, Plan, RunError, Session};
+
+fn network() -> (Graph, Weights) {
+    let mut b = GraphBuilder::new("tiny");
+    let x = b.input("image", [3, 6, 6]);
+    let x = b.conv_bn_relu("conv", x, 4, Conv2dGeometry::same(3, 1));
+    let x = b.batch_norm("alone", x);
+    let x = b.global_avg_pool("pool", x);
+    let x = b.flatten("flatten", x);
+    let x = b.linear("classifier", x, 2, true);
+    let graph = b.finish([x]).unwrap();
+    let weights = Weights::init(&graph, 1).unwrap();
+    (graph, weights)
+}
+
+fn refused(graph: &Graph, weights: &Weights) -> CompileError {
+    let error = Plan::compile(graph, weights, &Options::default()).unwrap_err();
+    assert!(!error.to_string().is_empty());
+    error
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let tensors = ["conv.weight", "conv.bn.running_mean", "conv.bn.weight", "alone.bias", "classifier.bias"];
+    for (tensor, value) in tensors.into_iter().zip([f32::NAN, f32::INFINITY, f32::NAN, f32::NEG_INFINITY, f32::NAN]) {
+        let (graph, mut weights) = network();
+        weights.get_mut(tensor).unwrap().data[1] = value;
+        let CompileError::NotFinite { node, tensor: found, .. } = refused(&graph, &weights) else {
+            panic!("{tensor} was accepted");
+        };
+        assert_eq!(found, tensor);
+        assert!(tensor.starts_with(&node));
+    }
+}
+
+#[test]
+fn numbers_that_overflow_when_they_are_folded() {
+    let (graph, mut weights) = network();
+    weights.get_mut("conv.weight").unwrap().data[0] = 1e30;
+    weights.get_mut("conv.bn.weight").unwrap().data[0] = 1e30;
+    assert!(matches!(refused(&graph, &weights), CompileError::NotFinite { node, .. } if node == "conv"));
+    let (graph, mut weights) = network();
+    weights.get_mut("alone.running_var").unwrap().data[2] = -1.0;
+    let error = refused(&graph, &weights);
+    assert!(matches!(error, CompileError::Variance { node, channel: 2, .. } if node == "alone"));
+}
+
+#[test]
+fn graphs_and_weights_that_do_not_fit() {
+    let (mut graph, weights) = network();
+    let Op::Linear { in_features, .. } = &mut graph.nodes.last_mut().unwrap().op else { unreachable!() };
+    *in_features = 5;
+    let error = refused(&graph, &weights);
+    assert!(matches!(error, CompileError::Graph(GraphError::Node { node, .. }) if node == "classifier"));
+
+    let (graph, mut weights) = network();
+    weights.remove("conv.weight");
+    let error = refused(&graph, &weights);
+    assert!(matches!(error, CompileError::Weights(WeightError::Missing { name }) if name == "conv.weight"));
+}
+
+#[test]
+fn batches_and_inputs_that_do_not_fit() {
+    let (graph, weights) = network();
+    let plan = Arc::new(Plan::compile(&graph, &weights, &Options::default()).unwrap());
+    assert_eq!(Session::new(&plan, 0).unwrap_err(), RunError::EmptyBatch);
+    assert_eq!(Session::new(&plan, usize::MAX / 8).unwrap_err(), RunError::TooLarge(usize::MAX / 8));
+    let mut session = Session::new(&plan, 2).unwrap();
+    let length = RunError::Length { input: "image".to_owned(), expected: 216, found: 108 };
+    assert_eq!(session.run(&[0.0; 108]).unwrap_err(), length);
+    assert_eq!(session.run_all(&[]).unwrap_err(), RunError::Inputs { expected: 1, found: 0 });
+    assert_eq!(session.run(&[0.0; 216]).unwrap().len(), 4);
+}

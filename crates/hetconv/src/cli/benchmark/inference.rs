@@ -1,0 +1,100 @@
+//! `hetconv benchmark --model`: latency of a network in the runtime.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use hetconv::kernels::{Isa, measure};
+use hetconv::runtime::{Options, Plan, Session, Team};
+use hetconv::train::{Purpose, stream, uniform};
+
+use super::Benchmark;
+use crate::cli::model;
+use crate::cli::output::Output;
+
+const WARM_UP: usize = 3;
+
+pub fn run(network: &str, options: Options, runs: Option<usize>, output: &Output) -> Result<()> {
+    let isa = Isa::selected()?;
+    let batch = options.batch;
+    let (graph, weights) = model::with_weights(network)?;
+    let macs = graph.cost()?.macs;
+    let plan = Arc::new(Plan::compile(&graph, &weights, &options)?);
+    drop(weights);
+    let fma_peak_gflops = measure::fma_peak_all_threads(isa);
+    let mut session = Session::with_team(&plan, batch, &Arc::new(Team::new(rayon::current_num_threads())))?;
+    let times = time(&mut session, runs)?;
+    let executed: usize = plan.layers().iter().map(|layer| layer.executed_macs).sum();
+    let macs = [macs, executed as u64].map(|macs| macs * batch as u64);
+    let benchmark = Benchmark::new(graph.name, batch, times, macs, fma_peak_gflops, isa);
+    output.result(&benchmark, |benchmark| {
+        format!("{}\n{}", benchmark.text("per batch", "runs"), memory_and_algorithms(&plan, &session))
+    })
+}
+
+/// Milliseconds of every measured run.
+fn time(session: &mut Session, runs: Option<usize>) -> Result<Vec<f64>> {
+    const ENOUGH: Duration = Duration::from_secs(3);
+    let mut rng = stream(0, 0, 0, Purpose::Permutation);
+    let inputs: Vec<Vec<f32>> = session
+        .plan()
+        .input_shapes()
+        .map(|shape| {
+            let len = session.batch() * shape.iter().product::<usize>();
+            (0..len).map(|_| 2.0 * uniform(&mut rng) - 1.0).collect()
+        })
+        .collect();
+    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+    for _ in 0..WARM_UP {
+        session.run_all(&inputs)?;
+    }
+    let mut times = Vec::new();
+    let began = Instant::now();
+    while match runs {
+        Some(runs) => times.len() < runs,
+        None => times.len() < 10 || (began.elapsed() < ENOUGH && times.len() < 1000),
+    } {
+        let started = Instant::now();
+        session.run_all(&inputs)?;
+        times.push(started.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(times)
+}
+
+fn memory_and_algorithms(plan: &Plan, session: &Session) -> String {
+    let mib = |bytes: usize| bytes as f64 / 1048576.0;
+    let [arena, alive] = plan.arena_bytes(session.batch());
+    let mut algorithms: Vec<(&str, Vec<&str>)> = Vec::new();
+    for layer in plan.layers() {
+        match algorithms.iter_mut().find(|(algorithm, _)| *algorithm == layer.algorithm) {
+            Some((_, layers)) => layers.push(&layer.name),
+            None => algorithms.push((layer.algorithm, vec![&layer.name])),
+        }
+    }
+    let lines = algorithms.iter().map(|(algorithm, layers)| format!("{algorithm}: {}", layers.join(" ")));
+    format!(
+        "Activations {:.2} MiB ({:.2} alive at once), packed weights {:.2} MiB, scratch {:.2} MiB\n{}",
+        mib(arena),
+        mib(alive),
+        mib(plan.packed_bytes()),
+        mib(session.scratch_bytes()),
+        lines.collect::<Vec<_>>().join("\n")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_layer_is_named_once() {
+        let (graph, weights) = model::with_weights("small-cifar_p4").unwrap();
+        let plan = Arc::new(Plan::compile(&graph, &weights, &Options::default()).unwrap());
+        let session = Session::new(&plan, 1).unwrap();
+        let text = memory_and_algorithms(&plan, &session);
+        for layer in plan.layers() {
+            let line = text.lines().find(|line| line.starts_with(layer.algorithm)).unwrap();
+            assert_eq!(line.split_whitespace().filter(|name| *name == layer.name).count(), 1, "{text}");
+        }
+    }
+}

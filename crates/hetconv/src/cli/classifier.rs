@@ -1,0 +1,73 @@
+//! A network that says which class an image is of, in the runtime.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use hetconv::graph::{ModelFile, Op, Shape};
+use hetconv::runtime::{Options, Plan, Session, Team};
+
+use super::usage::bad_usage;
+
+/// Gives logits for images.
+pub struct Classifier {
+    plan: Arc<Plan>,
+    team: Arc<Team>,
+    /// For the batch size of the last call.
+    session: Option<Session>,
+    classes: usize,
+}
+
+impl Classifier {
+    /// Of a model file, for so many images at a time.
+    pub fn new(file: &ModelFile, batch: usize, exact: bool) -> Result<Self> {
+        let mut graph = file.graph.clone();
+        let shapes = graph.shapes()?;
+        let inputs = graph.nodes.iter().filter(|node| matches!(node.op, Op::Input { .. })).count();
+        let (1, &[output]) = (inputs, graph.outputs.as_slice()) else {
+            bad_usage!("{} has {inputs} inputs and {} outputs, not one each", graph.name, graph.outputs.len());
+        };
+        let Shape::Features(classes) = shapes[output] else {
+            bad_usage!("{} gives {}, not a number for each class", graph.name, shapes[output]);
+        };
+        if graph.nodes[output].op == Op::Softmax {
+            graph.outputs = graph.nodes[output].inputs.clone();
+        }
+        let plan = Plan::compile(&graph, &file.weights, &Options { batch, exact, ..Options::default() })?;
+        let team = Arc::new(Team::new(rayon::current_num_threads()));
+        Ok(Self { plan: Arc::new(plan), team, session: None, classes })
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Logits `[images, classes]` of images `[images, height, width, channels]`.
+    pub fn logits(&mut self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
+        let session = match self.session.take() {
+            Some(session) if session.batch() == images => session,
+            _ => Session::with_team(&self.plan, images, &self.team)?,
+        };
+        let session = self.session.insert(session);
+        let channels = self.plan.input_shapes().next().map_or(1, |[channels, ..]| channels);
+        Ok(session.run(&planes(pixels, images, channels))?.to_vec())
+    }
+}
+
+/// `[images, pixels, channels]` → `[images, channels, pixels]`.
+fn planes(values: &[f32], images: usize, channels: usize) -> Vec<f32> {
+    let of_image = |image: &[f32]| -> Vec<f32> {
+        (0..channels).flat_map(|channel| image.iter().skip(channel).step_by(channels).copied()).collect()
+    };
+    values.chunks_exact((values.len() / images.max(1)).max(1)).flat_map(of_image).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_hold_a_channel_each() {
+        assert_eq!(planes(&[1., 2., 3., 4., 5., 6., 7., 8.], 2, 2), [1., 3., 2., 4., 5., 7., 6., 8.]);
+    }
+}
