@@ -47,8 +47,8 @@ impl Split {
     }
 }
 
-/// Products that are worth a part of their own: some ten microseconds.
-const LEAST: f64 = 40_000.0;
+/// Products that are worth a part of their own: some five microseconds.
+const LEAST: f64 = 20_000.0;
 /// Parts of a pass at most.
 const MOST: usize = 16;
 /// Values of weights that a core's second-level cache keeps beside the activations.

@@ -125,9 +125,10 @@ fn summary_describes_layers() {
     let summary = json(here.path(), &["summary", "vgg16-cifar_p4"]);
     let layers = summary["layers"].as_array().unwrap();
     let het = layers.iter().find(|layer| layer["kind"] == "het").unwrap();
-    for (key, value) in [("op", "conv2d"), ("algorithm", "direct")] {
-        assert_eq!(het[key], value);
-    }
+    assert_eq!(het["op"], "conv2d");
+    // Which of them depends on the instruction set.
+    let known = |layer: &Value| ["direct", "winograd"].iter().any(|&known| layer["algorithm"] == known);
+    assert!(layers.iter().all(|layer| known(layer) != (layer["op"] == "batch_norm")), "{summary}");
     assert_eq!((&het["parts"], &het["in_channels"], &het["stages"]), (&4.into(), &64.into(), &1.into()));
     assert_eq!(het["kernel"], serde_json::json!([3, 3]));
     assert_eq!((&het["out_height"], &het["out_width"]), (&32.into(), &32.into()));
