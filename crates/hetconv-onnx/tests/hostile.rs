@@ -20,7 +20,7 @@ fn model() -> ModelProto {
 }
 
 fn bytes() -> Vec<u8> {
-    let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap().with_input_size(8, 8).unwrap();
+    let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap().with_input([3, 8, 8]).unwrap();
     let weights = Weights::init(&graph, 1).unwrap();
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
     export(&model, &ExportOptions::default()).unwrap()

@@ -73,7 +73,7 @@ fn networks_of_the_zoo_survive_with_their_layers() {
         "resnet20_p4",
     ] {
         let name: ModelName = name.parse().unwrap();
-        let graph = zoo::build(&name, 10).unwrap().with_input_size(8, 8).unwrap();
+        let graph = zoo::build(&name, 10).unwrap().with_input([3, 8, 8]).unwrap();
         let model = model(graph, 1);
         for style in STYLES {
             let imported = round_trip(&model, &ExportOptions { style, ..ExportOptions::default() });
@@ -92,7 +92,7 @@ fn networks_of_the_zoo_survive_with_their_layers() {
 
 #[test]
 fn batch_norms_may_stay() {
-    let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap().with_input_size(8, 8).unwrap();
+    let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap().with_input([3, 8, 8]).unwrap();
     let model = model(graph, 3);
     let options = ExportOptions { fold_batch_norm: false, ..ExportOptions::default() };
     let imported = round_trip(&model, &options).model;
@@ -108,7 +108,7 @@ fn every_operator_set() {
     for opset in 19..=22 {
         assert_same_result(&model, &round_trip(&model, &ExportOptions { opset, ..ExportOptions::default() }).model, 1);
     }
-    let graph = zoo::build(&"small-cifar_p4_se".parse().unwrap(), 10).unwrap().with_input_size(8, 8).unwrap();
+    let graph = zoo::build(&"small-cifar_p4_se".parse().unwrap(), 10).unwrap().with_input([3, 8, 8]).unwrap();
     let model = self::model(graph, 1);
     for opset in 11..=22 {
         assert_same_result(&model, &round_trip(&model, &ExportOptions { opset, ..ExportOptions::default() }).model, 1);
