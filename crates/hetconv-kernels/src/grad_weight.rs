@@ -132,8 +132,7 @@ impl GradWeight<'_> {
         });
     }
 
-    /// Blocks that are worked on together: they share each copy of the input, and their weights stay in the second-level
-    /// cache.
+    /// Blocks that are worked on together: they find a run's input near, and their weights stay in the second-level cache.
     fn groups_of_blocks(&self) -> Vec<&[Block]> {
         const WEIGHTS: usize = 48 << 10;
         let mut groups = Vec::new();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use hetconv::graph::{ConvKind, Graph, ModelFile, ModelName, Op, Substitution, Weights, zoo};
-use hetconv::onnx::{self, ImportOptions};
+use hetconv::onnx::{self, ImportOptions, OnnxError};
 
 use super::usage::bad_usage;
 
@@ -19,7 +19,11 @@ pub fn open(model: &str) -> Result<Model> {
     let path = Path::new(model);
     let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     if extension == "onnx" {
-        let imported = onnx::import_file(path, &ImportOptions::default())?;
+        let imported = onnx::import_file(path, &ImportOptions::default()).map_err(|error| match error {
+            // It names the file already.
+            OnnxError::Io { .. } => error.into(),
+            error => anyhow::Error::new(error).context(model.to_owned()),
+        })?;
         return Ok(Model::File(Box::new(imported.model)));
     }
     // No network's name looks like this, so a file is meant even if it isn't there.
