@@ -1,36 +1,19 @@
 //! A session that was made allocates nothing.
 #![allow(missing_docs)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::System;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hetconv_graph::{Weights, zoo};
 use hetconv_runtime::{Options, Plan, Session, Team};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: everything is the system allocator's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(address, layout) }
-    }
-}
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[test]
 fn running_allocates_nothing() {
+    let all = Region::new(ALLOCATOR);
     let team = Arc::new(Team::new(2));
     for name in ["small-cifar_p4", "resnet20_p4_se", "mobilenet-cifar", "small-cifar_gwc4_pwc", "small-cifar"] {
         for batch in [1, 40] {
@@ -40,12 +23,13 @@ fn running_allocates_nothing() {
             let mut session = Session::with_team(&plan, batch, &team).unwrap();
             let images = vec![0.5; batch * 3 * 32 * 32];
             session.run(&images).unwrap();
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
-            assert!(before > 0);
+            assert!(all.change().allocations > 0, "allocations are counted");
+            let running = Region::new(ALLOCATOR);
             for _ in 0..3 {
                 session.run(&images).unwrap();
             }
-            assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), before, "{name}, batch {batch}");
+            let change = running.change();
+            assert_eq!((change.allocations, change.reallocations), (0, 0), "{name}, batch {batch}");
         }
     }
 }
