@@ -13,6 +13,7 @@ use crate::isa::Isa;
 use crate::moments::{ColumnSums, Moments, SumsOfParts};
 use crate::pack::{Block, Layout};
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
+use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 use crate::tile::{Epilogue, MAX_ROWS, Tile, Turned};
@@ -97,35 +98,6 @@ impl Gather<'_> {
     }
 }
 
-/// Brings values near that will be read soon, a few lines with every tile.
-struct Prefetch {
-    line: *const f32,
-    /// Lines of a tile, and those that are due, in units of 1/2¹⁶.
-    per_tile: usize,
-    due: usize,
-}
-
-impl Prefetch {
-    /// Values of a cache line.
-    const LINE: usize = 16;
-
-    /// Of these values, over so many tiles.
-    fn new(values: &[f32], tiles: usize) -> Self {
-        let lines = values.len().div_ceil(Self::LINE);
-        Self { line: values.as_ptr(), per_tile: (lines << 16) / tiles.max(1), due: 0 }
-    }
-
-    #[inline(always)]
-    fn advance<S: Simd>(&mut self, simd: S) {
-        self.due += self.per_tile;
-        for _ in 0..self.due >> 16 {
-            simd.prefetch(self.line);
-            self.line = self.line.wrapping_add(Self::LINE);
-        }
-        self.due &= 0xffff;
-    }
-}
-
 /// Some pixels and blocks of some images, for one thread.
 pub(crate) struct Part<'a> {
     pub gather: &'a Gather<'a>,
@@ -161,7 +133,7 @@ impl Task for Part<'_> {
         // it before the next ones, which are then brought near.
         let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
         let ahead = &self.source[BAND.min(self.source.len())..];
-        let mut prefetch = Prefetch::new(ahead, tiles * blocks.len());
+        let mut prefetch = Prefetch::new(ahead.as_ptr(), ahead.len(), tiles * blocks.len());
         for first in blocks.clone().step_by(together) {
             for (region, walks) in regions.iter().zip(&weights.walks) {
                 let pixels = self.pixels(region);

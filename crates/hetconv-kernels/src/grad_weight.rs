@@ -18,6 +18,7 @@ use crate::conv::{ConvSpec, ConvWeightsMut, Images};
 use crate::isa::Isa;
 use crate::pack::{Block, Classes, Layout, Ring, Rows, rotated, rows_of_blocks, unpack};
 use crate::parallel::parts_of_blocks;
+use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 use crate::walk::{Spread, Turn, Walk};
@@ -208,7 +209,13 @@ impl Part<'_> {
         let (blocks, filters) = (self.blocks, self.grad.spec.out_channels);
         let GradWeight { layout, cut, .. } = *self.grad;
         let pixels = grad_output.len() / filters;
-        let mut near = Prefetch::new(input, grad_output, pixels.div_ceil(RUN), self.tiles_of_run());
+        // The next run's input and grad-output, while one is worked on.
+        let (runs, tiles) = (pixels.div_ceil(RUN).max(1), self.tiles_of_run());
+        let next = |values: &[f32]| {
+            let of_run = values.len() / runs;
+            Prefetch::new(values.as_ptr().wrapping_add(of_run), of_run, tiles)
+        };
+        let mut near = [next(input), next(grad_output)];
         for (index, taps) in cut.runs.iter().enumerate().take(pixels.div_ceil(RUN)) {
             let rows = (pixels - index * RUN).min(RUN);
             let of_run = &grad_output[index * RUN * filters..][..rows * filters];
@@ -229,7 +236,7 @@ impl Part<'_> {
                         let first = input.as_ptr().wrapping_add(channels.start);
                         let x = [first, first.wrapping_offset(shift)];
                         let tile = Tile { pairs, x, panel: panel.as_ptr(), out: &mut self.out[place..] };
-                        near.advance(simd);
+                        near.iter_mut().for_each(|near| near.advance(simd));
                         // SAFETY: pairs name pixels of `input`, whose channels the range lies in, and rows of the panel.
                         unsafe { tile.compute(simd, block, channels.len()) };
                     }
@@ -278,41 +285,6 @@ impl Part<'_> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// Brings the input and grad-output of the next run near while one is worked on, some lines with every tile.
-struct Prefetch {
-    lines: [*const f32; 2],
-    /// Lines of a tile, and those that are due, in units of 1/2¹⁶.
-    per_tile: [usize; 2],
-    due: [usize; 2],
-}
-
-impl Prefetch {
-    /// Values of a cache line.
-    const LINE: usize = 16;
-
-    fn new(input: &[f32], grad_output: &[f32], runs: usize, tiles: usize) -> Self {
-        let of_run = |values: &[f32]| values.len() / runs.max(1);
-        let both = [input, grad_output];
-        Self {
-            lines: both.map(|values| values.as_ptr().wrapping_add(of_run(values))),
-            per_tile: both.map(|values| (of_run(values).div_ceil(Self::LINE) << 16) / tiles.max(1)),
-            due: [0; 2],
-        }
-    }
-
-    #[inline(always)]
-    fn advance<S: Simd>(&mut self, simd: S) {
-        for ((line, per_tile), due) in self.lines.iter_mut().zip(self.per_tile).zip(&mut self.due) {
-            *due += per_tile;
-            for _ in 0..*due >> 16 {
-                simd.prefetch(*line);
-                *line = line.wrapping_add(Self::LINE);
-            }
-            *due &= 0xffff;
         }
     }
 }

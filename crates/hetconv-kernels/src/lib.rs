@@ -26,6 +26,7 @@ mod isa;
 mod moments;
 mod pack;
 mod parallel;
+mod prefetch;
 mod prepared;
 mod simd;
 mod taps;
