@@ -4,6 +4,7 @@
 //!   lines, [`zoo`] holds the paper's networks, [`ModelName`] is their naming scheme.
 //! * [`Graph::shapes`] infers and checks every value's [`Shape`]; [`Graph::cost`] counts MACs, parameters and stages.
 //! * [`rewrite()`] replaces standard convolutions by HetConv or by the paper's alternatives; [`squeeze_excite`] adds SE.
+//! * [`convert()`] puts HetConv in place of the standard convolutions of a network that has weights.
 //! * [`Weights`] holds the numbers by name; [`ModelFile`] stores graph and weights in one `.safetensors` file.
 //! * [`ChannelPlan`] decides in which order every value's channels are stored, so that HetConv's classes are contiguous.
 //!
@@ -21,6 +22,7 @@
 
 mod atomic;
 mod builder;
+mod convert;
 mod cost;
 mod error;
 mod file;
@@ -35,6 +37,9 @@ pub mod zoo;
 
 pub use atomic::atomic_write;
 pub use builder::GraphBuilder;
+pub use convert::{
+    ConvCost, ConvertError, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, convert, kept_lines,
+};
 pub use cost::{Cost, LayerCost};
 pub use error::{Fault, GraphError};
 pub use file::{FileError, FileFault, ModelFile, Normalisation};

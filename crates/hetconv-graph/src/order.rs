@@ -256,15 +256,34 @@ fn hands_on(op: &Op) -> bool {
     }
 }
 
-/// The order each value's set agrees on: the one that satisfies most votes.
-fn agreed_orders(graph: &Graph, shapes: &[Shape]) -> Vec<ChannelOrder> {
-    let nodes = graph.nodes.len();
-    let mut sets = Sets::new(nodes);
+/// Values whose channels stand for each other, because elementwise operators, pooling and the like tie them together.
+fn tied(graph: &Graph, shapes: &[Shape]) -> Sets {
+    let mut sets = Sets::new(graph.nodes.len());
     for (id, node) in graph.nodes.iter().enumerate() {
         if hands_on(&node.op) && !needs_natural(&node.op, shapes[id], &node.inputs, shapes) {
             node.inputs.iter().for_each(|&input| sets.unite(id, input));
         }
     }
+    sets
+}
+
+impl Graph {
+    /// For every value, the first of those it is tied to: channel `c` of one is the same as channel `c` of the other, as
+    /// far as the order in which channels are stored goes, because only operators that hand channels on lie between.
+    ///
+    /// # Errors
+    /// The fault [`Graph::validate`] finds.
+    pub fn tied_values(&self) -> Result<Vec<ValueId>, GraphError> {
+        self.validate()?;
+        let mut sets = tied(self, &self.shapes()?);
+        Ok((0..self.nodes.len()).map(|id| sets.find(id)).collect())
+    }
+}
+
+/// The order each value's set agrees on: the one that satisfies most votes.
+fn agreed_orders(graph: &Graph, shapes: &[Shape]) -> Vec<ChannelOrder> {
+    let nodes = graph.nodes.len();
+    let mut sets = tied(graph, shapes);
     let mut votes_of: Vec<Vec<Vote<'_>>> = vec![Vec::new(); nodes];
     for (id, node) in graph.nodes.iter().enumerate() {
         match &node.op {

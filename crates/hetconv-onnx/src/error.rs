@@ -1,10 +1,9 @@
 //! What can be wrong with an ONNX file.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use hetconv_graph::{GraphError, WeightError};
+use hetconv_graph::{GraphError, WeightError, kept_lines};
 
 use crate::TensorFault;
 
@@ -101,10 +100,16 @@ pub enum OnnxError {
     #[error("HetConv needs at least 1 part, got P = 0")]
     NoParts,
     /// A file without a convolution that could be converted.
-    #[error("nothing was converted:{}", reasons(kept))]
+    #[error("nothing was converted:{}", kept_lines(kept))]
     NothingConverted {
         /// The name of every convolution, and why it stays as it is.
         kept: Vec<(String, String)>,
+    },
+    /// Written-out layers that are not this file's.
+    #[error("no weights were given for node `{name}`, or those of another layer")]
+    Layer {
+        /// The node.
+        name: String,
     },
     /// Functions that call themselves, or come to too many nodes.
     #[error("node `{node}` calls a function that calls itself or is too large when written out")]
@@ -135,19 +140,6 @@ impl fmt::Display for UnsupportedNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} `{}`: {}", self.op, self.node, self.reason)
     }
-}
-
-fn reasons(kept: &[(String, String)]) -> String {
-    if kept.is_empty() {
-        return " the file has no convolutions".to_owned();
-    }
-    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    kept.iter().for_each(|(name, reason)| by_reason.entry(reason).or_default().push(name));
-    let line = |(reason, names): (&str, Vec<&str>)| match names[..] {
-        [name] => format!("\n  `{name}`: {reason}"),
-        _ => format!("\n  `{}` and {} more: {reason}", names[0], names.len() - 1),
-    };
-    by_reason.into_iter().map(line).collect()
 }
 
 fn count(nodes: usize) -> String {

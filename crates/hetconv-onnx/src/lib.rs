@@ -21,6 +21,7 @@ mod convert;
 mod decompose;
 mod error;
 mod export;
+mod external;
 mod fold;
 mod import;
 mod layer;
@@ -34,10 +35,14 @@ mod tensor;
 mod wire;
 mod writer;
 
-pub use convert::{ConvCost, ConvertOptions, ConvertReport, Converted, ConvertedLayer, Init, KeptReason, convert};
+pub use convert::{Converted, convert};
 pub use error::{OnnxError, UnsupportedNode};
 pub use export::{ExportOptions, Style, export};
+pub use external::embed_external_data;
 pub use import::{ImportOptions, Imported, import, import_file};
+pub use hetconv_graph::{
+    ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason,
+};
 pub use tensor::TensorFault;
 
 #[cfg(doctest)]

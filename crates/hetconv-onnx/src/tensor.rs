@@ -162,12 +162,23 @@ fn brain(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The bytes of a tensor that are in a file of their own, which must lie in the model's folder.
+/// The bytes of a tensor that are in a file of their own, as many as its type and dimensions ask for.
 fn external_data(
     tensor: &TensorProto,
     data_type: DataType,
     count: usize,
     folder: Option<&Path>,
+) -> Result<Bytes, TensorFault> {
+    let width = width(data_type).ok_or_else(|| TensorFault::ElementType(data_type.as_str_name().to_owned()))?;
+    external_bytes(tensor, folder, Some(count * width))
+}
+
+/// The bytes of a tensor that are in a file of their own, which must lie in the model's folder, and which must be so many
+/// if their number is known.
+pub(crate) fn external_bytes(
+    tensor: &TensorProto,
+    folder: Option<&Path>,
+    expected: Option<usize>,
 ) -> Result<Bytes, TensorFault> {
     let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
     let number = |key: &str| {
@@ -185,10 +196,9 @@ fn external_data(
     let offset: u64 = number("offset")?.unwrap_or(0);
     let rest = available.saturating_sub(offset);
     let found = number("length")?.unwrap_or(rest).min(rest) as usize;
-    let width = width(data_type).ok_or_else(|| TensorFault::ElementType(data_type.as_str_name().to_owned()))?;
-    if found != count * width {
+    if let Some(expected) = expected.filter(|&expected| expected != found) {
         let dims = tensor.dims.clone();
-        return Err(TensorFault::Length { dims, expected: count * width, found, unit: "bytes" });
+        return Err(TensorFault::Length { dims, expected, found, unit: "bytes" });
     }
     // As much as the file has: a length that lies allocates nothing.
     let mut bytes = vec![0; found];

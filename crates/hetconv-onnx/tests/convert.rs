@@ -8,9 +8,12 @@ use std::sync::Arc;
 use common::{distinct_weights, random_image, run};
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{Activation, ArrangementKind, ConvKind, GraphBuilder, ModelFile, NameFilter, Normalisation, zoo};
-use hetconv_onnx::proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use hetconv_onnx::proto::{
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
+};
 use hetconv_onnx::{
-    ConvertOptions, ConvertedLayer, ExportOptions, ImportOptions, Init, KeptReason, OnnxError, convert, export, import,
+    ConvertOptions, ConvertedLayer, ExportOptions, HetLayer, ImportOptions, Init, KeptReason, OnnxError, convert,
+    embed_external_data, export, import,
 };
 use prost::Message;
 
@@ -201,11 +204,7 @@ fn nothing_converted_is_an_error_with_the_reasons() {
     let OnnxError::NothingConverted { kept } = &error else { panic!("{error}") };
     assert_eq!(kept.len(), 27);
     let message = error.to_string();
-    assert!(
-        message.contains("`stem`: the first convolution") || message.contains("the first convolution"),
-        "{message}"
-    );
-    assert!(message.contains("and 12 more: a 1×1 kernel"), "{message}");
+    assert!(kept.iter().all(|(name, reason)| message.contains(&format!("`{name}`")) && message.contains(reason)));
     assert!(matches!(convert(&bytes, None, &ConvertOptions::new(0)), Err(OnnxError::NoParts)));
 }
 
@@ -319,4 +318,75 @@ fn automatic_padding() {
             assert_eq!(shape(&bytes, name), shape(&converted.bytes, name), "{auto_pad}");
         }
     }
+}
+
+#[test]
+fn external_data_is_brought_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = file();
+    let mut data = vec![7; 3];
+    let mut move_out = |tensor: &mut TensorProto| {
+        let raw = tensor.raw_data.take().unwrap();
+        let entries = [("location", "data".to_owned()), ("offset", data.len().to_string()), ("length", raw.len().to_string())];
+        let entry = |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
+        tensor.external_data = entries.map(entry).to_vec();
+        tensor.data_location = Some(1);
+        data.extend(raw);
+    };
+    let mut model = decode(&plain);
+    let graph = model.graph.as_mut().unwrap();
+    graph.initializer.iter_mut().for_each(&mut move_out);
+    // A constant node, and one in a function.
+    let bias = graph.initializer.iter().position(|tensor| tensor.name() == "stem.bias").unwrap();
+    let constant = |tensor: TensorProto| NodeProto {
+        op_type: Some("Constant".to_owned()),
+        output: vec![tensor.name().to_owned()],
+        attribute: vec![AttributeProto { name: Some("value".to_owned()), r#type: Some(4), t: Some(tensor), ..Default::default() }],
+        ..NodeProto::default()
+    };
+    let node = constant(graph.initializer.remove(bias));
+    graph.node.insert(0, node.clone());
+    model.functions.push(FunctionProto { name: Some("f".to_owned()), node: vec![node], ..Default::default() });
+    std::fs::write(folder.path().join("data"), data).unwrap();
+
+    let bytes = model.encode_to_vec();
+    let embedded = embed_external_data(&bytes, folder.path()).unwrap();
+    assert_eq!(results(&embedded), results(&plain));
+    let text = String::from_utf8_lossy(&embedded);
+    assert!(!text.contains("location") && embedded.len() > plain.len());
+    assert_eq!(embed_external_data(&embedded, folder.path()).unwrap(), embedded);
+    // Converted first, what is not needed any more is not brought in.
+    let converted = convert(&bytes, Some(folder.path()), &ConvertOptions::new(4)).unwrap().bytes;
+    let converted = embed_external_data(&converted, folder.path()).unwrap();
+    assert_eq!(results(&converted), results(&convert(&plain, None, &ConvertOptions::new(4)).unwrap().bytes));
+    std::fs::remove_file(folder.path().join("data")).unwrap();
+    assert!(matches!(embed_external_data(&bytes, folder.path()), Err(OnnxError::Tensor { .. })));
+}
+
+#[test]
+fn given_layers_are_written() {
+    let bytes = file();
+    let model = decode(&bytes);
+    let weight = graph(&model).initializer.iter().find(|tensor| tensor.name() == "wide.weight").unwrap();
+    let weight: Vec<f32> =
+        weight.raw_data.as_ref().unwrap().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    let pattern = HetPattern::assigned(vec![2, 0, 1, 3, 2, 1, 0, 3], (0..12).map(|f| f * 7 % 4).collect()).unwrap();
+    let mut given = HetLayer::projected(pattern.clone(), &Conv2dGeometry::same(3, 2), &weight);
+    given.bias = Some((0..12).map(|f| f as f32 / 4.0).collect());
+    let options = |layer: HetLayer| ConvertOptions {
+        init: Init::Layers(Arc::new([("wide".to_owned(), layer)].into())),
+        exclude: Some(Arc::new(|name: &str| name != "wide")),
+        ..ConvertOptions::new(4)
+    };
+    let converted = convert(&bytes, None, &options(given.clone())).unwrap();
+    let imported = import(&converted.bytes, None, &ImportOptions::default()).unwrap();
+    assert_eq!(imported.het_layers, ["wide"]);
+    let found = imported.model.weights;
+    let bias = &found.get("wide.bias").unwrap().data;
+    assert_eq!(Some(bias), given.bias.as_ref());
+    assert_eq!(found.get("wide.center").unwrap().data, given.center);
+    let names: Vec<String> = decode(&converted.bytes).graph.unwrap().initializer.iter().map(|t| t.name().to_owned()).collect();
+    assert!(!names.contains(&"wide.weight".to_owned()), "{names:?}");
+    let other = HetLayer { replaces: weight[1..].to_vec(), ..given };
+    assert!(matches!(convert(&bytes, None, &options(other)), Err(OnnxError::Layer { name }) if name == "wide"));
 }

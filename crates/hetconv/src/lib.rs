@@ -10,6 +10,8 @@
 //! * [`kernels`]: its arithmetic over slices, forward and backward;
 //! * [`graph`]: networks as data: the paper's zoo, the rewrite to HetConv, costs, the model file;
 //! * [`runtime`]: inference, compiled and without allocation;
+//! * [`onnx`]: ONNX files in and out, and HetConv in place of their convolutions;
+//! * [`calibrate`]: HetConv layers fitted to a trained network's convolutions;
 //! * [`burn`]: networks and layers for [Burn](https://burn.dev);
 //! * [`train`]: data sets, recipes, the training loop.
 //!
@@ -36,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 pub use hetconv_burn as burn;
+pub use hetconv_calibrate as calibrate;
 pub use hetconv_core as core;
 pub use hetconv_graph as graph;
 pub use hetconv_kernels as kernels;

@@ -244,6 +244,7 @@ fn every_command_has_help_with_an_example() {
         "predict",
         "run",
         "benchmark",
+        "convert",
         "export",
         "data",
         "report",

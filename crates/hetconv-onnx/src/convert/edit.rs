@@ -75,23 +75,21 @@ pub(super) fn edit(
     Ok(model)
 }
 
-/// The weights of replaced convolutions that nothing else reads.
+/// The weights and biases of replaced convolutions that nothing reads any more.
 fn unused_weights<'a>(graph: &'a GraphProto, replaced: &HashMap<usize, Vec<NodeProto>>) -> HashSet<&'a str> {
-    let weight = |index: &usize| graph.node.get(*index)?.input.get(1).map(String::as_str);
-    let mut unused: HashSet<&str> = replaced.keys().filter_map(weight).collect();
+    let weights = |index: &usize| graph.node.get(*index).and_then(|node| node.input.get(1..)).unwrap_or_default();
+    let mut unused: HashSet<&str> = replaced.keys().flat_map(weights).map(String::as_str).collect();
     for output in &graph.output {
         unused.remove(output.name());
     }
-    let mut nodes: Vec<(&NodeProto, bool)> =
-        graph.node.iter().enumerate().map(|(index, node)| (node, replaced.contains_key(&index))).collect();
-    while let Some((node, is_replaced)) = nodes.pop() {
-        for (at, input) in node.input.iter().enumerate() {
-            if !(is_replaced && at == 1) {
-                unused.remove(input.as_str());
-            }
+    let kept = graph.node.iter().enumerate().filter(|(index, _)| !replaced.contains_key(index)).map(|(_, node)| node);
+    let mut nodes: Vec<&NodeProto> = kept.chain(replaced.values().flatten()).collect();
+    while let Some(node) = nodes.pop() {
+        for input in &node.input {
+            unused.remove(input.as_str());
         }
         for graph in node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)) {
-            nodes.extend(graph.node.iter().map(|node| (node, false)));
+            nodes.extend(&graph.node);
             for output in &graph.output {
                 unused.remove(output.name());
             }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::ArrangementKind;
+use hetconv_core::Conv2dGeometry;
+use hetconv_graph::{ConvertOptions, KeptReason};
 
-use super::{Candidate, ConvertOptions, KeptReason, Stop};
+use super::{Candidate, Stop};
 use crate::OnnxError;
 use crate::prepare::node_name;
 use crate::proto::tensor_proto::DataType;
@@ -32,11 +32,8 @@ pub(super) fn candidate(
 ) -> Result<Candidate, Stop> {
     let name = node_name(node);
     let kept = |reason| Err(Stop::Kept(reason));
-    if first && options.keep_first {
-        return kept(KeptReason::First);
-    }
-    if options.exclude.as_ref().is_some_and(|filter| filter(name)) {
-        return kept(KeptReason::Excluded);
+    if let Some(reason) = options.keeps(name, first) {
+        return kept(reason);
     }
     let Some(weight) = weight else { return kept(KeptReason::NoWeight) };
     let int = |name: &str| node.attribute.iter().find(|attribute| attribute.name() == name).map(|found| found.i());
@@ -46,10 +43,8 @@ pub(super) fn candidate(
     }
     let sizes: Vec<usize> = weight.dims.iter().filter_map(|&dim| usize::try_from(dim).ok()).collect();
     let [out_channels, in_channels, height, width] = sizes[..] else { return kept(KeptReason::Malformed) };
-    match [height, width] {
-        [1, 1] => return kept(KeptReason::Pointwise),
-        [height, width] if height != width || height % 2 == 0 => return kept(KeptReason::Kernel),
-        _ => {}
+    if let Some(reason) = KeptReason::of_kernel([height, width]) {
+        return kept(reason);
     }
     if weight.data_type() != DataType::Float as i32 {
         return kept(KeptReason::ElementType);
@@ -64,21 +59,8 @@ pub(super) fn candidate(
             return Err(Stop::Failed(Box::new(error)));
         }
     };
-    let own = options.parts_by_name.iter().find(|(filter, _)| filter(name)).map(|(_, parts)| *parts);
-    let asked = own.unwrap_or(options.parts);
-    let pattern = match options.arrangement {
-        ArrangementKind::Shifted => HetPattern::shifted(in_channels, out_channels, asked.min(in_channels)),
-        ArrangementKind::Blocked => {
-            let divides = |parts: &usize| in_channels.is_multiple_of(*parts) && out_channels.is_multiple_of(*parts);
-            let used = (1..=asked.min(in_channels)).rev().find(divides).unwrap_or(1);
-            HetPattern::blocked(in_channels, out_channels, used)
-        }
-    };
-    match pattern {
-        Ok(pattern) if pattern.classes() > 1 => Ok(Candidate { geometry, pattern, kernels }),
-        Ok(_) => kept(KeptReason::Parts { asked }),
-        Err(_) => kept(KeptReason::Malformed),
-    }
+    let pattern = options.pattern(name, in_channels, out_channels).map_err(Stop::Kept)?;
+    Ok(Candidate { geometry, pattern, kernels, bias: None })
 }
 
 /// The window of a convolution node.

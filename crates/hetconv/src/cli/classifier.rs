@@ -55,7 +55,7 @@ impl Classifier {
 }
 
 /// `[images, pixels, channels]` → `[images, channels, pixels]`.
-fn planes(values: &[f32], images: usize, channels: usize) -> Vec<f32> {
+pub fn planes(values: &[f32], images: usize, channels: usize) -> Vec<f32> {
     let of_image = |image: &[f32]| -> Vec<f32> {
         (0..channels).flat_map(|channel| image.iter().skip(channel).step_by(channels).copied()).collect()
     };

@@ -4,6 +4,7 @@ mod benchmark;
 mod checks;
 mod classifier;
 mod compare;
+mod convert;
 mod data;
 mod eval;
 mod export;
@@ -56,6 +57,7 @@ enum Command {
     Predict(predict::Args),
     Run(run::Args),
     Benchmark(benchmark::Args),
+    Convert(convert::Args),
     Export(export::Args),
     Data(data::Args),
     Report(report::Args),
@@ -100,6 +102,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Predict(args) => predict::run(&args, &output),
         Command::Run(args) => run::run(&args, &output),
         Command::Benchmark(args) => benchmark::run(&args, &output),
+        Command::Convert(args) => convert::run(&args, &output),
         Command::Export(args) => export::run(&args, &output),
         Command::Data(args) => data::run(&args, &output),
         Command::Report(args) => report::run(&args, &output),

@@ -1,0 +1,86 @@
+//! Values inside a network.
+
+use std::sync::Arc;
+
+use hetconv_graph::{Graph, Op, ValueId, WeightTensor, Weights};
+use hetconv_runtime::{Options, Plan, Session, Team};
+
+use crate::CalibrateError;
+
+/// The images that a network is calibrated on, `[images, channels, height, width]`.
+pub(crate) struct Images<'a> {
+    values: &'a [f32],
+    /// Values of one image.
+    image: usize,
+    batch: usize,
+}
+
+impl<'a> Images<'a> {
+    pub fn new(graph: &Graph, values: &'a [f32], batch: usize) -> Result<Self, CalibrateError> {
+        let inputs = graph.nodes.iter().filter(|node| matches!(node.op, Op::Input { .. })).count();
+        let (1, Some(shape)) = (inputs, graph.input_shape()) else { return Err(CalibrateError::Inputs(inputs)) };
+        let image = shape.iter().product();
+        if values.is_empty() || !values.len().is_multiple_of(image) {
+            return Err(CalibrateError::Images { found: values.len(), image });
+        }
+        Ok(Self { values, image, batch: batch.max(1) })
+    }
+
+    pub fn count(&self) -> usize {
+        self.values.len() / self.image
+    }
+
+    /// Computes some values of a network, batch by batch: `found` gets the number of the first image, how many there are,
+    /// and each value as `[images, channels, height, width]`.
+    pub fn run(
+        &self,
+        graph: &Graph,
+        weights: &Weights,
+        values: &[ValueId],
+        found: &mut dyn FnMut(usize, usize, &[&[f32]]),
+    ) -> Result<(), CalibrateError> {
+        let (graph, weights) = up_to(graph, weights, values);
+        // Sums in the plain order, so that what is fitted does not depend on the batch.
+        let plan = Plan::compile(&graph, &weights, &Options { batch: self.batch, exact: true, ..Options::default() })?;
+        let plan = Arc::new(plan);
+        let team = Arc::new(Team::new(rayon::current_num_threads()));
+        let mut session: Option<Session> = None;
+        for (index, images) in self.values.chunks(self.batch * self.image).enumerate() {
+            let count = images.len() / self.image;
+            let session = match session.take() {
+                Some(kept) if kept.batch() == count => session.insert(kept),
+                _ => session.insert(Session::with_team(&plan, count, &team)?),
+            };
+            session.run_all(&[images])?;
+            let outputs: Vec<&[f32]> = (0..values.len()).map(|number| session.output(number)).collect();
+            found(index * self.batch, count, &outputs);
+        }
+        Ok(())
+    }
+}
+
+/// The part of a network that computes some of its values.
+fn up_to(graph: &Graph, weights: &Weights, values: &[ValueId]) -> (Graph, Weights) {
+    let mut needed = vec![false; graph.nodes.len()];
+    values.iter().for_each(|&value| needed[value] = true);
+    for id in (0..graph.nodes.len()).rev() {
+        // The input stays, even if what is asked for is the input itself.
+        needed[id] |= matches!(graph.nodes[id].op, Op::Input { .. });
+        if needed[id] {
+            graph.nodes[id].inputs.iter().for_each(|&input| needed[input] = true);
+        }
+    }
+    let mut new_ids = vec![0; graph.nodes.len()];
+    let mut part = Graph { name: graph.name.clone(), nodes: Vec::new(), outputs: Vec::new() };
+    for (id, node) in graph.nodes.iter().enumerate().filter(|&(id, _)| needed[id]) {
+        let mut node = node.clone();
+        node.inputs.iter_mut().for_each(|input| *input = new_ids[*input]);
+        new_ids[id] = part.nodes.len();
+        part.nodes.push(node);
+    }
+    part.outputs = values.iter().map(|&value| new_ids[value]).collect();
+    let specs = part.weight_specs().unwrap_or_default();
+    let tensor = |name: String| Some((name.clone(), weights.get(&name)?.clone()));
+    let weights: Vec<(String, WeightTensor)> = specs.into_iter().filter_map(|spec| tensor(spec.name)).collect();
+    (part, weights.into_iter().collect())
+}

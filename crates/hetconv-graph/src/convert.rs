@@ -1,0 +1,432 @@
+//! HetConv in place of the standard convolutions of a network that has weights.
+//!
+//! [`rewrite()`](crate::rewrite()) changes what a network is; this also says what becomes of its numbers, and why a
+//! convolution stays as it is. [`ConvertOptions`] and [`ConvertReport`] are those of ONNX files, too.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use hetconv_core::{Conv2dGeometry, HetPattern};
+use serde::Serialize;
+
+use crate::{
+    ArrangementKind, ConvKind, GraphError, ModelFile, NameFilter, Op, WeightError, WeightTensor, Weights,
+};
+
+/// What to convert, and into what.
+#[derive(Clone)]
+pub struct ConvertOptions {
+    /// The paper's P. It is reduced where it is more than a layer's channels or, if blocked, does not divide M and N.
+    pub parts: usize,
+    /// How classes are assigned.
+    pub arrangement: ArrangementKind,
+    /// Where the weights come from.
+    pub init: Init,
+    /// Convolutions that stay as they are, by the node's name.
+    pub exclude: Option<NameFilter>,
+    /// Convolutions with a P of their own; the first filter that matches counts.
+    pub parts_by_name: Vec<(NameFilter, usize)>,
+    /// Whether the network's first convolution stays as it is: the paper's rule.
+    pub keep_first: bool,
+}
+
+impl ConvertOptions {
+    /// P parts in blocked classes, the taps kept that fit, nothing excluded, the first convolution as it is.
+    pub fn new(parts: usize) -> Self {
+        Self {
+            parts,
+            arrangement: ArrangementKind::Blocked,
+            init: Init::Project,
+            exclude: None,
+            parts_by_name: Vec::new(),
+            keep_first: true,
+        }
+    }
+
+    /// Whether every P is one.
+    pub fn has_parts(&self) -> bool {
+        self.parts > 0 && self.parts_by_name.iter().all(|(_, parts)| *parts > 0)
+    }
+
+    /// Why a convolution stays as it is because of its name or place.
+    pub fn keeps(&self, name: &str, first: bool) -> Option<KeptReason> {
+        if first && self.keep_first {
+            return Some(KeptReason::First);
+        }
+        self.exclude.as_ref().is_some_and(|filter| filter(name)).then_some(KeptReason::Excluded)
+    }
+
+    /// The classes of a layer of this name, or why it has none.
+    ///
+    /// # Errors
+    /// [`KeptReason::Parts`] if no P from 2 on fits, [`KeptReason::Malformed`] if there are no such layers.
+    pub fn pattern(&self, name: &str, in_channels: usize, out_channels: usize) -> Result<HetPattern, KeptReason> {
+        let own = self.parts_by_name.iter().find(|(filter, _)| filter(name)).map(|(_, parts)| *parts);
+        let asked = own.unwrap_or(self.parts);
+        let pattern = match self.arrangement {
+            ArrangementKind::Shifted => HetPattern::shifted(in_channels, out_channels, asked.min(in_channels)),
+            ArrangementKind::Blocked => {
+                let divides = |parts: &usize| in_channels.is_multiple_of(*parts) && out_channels.is_multiple_of(*parts);
+                let used = (1..=asked.min(in_channels)).rev().find(divides).unwrap_or(1);
+                HetPattern::blocked(in_channels, out_channels, used)
+            }
+        };
+        match pattern {
+            Ok(pattern) if pattern.classes() > 1 => Ok(pattern),
+            Ok(_) => Err(KeptReason::Parts { asked }),
+            Err(_) => Err(KeptReason::Malformed),
+        }
+    }
+}
+
+impl fmt::Debug for ConvertOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts: Vec<usize> = self.parts_by_name.iter().map(|(_, parts)| *parts).collect();
+        f.debug_struct("ConvertOptions")
+            .field("parts", &self.parts)
+            .field("arrangement", &self.arrangement)
+            .field("init", &self.init)
+            .field("exclude", &self.exclude.is_some())
+            .field("parts_by_name", &parts)
+            .field("keep_first", &self.keep_first)
+            .finish()
+    }
+}
+
+/// Where a converted layer's weights come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// The taps of the convolution that HetConv has, too; the others are dropped.
+    Project,
+    /// Fresh weights, as of [`Weights::init`]; biases stay.
+    Random {
+        /// The seed.
+        seed: u64,
+    },
+    /// Those of these layers, by name: what calibration gives.
+    Layers(Arc<BTreeMap<String, HetLayer>>),
+}
+
+/// A HetConv layer in place of a standard convolution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HetLayer {
+    /// Its classes.
+    pub pattern: HetPattern,
+    /// `[N, M]`, the centre taps.
+    pub center: Vec<f32>,
+    /// `[N, S, K²−1]`, the off-centre taps.
+    pub ring: Vec<f32>,
+    /// `[N]`; if there is none, the convolution's own stays.
+    pub bias: Option<Vec<f32>>,
+    /// `[N, M, K, K]`, the weights of the convolution that it was made for.
+    pub replaces: Vec<f32>,
+}
+
+impl HetLayer {
+    /// The taps of a standard convolution `[N, M, K, K]` that HetConv has, too.
+    ///
+    /// # Panics
+    /// If the kernel has no centre or the weights are not so many.
+    pub fn projected(pattern: HetPattern, geometry: &Conv2dGeometry, weight: &[f32]) -> Self {
+        let (taps, middle) = (geometry.taps(), geometry.center_tap().expect("a kernel with a centre"));
+        let (channels, filters) = (pattern.in_channels(), pattern.out_channels());
+        assert_eq!(weight.len(), filters * channels * taps, "number of weights");
+        let center = weight.iter().skip(middle).step_by(taps).copied().collect();
+        let (slots, width, around) = (pattern.ring_slots(), pattern.max_spatial(), taps - 1);
+        let mut ring = vec![0.0; filters * width * around];
+        for filter in 0..filters {
+            for channel in pattern.spatial_channels(filter) {
+                let kernel = &weight[(filter * channels + channel) * taps..][..taps];
+                let slot = &mut ring[(filter * width + slots[channel]) * around..][..around];
+                slot[..middle].copy_from_slice(&kernel[..middle]);
+                slot[middle..].copy_from_slice(&kernel[middle + 1..]);
+            }
+        }
+        Self { pattern, center, ring, bias: None, replaces: weight.to_vec() }
+    }
+}
+
+/// What a conversion did, convolution by convolution.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConvertReport {
+    /// All convolutions of the network, in its order.
+    pub layers: Vec<ConvertedLayer>,
+    /// Cost of all convolutions before.
+    pub before: ConvCost,
+    /// Cost of all convolutions after.
+    pub after: ConvCost,
+}
+
+impl ConvertReport {
+    /// The sums of the layers' costs.
+    pub fn new(layers: Vec<ConvertedLayer>) -> Self {
+        // What stays as it is may lie about its size.
+        let total = |cost: fn(&ConvertedLayer) -> ConvCost| {
+            let none = ConvCost { params: 0, macs: Some(0) };
+            layers.iter().map(cost).fold(none, |total, layer| ConvCost {
+                params: total.params.saturating_add(layer.params),
+                macs: total.macs.zip(layer.macs).map(|(total, layer)| total.saturating_add(layer)),
+            })
+        };
+        let (before, after) = (total(|layer| layer.before), total(|layer| layer.after));
+        Self { layers, before, after }
+    }
+
+    /// The layers that are HetConv now.
+    pub fn converted(&self) -> impl Iterator<Item = &ConvertedLayer> {
+        self.layers.iter().filter(|layer| layer.parts.is_some())
+    }
+
+    /// Name and reason of every convolution that stays.
+    pub fn kept(&self) -> Vec<(String, String)> {
+        self.layers.iter().filter_map(|layer| Some((layer.name.clone(), layer.kept.as_ref()?.to_string()))).collect()
+    }
+}
+
+/// What convolutions cost, for one image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ConvCost {
+    /// Weights and biases.
+    pub params: u64,
+    /// Multiply-accumulates, what the paper calls FLOPs; `None` if the image sizes are not known.
+    pub macs: Option<u64>,
+}
+
+/// One convolution.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ConvertedLayer {
+    /// The node's name.
+    pub name: String,
+    /// Kernel height and width, in taps.
+    pub kernel: Vec<usize>,
+    /// M.
+    pub in_channels: usize,
+    /// N.
+    pub out_channels: usize,
+    /// The paper's P, if it is HetConv now.
+    pub parts: Option<usize>,
+    /// Why it is not.
+    pub kept: Option<KeptReason>,
+    /// Its cost before.
+    pub before: ConvCost,
+    /// Its cost after.
+    pub after: ConvCost,
+}
+
+/// Why a convolution was not converted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptReason {
+    /// It is the network's first.
+    First,
+    /// Its name is excluded.
+    Excluded,
+    /// It has groups.
+    Grouped(usize),
+    /// It is HetConv already.
+    Het,
+    /// A 1×1 kernel has nothing but its centre.
+    Pointwise,
+    /// Its kernel has no centre or is not square.
+    Kernel,
+    /// No P from 2 to the one asked for fits its channels and filters.
+    Parts {
+        /// The P asked for.
+        asked: usize,
+    },
+    /// Its weight is computed by other nodes.
+    NoWeight,
+    /// Its weight is not of 32-bit floats.
+    ElementType,
+    /// Its padding depends on the image size.
+    AutoPad,
+    /// It is not a 2-D convolution, or its attributes make no sense.
+    Malformed,
+}
+
+impl KeptReason {
+    /// Why a convolution with this kernel stays.
+    pub fn of_kernel(kernel: [usize; 2]) -> Option<Self> {
+        match kernel {
+            [1, 1] => Some(Self::Pointwise),
+            [height, width] if height != width || height % 2 == 0 => Some(Self::Kernel),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for KeptReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::First => write!(f, "the first convolution"),
+            Self::Excluded => write!(f, "excluded by name"),
+            Self::Grouped(groups) => write!(f, "{groups} groups"),
+            Self::Het => write!(f, "HetConv already"),
+            Self::Pointwise => write!(f, "a 1×1 kernel"),
+            Self::Kernel => write!(f, "a kernel that is not square or has no centre"),
+            Self::Parts { asked } => write!(f, "no P up to {asked} fits its channels and filters"),
+            Self::NoWeight => write!(f, "a weight that other nodes compute"),
+            Self::ElementType => write!(f, "a weight that is not of 32-bit floats"),
+            Self::AutoPad => write!(f, "padding that depends on the image size"),
+            Self::Malformed => write!(f, "no 2-D convolution"),
+        }
+    }
+}
+
+/// Why a model was not converted.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ConvertError {
+    /// The network is not valid.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The weights are not the network's.
+    #[error("the weights do not fit the graph: {0}")]
+    Weights(#[from] WeightError),
+    /// P = 0.
+    #[error("HetConv needs at least 1 part, got P = 0")]
+    NoParts,
+    /// A network without a convolution that could be converted.
+    #[error("nothing was converted:{}", kept_lines(kept))]
+    NothingConverted {
+        /// The name of every convolution, and why it stays as it is.
+        kept: Vec<(String, String)>,
+    },
+    /// Written-out layers that are not this network's.
+    #[error("no weights were given for layer `{0}`, or those of another layer")]
+    Layer(String),
+}
+
+/// Reasons as the lines of an error, the convolutions of one reason together.
+pub fn kept_lines(kept: &[(String, String)]) -> String {
+    if kept.is_empty() {
+        return " the network has no convolutions".to_owned();
+    }
+    let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    kept.iter().for_each(|(name, reason)| by_reason.entry(reason).or_default().push(name));
+    let quoted = |names: Vec<&str>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let line = |(reason, names)| format!("\n  {}: {reason}", quoted(names));
+    by_reason.into_iter().map(line).collect()
+}
+
+/// Replaces the standard convolutions of a network by HetConv, and its weights.
+///
+/// Convolutions without groups and with an odd square kernel of K > 1 are converted; everything else stays as it is.
+///
+/// ```
+/// use hetconv_graph::{ConvertOptions, ModelFile, Normalisation, Weights, convert, zoo};
+/// let graph = zoo::build(&"vgg16-cifar".parse()?, 10)?;
+/// let weights = Weights::init(&graph, 1)?;
+/// let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
+/// let (converted, report) = convert(&model, &ConvertOptions::new(4))?;
+/// assert_eq!(report.converted().count(), 12);
+/// assert_eq!(converted.graph.cost()?.macs, 105_845_760);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// A model that does not fit together, P = 0, or one in which nothing could be converted, with the reasons.
+pub fn convert(model: &ModelFile, options: &ConvertOptions) -> Result<(ModelFile, ConvertReport), ConvertError> {
+    if !options.has_parts() {
+        return Err(ConvertError::NoParts);
+    }
+    model.weights.check(&model.graph)?;
+    let costs = |model: &ModelFile| -> Result<BTreeMap<String, ConvCost>, GraphError> {
+        let layers = model.graph.cost()?.layers.into_iter();
+        Ok(layers.map(|layer| (layer.name, ConvCost { params: layer.params, macs: Some(layer.macs) })).collect())
+    };
+    let before = costs(model)?;
+    let mut converted = model.clone();
+    let mut layers = Vec::new();
+    for node in &mut converted.graph.nodes {
+        let Op::Conv2d { in_channels, out_channels, geometry, kind, bias } = &mut node.op else { continue };
+        let decided = decide(options, &node.name, layers.is_empty(), [*in_channels, *out_channels], geometry, kind);
+        let (parts, kept) = match decided {
+            Ok(pattern) => {
+                let weight = model.weights.get(&format!("{}.weight", node.name)).map_or(&[][..], |w| &w.data);
+                let layer = new_layer(options, &node.name, pattern, geometry, weight)?;
+                *bias |= layer.bias.is_some();
+                *kind = ConvKind::Het(layer.pattern.clone());
+                let parts = layer.pattern.classes();
+                put(&mut converted.weights, &node.name, geometry, layer);
+                (Some(parts), None)
+            }
+            Err(reason) => (None, Some(reason)),
+        };
+        layers.push(ConvertedLayer {
+            name: node.name.clone(),
+            kernel: geometry.kernel.to_vec(),
+            in_channels: *in_channels,
+            out_channels: *out_channels,
+            parts,
+            kept,
+            before: before.get(&node.name).copied().unwrap_or_default(),
+            after: ConvCost::default(),
+        });
+    }
+    if layers.iter().all(|layer| layer.parts.is_none()) {
+        return Err(ConvertError::NothingConverted { kept: ConvertReport::new(layers).kept() });
+    }
+    if let Init::Random { seed } = options.init {
+        let fresh = Weights::init(&converted.graph, seed)?;
+        for layer in layers.iter().filter(|layer| layer.parts.is_some()) {
+            for name in ["center", "ring"].map(|suffix| format!("{}.{suffix}", layer.name)) {
+                fresh.get(&name).into_iter().for_each(|tensor| drop(converted.weights.insert(&name, tensor.clone())));
+            }
+        }
+    }
+    converted.graph.name = format!("{}-het{}", model.graph.name, options.parts);
+    let after = costs(&converted)?;
+    layers.iter_mut().for_each(|layer| layer.after = after.get(&layer.name).copied().unwrap_or_default());
+    converted.weights.check(&converted.graph)?;
+    Ok((converted, ConvertReport::new(layers)))
+}
+
+/// The classes of a convolution that is converted, or why it is not.
+fn decide(
+    options: &ConvertOptions,
+    name: &str,
+    first: bool,
+    [in_channels, out_channels]: [usize; 2],
+    geometry: &Conv2dGeometry,
+    kind: &ConvKind,
+) -> Result<HetPattern, KeptReason> {
+    let of_kind = match kind {
+        ConvKind::Standard | ConvKind::Grouped(1) => None,
+        ConvKind::Grouped(groups) => Some(KeptReason::Grouped(*groups)),
+        ConvKind::Het(_) => Some(KeptReason::Het),
+    };
+    match options.keeps(name, first).or(of_kind).or(KeptReason::of_kernel(geometry.kernel)) {
+        Some(reason) => Err(reason),
+        None => options.pattern(name, in_channels, out_channels),
+    }
+}
+
+/// The layer in place of a convolution. Fresh weights are put in later, when the network is what it is to be.
+fn new_layer(
+    options: &ConvertOptions,
+    name: &str,
+    pattern: HetPattern,
+    geometry: &Conv2dGeometry,
+    weight: &[f32],
+) -> Result<HetLayer, ConvertError> {
+    match &options.init {
+        Init::Project | Init::Random { .. } => Ok(HetLayer::projected(pattern, geometry, weight)),
+        Init::Layers(layers) => {
+            let layer = layers.get(name).filter(|layer| layer.replaces == weight);
+            layer.cloned().ok_or_else(|| ConvertError::Layer(name.to_owned()))
+        }
+    }
+}
+
+/// Puts a layer's weights in place of a convolution's.
+fn put(weights: &mut Weights, name: &str, geometry: &Conv2dGeometry, layer: HetLayer) {
+    weights.remove(&format!("{name}.weight"));
+    let (channels, filters) = (layer.pattern.in_channels(), layer.pattern.out_channels());
+    let mut set = |suffix: &str, shape: Vec<usize>, data: Vec<f32>| {
+        weights.insert(format!("{name}.{suffix}"), WeightTensor { shape, data });
+    };
+    set("center", vec![filters, channels], layer.center);
+    set("ring", vec![filters, layer.pattern.max_spatial(), geometry.taps() - 1], layer.ring);
+    layer.bias.into_iter().for_each(|bias| set("bias", vec![filters], bias));
+}

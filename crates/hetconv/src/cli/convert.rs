@@ -1,0 +1,342 @@
+//! `hetconv convert`
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use hetconv::calibrate;
+use hetconv::core::HetPattern;
+use hetconv::graph::{
+    self, ArrangementKind, ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, ModelFile, NameFilter,
+    Normalisation, atomic_write,
+};
+use hetconv::onnx;
+use hetconv::train::{BatchLoader, LoadOptions};
+use hetconv::units::{count, grouped};
+use regex::Regex;
+use serde::Serialize;
+
+use super::classifier::planes;
+use super::data::open_data;
+use super::model;
+use super::output::{Output, table};
+use super::progress::StepProgress;
+use super::summary::reduction;
+use super::usage::bad_usage;
+
+/// Put HetConv in place of the convolutions of an ONNX file or a model file
+#[derive(clap::Args)]
+#[command(after_help = "\
+Convolutions without groups and with an odd square kernel of more than one tap are converted, but for the first. Of an ONNX
+file everything else keeps its very bytes, so networks that cannot be run here are converted, too; external data is taken
+into the new file if that is in another folder.
+
+`--init project` keeps the taps that HetConv has, too. With --calibrate images are run through the network, channels are
+assigned to classes by what their off-centre taps carry, and every layer is fitted by least squares to what the convolution
+computed; the network must be one that can be run here. Training afterwards regains more.
+
+Examples:
+  hetconv convert network.onnx -p 4 -o cheaper.onnx
+  hetconv convert network.onnx -p 4 -o cheaper.onnx --calibrate photos.zip
+  hetconv convert model.safetensors -p 4 -o p4.safetensors --parts 'layer4.*=8' --exclude '^stem'
+  hetconv convert network.onnx -p 4 --dry-run")]
+pub struct Args {
+    /// An ONNX file or a model file
+    file: PathBuf,
+
+    /// The paper's P; less where it does not fit a layer
+    #[arg(short, value_name = "P", value_parser = clap::value_parser!(u32).range(1..))]
+    p: u32,
+
+    /// The file to write, of the same kind
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+
+    /// Where the weights come from
+    #[arg(long, value_enum, default_value_t = InitName::Project)]
+    init: InitName,
+
+    /// Fit the weights to what the network computes on training images of this data set
+    #[arg(long, value_name = "DATA")]
+    calibrate: Option<String>,
+
+    /// How many images that takes
+    #[arg(long, value_name = "N", default_value_t = 1024, requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..))]
+    calibration_images: u32,
+
+    /// Mean of each channel, of pixels from 0 to 1, if the file does not say how images are to be normalised
+    #[arg(long, value_name = "M,…", value_delimiter = ',', requires_all = ["calibrate", "std"])]
+    mean: Vec<f32>,
+
+    /// Standard deviation of each channel
+    #[arg(long, value_name = "S,…", value_delimiter = ',', requires_all = ["calibrate", "mean"])]
+    std: Vec<f32>,
+
+    /// How classes are assigned to begin with: the paper's way, or contiguous
+    #[arg(long, value_enum, default_value_t = ArrangementName::Blocked)]
+    arrangement: ArrangementName,
+
+    /// Leave out the convolutions whose name it matches
+    #[arg(long, value_name = "REGEX")]
+    exclude: Option<Regex>,
+
+    /// Another P for the convolutions whose name it matches; the first that matches counts
+    #[arg(long, value_name = "REGEX=P", value_parser = named_parts)]
+    parts: Vec<(Regex, usize)>,
+
+    /// Keep the first convolution: this is what happens unless --keep-first=false
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    keep_first: bool,
+
+    /// Say what would happen, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Where fresh weights come from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+/// [`Init`] as the command line names it.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum InitName {
+    /// Fresh weights, to be trained
+    Random,
+    /// The taps of the convolution that HetConv has, too
+    Project,
+}
+
+/// [`ArrangementKind`] as the command line names it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ArrangementName {
+    Shifted,
+    Blocked,
+}
+
+/// `REGEX=P`; the regex may have `=` in it.
+fn named_parts(given: &str) -> Result<(Regex, usize), String> {
+    let (regex, parts) = given.rsplit_once('=').ok_or("REGEX=P is needed, such as 'layer4.*=8'")?;
+    let parts = parts.parse().ok().filter(|&parts| parts > 0).ok_or_else(|| format!("P is {parts:?}, not 1 or more"))?;
+    Ok((Regex::new(regex).map_err(|error| error.to_string())?, parts))
+}
+
+/// The result, as JSON has it.
+#[derive(Serialize)]
+struct Done {
+    model: String,
+    /// Where it was written, unless nothing was to be.
+    file: Option<PathBuf>,
+    /// Images it was calibrated on.
+    calibration_images: usize,
+    macs_reduction_percent: Option<f64>,
+    #[serde(flatten)]
+    report: ConvertReport,
+}
+
+pub fn run(args: &Args, output: &Output) -> Result<()> {
+    if args.calibrate.is_some() && args.init == InitName::Random {
+        bad_usage!("--calibrate fits what --init project keeps; fresh weights have to be trained");
+    }
+    let mut source = Source::open(&args.file)?;
+    let mut options = options(args);
+    let mut calibration_images = 0;
+    if let Some(data) = args.calibrate.as_deref().filter(|_| !args.dry_run) {
+        let report = source.convert(&options)?.1;
+        let (layers, images) = source.calibrated(args, data, &report, &options)?;
+        options.init = Init::Layers(Arc::new(layers));
+        calibration_images = images;
+    }
+    let (bytes, report) = source.convert(&options)?;
+    let file = args.output.clone().filter(|_| !args.dry_run);
+    if let Some(file) = &file {
+        let bytes = source.moved_to(file, bytes)?;
+        atomic_write(file, |to| to.write_all(&bytes)).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    let macs_reduction_percent =
+        report.before.macs.zip(report.after.macs).map(|(before, after)| reduction(after, before));
+    let model = args.file.display().to_string();
+    output.result(&Done { model, file, calibration_images, macs_reduction_percent, report }, text)
+}
+
+fn options(args: &Args) -> ConvertOptions {
+    let filter = |regex: &Regex| -> NameFilter {
+        let regex = regex.clone();
+        Arc::new(move |name| regex.is_match(name))
+    };
+    ConvertOptions {
+        arrangement: match args.arrangement {
+            ArrangementName::Shifted => ArrangementKind::Shifted,
+            ArrangementName::Blocked => ArrangementKind::Blocked,
+        },
+        init: match args.init {
+            InitName::Random => Init::Random { seed: args.seed },
+            InitName::Project => Init::Project,
+        },
+        exclude: args.exclude.as_ref().map(filter),
+        parts_by_name: args.parts.iter().map(|(regex, parts)| (filter(regex), *parts)).collect(),
+        keep_first: args.keep_first,
+        ..ConvertOptions::new(args.p as usize)
+    }
+}
+
+/// What is converted.
+enum Source {
+    Model(Box<ModelFile>),
+    Onnx { path: PathBuf, bytes: Vec<u8> },
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|extension| extension == "onnx") {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            return Ok(Self::Onnx { path: path.to_owned(), bytes });
+        }
+        Ok(Self::Model(Box::new(model::load(path)?)))
+    }
+
+    /// The bytes of the converted file, and what was done.
+    fn convert(&self, options: &ConvertOptions) -> Result<(Vec<u8>, ConvertReport)> {
+        match self {
+            Self::Model(model) => {
+                let (converted, report) = graph::convert(model, options)?;
+                Ok((converted.to_bytes()?, report))
+            }
+            Self::Onnx { path, bytes } => {
+                let converted = onnx::convert(bytes, Some(folder(path)), options);
+                let converted = converted.with_context(|| path.display().to_string())?;
+                Ok((converted.bytes, converted.report))
+            }
+        }
+    }
+
+    /// The bytes as they are to stand in a file: external data that would not be found from there is taken in.
+    fn moved_to(&self, file: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let Self::Onnx { path, .. } = self else { return Ok(bytes) };
+        let real = |path: &Path| folder(path).canonicalize();
+        // A folder that is not there yet is another one; writing to it will fail by itself.
+        if real(path).ok() == real(file).ok() {
+            return Ok(bytes);
+        }
+        onnx::embed_external_data(&bytes, folder(path))
+            .with_context(|| format!("{}: its data cannot be taken into {}", path.display(), file.display()))
+    }
+
+    /// The layers that the report names, fitted, and on how many images.
+    fn calibrated(
+        &mut self,
+        args: &Args,
+        data: &str,
+        report: &ConvertReport,
+        options: &ConvertOptions,
+    ) -> Result<(BTreeMap<String, HetLayer>, usize)> {
+        let imported;
+        let model = match self {
+            Self::Model(model) => &**model,
+            Self::Onnx { path, bytes } => {
+                let network = onnx::import(bytes, Some(folder(path)), &onnx::ImportOptions::default());
+                imported = network.with_context(|| format!("{}: it cannot be run here", path.display()))?.model;
+                &imported
+            }
+        };
+        let normalisation = match (&args.mean[..], &args.std[..]) {
+            ([], []) => model.normalisation.clone(),
+            (mean, std) => Normalisation { mean: mean.to_vec(), std: std.to_vec() },
+        };
+        let images = images(model, data, &normalisation, args.calibration_images as usize)?;
+        let pattern = |layer: &ConvertedLayer| -> Option<(String, HetPattern)> {
+            Some((layer.name.clone(), options.pattern(&layer.name, layer.in_channels, layer.out_channels).ok()?))
+        };
+        let patterns: BTreeMap<String, HetPattern> = report.converted().filter_map(pattern).collect();
+        let mut progress = StepProgress::new("calibration", "layers");
+        let how = calibrate::Options::default();
+        let mut watch = |done, layers| progress.at(done, layers);
+        let layers = calibrate::calibrate(&model.graph, &model.weights, &patterns, &images, &how, &mut watch)?;
+        let image: usize = model.graph.input_shape().unwrap_or_default().iter().product();
+        Ok((layers, images.len() / image.max(1)))
+    }
+}
+
+/// The folder a file is in.
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Training images as the network takes them, `[images, channels, height, width]`.
+fn images(model: &ModelFile, data: &str, normalisation: &Normalisation, number: usize) -> Result<Vec<f32>> {
+    let input = model.graph.input_shape().unwrap_or_default();
+    let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
+    let set = open_data(data, &LoadOptions { image_size, limit_train: Some(number) })?;
+    let [height, width, channels] = set.train.images().shape();
+    if input != [channels, height, width] {
+        let [c, h, w] = input;
+        bad_usage!("the network takes images of {c}×{h}×{w}, but {data} has {channels}×{height}×{width}");
+    }
+    let usable = normalisation.std.iter().all(|&std| std.is_finite() && std > 0.0);
+    if normalisation.mean.len() != channels || normalisation.std.len() != channels || !usable {
+        bad_usage!("--mean and --std need a number for each of the {channels} channels, std more than 0");
+    }
+    let mut images = Vec::new();
+    let mut loader = BatchLoader::evaluation(set.train.clone(), normalisation, 64)?;
+    while let Some(batch) = loader.next().transpose()? {
+        images.extend(planes(&batch.images, batch.labels.len(), channels));
+    }
+    Ok(images)
+}
+
+fn text(done: &Done) -> String {
+    let heads = ["layer", "kernel", "in→out", "P", "params", "after", "MACs", "after ", "kept because"];
+    let mut rows = table(&heads, &["layer", "kept because"]);
+    let known = |macs: Option<u64>| macs.map_or("?".to_owned(), grouped);
+    for layer in &done.report.layers {
+        rows.add_row([
+            layer.name.clone(),
+            layer.kernel.iter().map(usize::to_string).collect::<Vec<_>>().join("×"),
+            format!("{}→{}", layer.in_channels, layer.out_channels),
+            layer.parts.map_or(String::new(), |parts| parts.to_string()),
+            grouped(layer.before.params),
+            grouped(layer.after.params),
+            known(layer.before.macs),
+            known(layer.after.macs),
+            layer.kept.as_ref().map_or(String::new(), ToString::to_string),
+        ]);
+    }
+    let ConvertReport { layers, before, after } = &done.report;
+    let macs = |cost: &ConvCost| cost.macs.map_or("unknown".to_owned(), |macs| format!("{} ({})", grouped(macs), count(macs)));
+    let fewer = done.macs_reduction_percent.map_or(String::new(), |percent| format!(", {percent:.2} % fewer"));
+    let written = match &done.file {
+        Some(file) => format!("Written to {}", file.display()),
+        None => "Nothing was written".to_owned(),
+    };
+    let calibrated = match done.calibration_images {
+        0 => String::new(),
+        images => format!(", fitted on {} images", grouped(images as u64)),
+    };
+    format!(
+        "{}: {} of {} convolutions become HetConv{calibrated}\n\n{rows}\n\n\
+         Parameters  {} → {}\n\
+         MACs        {} → {}{fewer}\n\n\
+         Counted: convolutions, for one image. {written}.",
+        done.model,
+        done.report.converted().count(),
+        layers.len(),
+        grouped(before.params),
+        grouped(after.params),
+        macs(before),
+        macs(after),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_by_name_are_a_regex_and_a_number() {
+        let (regex, parts) = named_parts("^layer[34]=x=8").unwrap();
+        assert_eq!((regex.as_str(), parts), ("^layer[34]=x", 8));
+        for wrong in ["layer", "layer=0", "layer=x", "(=4"] {
+            assert!(named_parts(wrong).is_err(), "{wrong}");
+        }
+    }
+}

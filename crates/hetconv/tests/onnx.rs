@@ -1,0 +1,278 @@
+//! ONNX files and conversion on the command line.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use hetconv::graph::{Graph, GraphBuilder, ModelFile, Normalisation, Weights, zoo};
+use hetconv::onnx::proto::{ModelProto, StringStringEntryProto};
+use hetconv::onnx::{ExportOptions, export};
+use prost::Message;
+use serde_json::Value;
+
+fn hetconv(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("hetconv").unwrap();
+    command.current_dir(folder).args(args);
+    command.env_remove("HETCONV_DATA").env_remove("HETCONV_ISA").env_remove("HETCONV_LOG").env("XDG_DATA_HOME", folder);
+    command.output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[track_caller]
+fn json(folder: &Path, args: &[&str]) -> Value {
+    let output = hetconv(folder, &[args, &["--format", "json"]].concat());
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[track_caller]
+fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
+    let output = hetconv(folder, args);
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {}", stderr(&output));
+    assert!(output.stdout.is_empty(), "{args:?}");
+    stderr(&output)
+}
+
+fn save(graph: Graph, path: &Path) -> ModelFile {
+    let weights = Weights::init(&graph, 1).unwrap();
+    let channels = graph.input_shape().unwrap()[0];
+    let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(channels) };
+    match path.extension().unwrap().to_str() {
+        Some("onnx") => fs::write(path, export(&model, &ExportOptions::default()).unwrap()).unwrap(),
+        _ => model.save(path).unwrap(),
+    }
+    model
+}
+
+/// A folder with a small network as `net.safetensors` and `net.onnx`.
+fn networks() -> tempfile::TempDir {
+    let here = tempfile::tempdir().unwrap();
+    let graph = zoo::build(&"small-cifar".parse().unwrap(), 10).unwrap();
+    save(graph.clone(), &here.path().join("net.safetensors"));
+    save(graph, &here.path().join("net.onnx"));
+    here
+}
+
+fn write_npy(path: &Path, shape: &str, data: &[f32]) {
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+    header.extend(std::iter::repeat_n(' ', 117 - header.len()));
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data.iter().flat_map(|value| value.to_le_bytes()));
+    fs::write(path, bytes).unwrap();
+}
+
+fn read_npy(path: &Path) -> Vec<f32> {
+    fs::read(path).unwrap()[128..].as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+}
+
+fn noise(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * i % 1009) as f32 / 504.0) - 1.0).collect()
+}
+
+#[track_caller]
+fn assert_close(found: &[f32], expected: &[f32]) {
+    let largest = expected.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-4 * largest), "{found:?} {expected:?}");
+}
+
+/// What a network makes of noise.
+fn result(folder: &Path, file: &str) -> Vec<f32> {
+    write_npy(&folder.join("x.npy"), "(2, 3, 32, 32)", &noise(2 * 3072));
+    json(folder, &["run", file, "--input", "x.npy", "--output", "y.npy"]);
+    read_npy(&folder.join("y.npy"))
+}
+
+#[test]
+fn both_kinds_of_file_are_converted_alike() {
+    let here = networks();
+    let mut results = Vec::new();
+    for kind in ["safetensors", "onnx"] {
+        let (from, to) = (format!("net.{kind}"), format!("p4.{kind}"));
+        let done = json(here.path(), &["convert", &from, "-p", "4", "-o", &to]);
+        assert_eq!((&done["file"], &done["model"]), (&to.clone().into(), &from.into()));
+        let layers = done["layers"].as_array().unwrap();
+        let parts: Vec<Option<u64>> = layers.iter().map(|layer| layer["parts"].as_u64()).collect();
+        assert_eq!(parts, [None, Some(4), Some(4), Some(4)], "{kind}");
+        assert_eq!(layers[0]["kept"], "first");
+        let [before, after] = ["before", "after"].map(|when| done[when]["macs"].as_u64().unwrap());
+        let percent = done["macs_reduction_percent"].as_f64().unwrap();
+        assert!((percent - 100.0 * (1.0 - after as f64 / before as f64)).abs() < 1e-9 && percent > 50.0);
+        let [summary, expected] = [&to, "small-cifar_p4"].map(|model| json(here.path(), &["summary", model]));
+        for key in ["macs", "stages", "macs_standard"] {
+            assert_eq!(summary[key], expected[key], "{kind}: {key}");
+        }
+        results.push(result(here.path(), &to));
+    }
+    assert_close(&results[1], &results[0]);
+    let table = String::from_utf8(hetconv(here.path(), &["convert", "net.onnx", "-p", "4", "--dry-run"]).stdout).unwrap();
+    assert!(table.contains("3 of 4 convolutions") && table.contains("the first convolution"), "{table}");
+}
+
+#[test]
+fn options_of_convert() {
+    let here = networks();
+    let convert = |more: &[&str]| {
+        let done = json(here.path(), &[&["convert", "net.safetensors", "-p", "4", "-o", "new.safetensors"], more].concat());
+        let parts = done["layers"].as_array().unwrap().iter().map(|layer| layer["parts"].as_u64().unwrap_or(0));
+        parts.collect::<Vec<_>>()
+    };
+    assert_eq!(convert(&["--parts", "^conv[34]$=8", "--parts", "conv=2"]), [0, 2, 8, 8]);
+    assert_eq!(convert(&["--exclude", "3$", "--arrangement", "shifted"]), [0, 4, 0, 4]);
+    // A blocked P divides the three channels of an image.
+    assert_eq!(convert(&["--keep-first=false", "--arrangement", "shifted"]), [3, 4, 4, 4]);
+    assert_eq!(convert(&["--keep-first"]), [0, 4, 4, 4]);
+    let bytes = |more: &[&str]| {
+        convert(more);
+        fs::read(here.path().join("new.safetensors")).unwrap()
+    };
+    let random = bytes(&["--init", "random", "--seed", "3"]);
+    assert!(random == bytes(&["--init", "random", "--seed", "3"]) && random != bytes(&["--init", "random"]));
+    fs::remove_file(here.path().join("new.safetensors")).unwrap();
+    assert_eq!(convert(&["--dry-run"]), [0, 4, 4, 4]);
+    assert!(!here.path().join("new.safetensors").exists());
+}
+
+#[test]
+fn what_cannot_be_converted_says_why() {
+    let here = networks();
+    let convert = ["convert", "net.onnx", "-p", "4", "-o", "new.onnx"];
+    for file in ["net.onnx", "net.safetensors"] {
+        let args = ["convert", file, "-p", "4", "-o", "new.onnx", "--exclude", "conv[23]", "--parts", "conv4=1"];
+        let error = failure(here.path(), 1, &args);
+        for reason in ["`conv1`: the first convolution", "`conv2`, `conv3`: excluded by name", "`conv4`: no P up to 1"] {
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+    assert!(failure(here.path(), 2, &["convert", "net.onnx", "-p", "4"]).contains("--output"));
+    assert!(failure(here.path(), 2, &["convert", "net.onnx", "-p", "0", "-o", "new.onnx"]).contains('0'));
+    assert!(failure(here.path(), 2, &[&convert[..], &["--exclude", "("]].concat()).contains("regex"));
+    assert!(failure(here.path(), 2, &[&convert[..], &["--parts", "conv"]].concat()).contains("REGEX=P"));
+    let random = ["--calibrate", "synthetic", "--init", "random"];
+    assert!(failure(here.path(), 2, &[&convert[..], &random].concat()).contains("--init project"));
+    assert!(failure(here.path(), 1, &["convert", "no.onnx", "-p", "4", "-o", "new.onnx"]).contains("no.onnx"));
+    fs::write(here.path().join("broken.onnx"), [8, 255, 255]).unwrap();
+    assert!(failure(here.path(), 1, &["convert", "broken.onnx", "-p", "4", "-o", "new.onnx"]).contains("broken.onnx"));
+    assert!(!here.path().join("new.onnx").exists());
+}
+
+#[test]
+fn calibration_is_the_same_for_both_kinds_and_any_threads() {
+    let here = networks();
+    let mut results = Vec::new();
+    for (kind, threads) in [("safetensors", "1"), ("safetensors", "2"), ("onnx", "2")] {
+        let (from, to) = (format!("net.{kind}"), format!("{kind}{threads}.{kind}"));
+        let args = ["convert", &from, "-p", "4", "-o", &to, "--calibrate", "synthetic", "--calibration-images", "40"];
+        let done = json(here.path(), &[&args[..], &["--threads", threads]].concat());
+        assert_eq!(done["calibration_images"], 40);
+        results.push(result(here.path(), &to));
+    }
+    assert_eq!(results[0], results[1]);
+    // The exported network has its batch-norms folded, so it is fitted to other numbers of the same meaning.
+    let original = result(here.path(), "net.onnx");
+    let distance = |found: &[f32]| found.iter().zip(&original).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+    json(here.path(), &["convert", "net.onnx", "-p", "4", "-o", "projected.onnx"]);
+    let projected = distance(&result(here.path(), "projected.onnx"));
+    assert!(results.iter().all(|found| distance(found) < projected));
+    let wrong = ["convert", "net.onnx", "-p", "4", "-o", "new.onnx", "--calibrate", "synthetic", "--mean", "0", "--std", "1"];
+    assert!(failure(here.path(), 2, &wrong).contains("3 channels"));
+}
+
+#[test]
+fn external_data_is_found_from_another_folder() {
+    let here = networks();
+    let mut model = ModelProto::decode(&*fs::read(here.path().join("net.onnx")).unwrap()).unwrap();
+    let mut data = Vec::new();
+    for tensor in &mut model.graph.as_mut().unwrap().initializer {
+        let raw = tensor.raw_data.take().unwrap();
+        let entries = [("location", "net.data".to_owned()), ("offset", data.len().to_string()), ("length", raw.len().to_string())];
+        let entry = |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
+        tensor.external_data = entries.map(entry).to_vec();
+        tensor.data_location = Some(1);
+        data.extend(raw);
+    }
+    fs::create_dir(here.path().join("from")).unwrap();
+    fs::create_dir(here.path().join("to")).unwrap();
+    fs::write(here.path().join("from/net.onnx"), model.encode_to_vec()).unwrap();
+    fs::write(here.path().join("from/net.data"), data).unwrap();
+    json(here.path(), &["convert", "net.onnx", "-p", "4", "-o", "p4.onnx"]);
+    let expected = result(here.path(), "p4.onnx");
+    for to in ["from/p4.onnx", "to/p4.onnx"] {
+        json(here.path(), &["convert", "from/net.onnx", "-p", "4", "-o", to]);
+        assert_eq!(result(here.path(), to), expected, "{to}");
+    }
+    // The one in the same folder still reads the data there; the other needs nothing.
+    fs::remove_file(here.path().join("from/net.data")).unwrap();
+    assert_eq!(result(here.path(), "to/p4.onnx"), expected);
+    assert!(failure(here.path(), 1, &["summary", "from/p4.onnx"]).contains("net.data"));
+    assert_eq!(fs::read_dir(here.path().join("to")).unwrap().count(), 1);
+}
+
+#[test]
+fn run_takes_several_inputs_by_name() {
+    let here = tempfile::tempdir().unwrap();
+    let mut b = GraphBuilder::new("two");
+    let left = b.input("left", [2, 3, 4]);
+    let right = b.input("right", [2, 3, 4]);
+    let sum = b.add("sum", &[left, right]);
+    let both = b.concat("both", &[left, right]);
+    save(b.finish([sum, both]).unwrap(), &here.path().join("two.onnx"));
+    let [l, r] = [noise(24), noise(48)[24..].to_vec()];
+    write_npy(&here.path().join("l.npy"), "(1, 2, 3, 4)", &l);
+    write_npy(&here.path().join("r.npy"), "(1, 2, 3, 4)", &r);
+    let run = |inputs: [&'static str; 2]| {
+        vec!["run", "two.onnx", "--input", inputs[0], "--input", inputs[1], "--output", "s.npy", "--output", "b.npy"]
+    };
+    for inputs in [["left=l.npy", "right=r.npy"], ["right=r.npy", "left=l.npy"]] {
+        let found = json(here.path(), &run(inputs));
+        assert_eq!(found["outputs"][1]["shape"], serde_json::json!([1, 4, 3, 4]));
+        assert_eq!(read_npy(&here.path().join("b.npy")), [&l[..], &r].concat());
+        let sum: Vec<f32> = l.iter().zip(&r).map(|(l, r)| l + r).collect();
+        assert_eq!(read_npy(&here.path().join("s.npy")), sum);
+    }
+    fs::remove_file(here.path().join("s.npy")).unwrap();
+    // Names, numbers and shapes that are not the network's.
+    for (inputs, said) in [
+        (["l.npy", "r.npy"], "left, right"),
+        (["left=l.npy", "left=r.npy"], "right=FILE"),
+        (["left=l.npy", "middle=r.npy"], "right=FILE"),
+    ] {
+        let error = failure(here.path(), 2, &run(inputs));
+        assert!(error.contains(said), "{error}");
+    }
+    let one = ["run", "two.onnx", "--input", "left=l.npy", "--output", "s.npy", "--output", "b.npy"];
+    assert!(failure(here.path(), 2, &one).contains("left, right"));
+    let one = ["run", "two.onnx", "--input", "left=l.npy", "--input", "right=r.npy", "--output", "s.npy"];
+    assert!(failure(here.path(), 2, &one).contains("2 outputs"));
+    for (shape, len) in [("(1, 2, 4, 3)", 24), ("(2, 2, 3, 4)", 48), ("(1, 24)", 24), ("(0, 2, 3, 4)", 0)] {
+        write_npy(&here.path().join("wrong.npy"), shape, &noise(len));
+        let error = failure(here.path(), 2, &run(["left=l.npy", "right=wrong.npy"]));
+        assert!(error.contains("(images, 2, 3, 4)"), "{shape}: {error}");
+    }
+    assert!(!here.path().join("s.npy").exists());
+}
+
+#[test]
+fn nodes_that_cannot_be_run_are_named_and_converted_all_the_same() {
+    let here = networks();
+    let path = here.path().join("net.onnx");
+    let mut model = ModelProto::decode(&*fs::read(&path).unwrap()).unwrap();
+    let graph = model.graph.as_mut().unwrap();
+    let relu = graph.node.iter_mut().find(|node| node.op_type() == "Relu").unwrap();
+    (relu.op_type, relu.name) = (Some("Celu".to_owned()), Some("curious".to_owned()));
+    fs::write(&path, model.encode_to_vec()).unwrap();
+    write_npy(&here.path().join("x.npy"), "(1, 3, 32, 32)", &noise(3072));
+    let error = failure(here.path(), 1, &["run", "net.onnx", "--input", "x.npy", "--output", "y.npy"]);
+    assert!(error.contains("Celu `curious`"), "{error}");
+    let done = json(here.path(), &["convert", "net.onnx", "-p", "4", "-o", "p4.onnx"]);
+    assert_eq!(done["layers"][1]["parts"], 4);
+    let calibrate = ["convert", "net.onnx", "-p", "4", "-o", "c.onnx", "--calibrate", "synthetic"];
+    assert!(failure(here.path(), 1, &calibrate).contains("Celu `curious`"));
+    assert!(!here.path().join("c.onnx").exists());
+}
