@@ -6,8 +6,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 /// Numbers at which something changes its meaning.
-const NUMBERS: [i64; 16] =
-    [0, 1, 2, 3, 4, 5, 7, 8, 16, -1, -2, 1 << 20, 1 << 31, 1 << 40, i64::MAX, i64::MIN];
+const NUMBERS: [i64; 16] = [0, 1, 2, 3, 4, 5, 7, 8, 16, -1, -2, 1 << 20, 1 << 31, 1 << 40, i64::MAX, i64::MIN];
 
 /// Another file, or `None` where bytes are to be mutated instead.
 pub fn mutate(bytes: &[u8], seed: u32) -> Option<Vec<u8>> {
@@ -53,7 +52,8 @@ fn change(graph: &mut GraphProto, rng: &mut ChaCha8Rng) -> Option<()> {
         }
         6 => {
             // A value read elsewhere.
-            let names: Vec<String> = graph.node.iter().flat_map(|node| node.input.iter().chain(&node.output)).cloned().collect();
+            let names: Vec<String> =
+                graph.node.iter().flat_map(|node| node.input.iter().chain(&node.output)).cloned().collect();
             let name = (!names.is_empty()).then(|| names[rng.random_range(0..names.len())].clone())?;
             *any(&mut any(&mut graph.node, rng)?.input, rng)? = name;
         }

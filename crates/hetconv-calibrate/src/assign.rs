@@ -52,8 +52,7 @@ impl Moments {
     fn given_center(&self, channel: usize, center: usize) -> Vec<f64> {
         let (taps, count) = (self.taps, self.windows.max(1) as f64);
         let mean = |t: usize| self.first[channel * taps + t] / count;
-        let covariance =
-            |t: usize, s: usize| self.second[(channel * taps + t) * taps + s] / count - mean(t) * mean(s);
+        let covariance = |t: usize, s: usize| self.second[(channel * taps + t) * taps + s] / count - mean(t) * mean(s);
         let variance = covariance(center, center);
         let explained = |t: usize, s: usize| {
             if variance > 0.0 { covariance(t, center) * covariance(center, s) / variance } else { 0.0 }

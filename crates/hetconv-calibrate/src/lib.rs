@@ -20,7 +20,7 @@ mod windows;
 use std::collections::BTreeMap;
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{ConvKind, Graph, GraphError, HetLayer, Op, Shape, ValueId, WeightError, WeightTensor, Weights};
+use hetconv_graph::{ConvKind, Graph, GraphError, HetLayer, Op, Shape, ValueId, WeightError, Weights};
 use hetconv_kernels::{Isa, IsaError};
 use hetconv_runtime::{CompileError, RunError};
 
@@ -65,7 +65,9 @@ pub enum CalibrateError {
     #[error(transparent)]
     Isa(#[from] IsaError),
     /// A pattern for something that is no standard convolution of its size.
-    #[error("`{layer}` is not a standard convolution with a centre, of {in_channels} channels and {out_channels} filters")]
+    #[error(
+        "`{layer}` is not a standard convolution with a centre, of {in_channels} channels and {out_channels} filters"
+    )]
     Layer {
         /// The name it was given for.
         layer: String,
@@ -123,11 +125,13 @@ impl Layer {
         let id = graph.find(name).ok_or_else(wrong)?;
         let node = &graph.nodes[id];
         let geometry = match &node.op {
-            Op::Conv2d { in_channels: m, out_channels: n, geometry, kind: ConvKind::Standard | ConvKind::Grouped(1), .. }
-                if (*m, *n) == (in_channels, out_channels) && geometry.center_tap().is_some() =>
-            {
-                geometry.clone()
-            }
+            Op::Conv2d {
+                in_channels: m,
+                out_channels: n,
+                geometry,
+                kind: ConvKind::Standard | ConvKind::Grouped(1),
+                ..
+            } if (*m, *n) == (in_channels, out_channels) && geometry.center_tap().is_some() => geometry.clone(),
             _ => return Err(wrong()),
         };
         let tensor = |suffix: &str| weights.get(&format!("{name}.{suffix}")).map(|tensor| tensor.data.clone());
@@ -180,7 +184,7 @@ pub fn calibrate(
             windows.extend(layer.sampling.windows(layer, first, count, values[0]));
         })?;
         let het = refit::refit(isa, layer, &windows, &target, options.ridge)?;
-        put(&mut so_far, &mut its_weights, layer, &het);
+        het.install(&mut so_far.nodes[layer.id], &mut its_weights);
         fitted.insert(layer.name.clone(), het);
         watch(index + 1, layers.len());
     }
@@ -196,7 +200,8 @@ fn observe(
     layers: &mut [Layer],
     options: &Options,
 ) -> Result<Vec<Vec<f32>>, CalibrateError> {
-    let mut values: Vec<ValueId> = layers.iter().flat_map(|layer| [graph.nodes[layer.id].inputs[0], layer.id]).collect();
+    let mut values: Vec<ValueId> =
+        layers.iter().flat_map(|layer| [graph.nodes[layer.id].inputs[0], layer.id]).collect();
     values.sort_unstable();
     values.dedup();
     let place = |value: ValueId| values.binary_search(&value).unwrap_or_default();
@@ -220,18 +225,4 @@ fn observe(
         assign::assign(layers, &ends, &energies);
     }
     Ok(targets)
-}
-
-/// Puts a fitted layer in place of its convolution.
-fn put(graph: &mut Graph, weights: &mut Weights, layer: &Layer, het: &HetLayer) {
-    let Op::Conv2d { kind, bias, .. } = &mut graph.nodes[layer.id].op else { return };
-    (*kind, *bias) = (ConvKind::Het(het.pattern.clone()), true);
-    let (channels, filters) = (het.pattern.in_channels(), het.pattern.out_channels());
-    let mut set = |suffix: &str, shape: Vec<usize>, data: &[f32]| {
-        weights.insert(format!("{}.{suffix}", layer.name), WeightTensor { shape, data: data.to_vec() });
-    };
-    set("center", vec![filters, channels], &het.center);
-    set("ring", vec![filters, het.pattern.max_spatial(), layer.geometry.taps() - 1], &het.ring);
-    set("bias", vec![filters], het.bias.as_deref().unwrap_or(&layer.bias));
-    weights.remove(&format!("{}.weight", layer.name));
 }

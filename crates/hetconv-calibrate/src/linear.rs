@@ -93,7 +93,8 @@ mod tests {
     fn what_is_solved_fits() {
         let size = 21;
         let tall: Vec<f64> = (0..40 * size).map(|i| ((i * i) as f64 * 0.7).sin()).collect();
-        let entry = |at: usize| (0..40).map(|k| tall[k * size + at / size] * tall[k * size + at % size]).sum();
+        let entry =
+            |at: usize| -> f64 { (0..40).map(|k| tall[k * size + at / size] * tall[k * size + at % size]).sum() };
         let matrix: Vec<f64> = (0..size * size).map(entry).collect();
         let x: Vec<f64> = (0..size).map(|i| i as f64 - 7.5).collect();
         let mut solved = Symmetric(matrix.clone()).times(&x);

@@ -91,9 +91,9 @@ impl Class {
         let (taps, center) = (layer.geometry.taps(), layer.geometry.center_tap().unwrap_or(0));
         let spatial = of_class(layer.pattern.channel_classes());
         let centers = (0..layer.pattern.in_channels()).map(|channel| channel * taps + center);
-        let rings = spatial.iter().flat_map(|&channel| {
-            (0..taps).filter(move |&tap| tap != center).map(move |tap| channel * taps + tap)
-        });
+        let rings = spatial
+            .iter()
+            .flat_map(|&channel| (0..taps).filter(move |&tap| tap != center).map(move |tap| channel * taps + tap));
         let sources = centers.chain(rings).collect();
         Self { filters: of_class(layer.pattern.filter_classes()), spatial, sources }
     }
@@ -122,7 +122,7 @@ impl Class {
             }
             // Sums of products are what a pointwise convolution's weight gradient is.
             let spec = ConvSpec::natural(unknowns, rows, Conv2dGeometry::same(1, 1), ConvKind::Standard);
-            let Ok(conv) = Conv::new(spec, [count, 1]) else { continue };
+            let conv = Conv::new(spec, [count, 1]).expect("a 1×1 window fits any image");
             conv.grad_weight(isa, 1, &values, &both, ConvWeightsMut::Dense(&mut chunk_sums));
             sums.iter_mut().zip(&chunk_sums).for_each(|(sum, &more)| *sum += f64::from(more));
         }

@@ -135,7 +135,9 @@ fn what_cannot_be_calibrated_says_so() {
         let patterns = BTreeMap::from([(name.to_owned(), pattern)]);
         calibrate(&model.graph, &model.weights, &patterns, images, &Options::default(), &mut |_, _| ()).unwrap_err()
     };
-    assert!(matches!(attempt("nobody", pattern(2, 2), &images), CalibrateError::Layer { layer, .. } if layer == "nobody"));
+    assert!(
+        matches!(attempt("nobody", pattern(2, 2), &images), CalibrateError::Layer { layer, .. } if layer == "nobody")
+    );
     assert!(matches!(attempt("conv2", pattern(2, 2), &images), CalibrateError::Layer { .. }));
     let [m, n] = {
         let layer = model.weights.get("conv2.weight").unwrap();
@@ -145,5 +147,7 @@ fn what_cannot_be_calibrated_says_so() {
     assert!(matches!(attempt("conv2", pattern(m, n), &[]), CalibrateError::Images { .. }));
     let mut broken = images.clone();
     broken[7] = f32::NAN;
-    assert!(matches!(attempt("conv2", pattern(m, n), &broken), CalibrateError::NotFinite { layer } if layer == "conv2"));
+    assert!(
+        matches!(attempt("conv2", pattern(m, n), &broken), CalibrateError::NotFinite { layer } if layer == "conv2")
+    );
 }

@@ -11,7 +11,7 @@ use hetconv_core::{Conv2dGeometry, HetPattern};
 use serde::Serialize;
 
 use crate::{
-    ArrangementKind, ConvKind, GraphError, ModelFile, NameFilter, Op, WeightError, WeightTensor, Weights,
+    ArrangementKind, ConvKind, GraphError, ModelFile, NameFilter, Node, Op, WeightError, WeightTensor, Weights,
 };
 
 /// What to convert, and into what.
@@ -144,6 +144,23 @@ impl HetLayer {
             }
         }
         Self { pattern, center, ring, bias: None, replaces: weight.to_vec() }
+    }
+
+    /// Takes the place of a standard convolution and of its weights. Anything but a convolution stays as it is.
+    pub fn install(&self, node: &mut Node, weights: &mut Weights) {
+        let Op::Conv2d { geometry, kind, bias, .. } = &mut node.op else { return };
+        let (channels, filters) = (self.pattern.in_channels(), self.pattern.out_channels());
+        let mut set = |suffix: &str, shape: Vec<usize>, data: &[f32]| {
+            weights.insert(format!("{}.{suffix}", node.name), WeightTensor { shape, data: data.to_vec() });
+        };
+        set("center", vec![filters, channels], &self.center);
+        set("ring", vec![filters, self.pattern.max_spatial(), geometry.taps() - 1], &self.ring);
+        if let Some(numbers) = &self.bias {
+            set("bias", vec![filters], numbers);
+            *bias = true;
+        }
+        weights.remove(&format!("{}.weight", node.name));
+        *kind = ConvKind::Het(self.pattern.clone());
     }
 }
 
@@ -305,7 +322,7 @@ pub fn kept_lines(kept: &[(String, String)]) -> String {
     let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     kept.iter().for_each(|(name, reason)| by_reason.entry(reason).or_default().push(name));
     let quoted = |names: Vec<&str>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let line = |(reason, names)| format!("\n  {}: {reason}", quoted(names));
+    let line = |(reason, names): (&str, Vec<&str>)| format!("\n  {}: {reason}", quoted(names));
     by_reason.into_iter().map(line).collect()
 }
 
@@ -339,25 +356,23 @@ pub fn convert(model: &ModelFile, options: &ConvertOptions) -> Result<(ModelFile
     let mut converted = model.clone();
     let mut layers = Vec::new();
     for node in &mut converted.graph.nodes {
-        let Op::Conv2d { in_channels, out_channels, geometry, kind, bias } = &mut node.op else { continue };
-        let decided = decide(options, &node.name, layers.is_empty(), [*in_channels, *out_channels], geometry, kind);
+        let Op::Conv2d { in_channels, out_channels, geometry, kind, .. } = &node.op else { continue };
+        let (geometry, channels) = (geometry.clone(), [*in_channels, *out_channels]);
+        let decided = decide(options, &node.name, layers.is_empty(), channels, &geometry, kind);
         let (parts, kept) = match decided {
             Ok(pattern) => {
                 let weight = model.weights.get(&format!("{}.weight", node.name)).map_or(&[][..], |w| &w.data);
-                let layer = new_layer(options, &node.name, pattern, geometry, weight)?;
-                *bias |= layer.bias.is_some();
-                *kind = ConvKind::Het(layer.pattern.clone());
-                let parts = layer.pattern.classes();
-                put(&mut converted.weights, &node.name, geometry, layer);
-                (Some(parts), None)
+                let layer = new_layer(options, &node.name, pattern, &geometry, weight)?;
+                layer.install(node, &mut converted.weights);
+                (Some(layer.pattern.classes()), None)
             }
             Err(reason) => (None, Some(reason)),
         };
         layers.push(ConvertedLayer {
             name: node.name.clone(),
             kernel: geometry.kernel.to_vec(),
-            in_channels: *in_channels,
-            out_channels: *out_channels,
+            in_channels: channels[0],
+            out_channels: channels[1],
             parts,
             kept,
             before: before.get(&node.name).copied().unwrap_or_default(),
@@ -417,16 +432,4 @@ fn new_layer(
             layer.cloned().ok_or_else(|| ConvertError::Layer(name.to_owned()))
         }
     }
-}
-
-/// Puts a layer's weights in place of a convolution's.
-fn put(weights: &mut Weights, name: &str, geometry: &Conv2dGeometry, layer: HetLayer) {
-    weights.remove(&format!("{name}.weight"));
-    let (channels, filters) = (layer.pattern.in_channels(), layer.pattern.out_channels());
-    let mut set = |suffix: &str, shape: Vec<usize>, data: Vec<f32>| {
-        weights.insert(format!("{name}.{suffix}"), WeightTensor { shape, data });
-    };
-    set("center", vec![filters, channels], layer.center);
-    set("ring", vec![filters, layer.pattern.max_spatial(), geometry.taps() - 1], layer.ring);
-    layer.bias.into_iter().for_each(|bias| set("bias", vec![filters], bias));
 }

@@ -38,7 +38,8 @@ pub mod zoo;
 pub use atomic::atomic_write;
 pub use builder::GraphBuilder;
 pub use convert::{
-    ConvCost, ConvertError, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, convert, kept_lines,
+    ConvCost, ConvertError, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, convert,
+    kept_lines,
 };
 pub use cost::{Cost, LayerCost};
 pub use error::{Fault, GraphError};

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use hetconv_core::{ChannelOrder, Conv2dGeometry, HetPattern};
 use hetconv_graph::{
-    ConvCost, ConvKind, ConvertOptions, ConvertReport, ConvertedLayer, GraphBuilder, HetLayer, Init, KeptReason, Op, Shape,
-    Weights,
+    ConvCost, ConvKind, ConvertOptions, ConvertReport, ConvertedLayer, GraphBuilder, HetLayer, Init, KeptReason, Op,
+    Shape, Weights,
 };
 use prost::Message;
 use prost::bytes::Bytes;
@@ -73,7 +73,8 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
         let tensor = node.input.get(1).and_then(|name| weights.get(name.as_str())).copied();
         let choice = select::candidate(node, tensor, folder, layers.is_empty(), options);
         let result = choice.and_then(|candidate| {
-            let candidate = candidate.with(&options.init, node_name(node)).map_err(|error| Stop::Failed(Box::new(error)))?;
+            let candidate =
+                candidate.with(&options.init, node_name(node)).map_err(|error| Stop::Failed(Box::new(error)))?;
             let nodes = replacement(node, &candidate, &mut writer);
             Ok((candidate, nodes))
         });
@@ -156,7 +157,8 @@ fn random(name: &str, pattern: HetPattern, geometry: &Conv2dGeometry, seed: u64)
     let kind = ConvKind::Het(pattern.clone());
     let x = alone.conv(name, x, pattern.out_channels(), geometry.clone(), kind, false);
     let mut weights = Weights::init(&alone.finish([x])?, seed)?;
-    let mut tensor = |suffix: &str| weights.remove(&format!("{name}.{suffix}")).map_or(Vec::new(), |tensor| tensor.data);
+    let mut tensor =
+        |suffix: &str| weights.remove(&format!("{name}.{suffix}")).map_or(Vec::new(), |tensor| tensor.data);
     Ok(HetLayer { center: tensor("center"), ring: tensor("ring"), pattern, bias: None, replaces: Vec::new() })
 }
 

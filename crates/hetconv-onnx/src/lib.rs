@@ -39,10 +39,8 @@ pub use convert::{Converted, convert};
 pub use error::{OnnxError, UnsupportedNode};
 pub use export::{ExportOptions, Style, export};
 pub use external::embed_external_data;
+pub use hetconv_graph::{ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason};
 pub use import::{ImportOptions, Imported, import, import_file};
-pub use hetconv_graph::{
-    ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason,
-};
 pub use tensor::TensorFault;
 
 #[cfg(doctest)]

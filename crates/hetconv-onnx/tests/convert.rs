@@ -9,7 +9,8 @@ use common::{distinct_weights, random_image, run};
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{Activation, ArrangementKind, ConvKind, GraphBuilder, ModelFile, NameFilter, Normalisation, zoo};
 use hetconv_onnx::proto::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
+    ValueInfoProto,
 };
 use hetconv_onnx::{
     ConvertOptions, ConvertedLayer, ExportOptions, HetLayer, ImportOptions, Init, KeptReason, OnnxError, convert,
@@ -327,8 +328,10 @@ fn external_data_is_brought_in() {
     let mut data = vec![7; 3];
     let mut move_out = |tensor: &mut TensorProto| {
         let raw = tensor.raw_data.take().unwrap();
-        let entries = [("location", "data".to_owned()), ("offset", data.len().to_string()), ("length", raw.len().to_string())];
-        let entry = |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
+        let entries =
+            [("location", "data".to_owned()), ("offset", data.len().to_string()), ("length", raw.len().to_string())];
+        let entry =
+            |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
         tensor.external_data = entries.map(entry).to_vec();
         tensor.data_location = Some(1);
         data.extend(raw);
@@ -341,7 +344,12 @@ fn external_data_is_brought_in() {
     let constant = |tensor: TensorProto| NodeProto {
         op_type: Some("Constant".to_owned()),
         output: vec![tensor.name().to_owned()],
-        attribute: vec![AttributeProto { name: Some("value".to_owned()), r#type: Some(4), t: Some(tensor), ..Default::default() }],
+        attribute: vec![AttributeProto {
+            name: Some("value".to_owned()),
+            r#type: Some(4),
+            t: Some(tensor),
+            ..Default::default()
+        }],
         ..NodeProto::default()
     };
     let node = constant(graph.initializer.remove(bias));
@@ -385,7 +393,8 @@ fn given_layers_are_written() {
     let bias = &found.get("wide.bias").unwrap().data;
     assert_eq!(Some(bias), given.bias.as_ref());
     assert_eq!(found.get("wide.center").unwrap().data, given.center);
-    let names: Vec<String> = decode(&converted.bytes).graph.unwrap().initializer.iter().map(|t| t.name().to_owned()).collect();
+    let names: Vec<String> =
+        decode(&converted.bytes).graph.unwrap().initializer.iter().map(|t| t.name().to_owned()).collect();
     assert!(!names.contains(&"wide.weight".to_owned()), "{names:?}");
     let other = HetLayer { replaces: weight[1..].to_vec(), ..given };
     assert!(matches!(convert(&bytes, None, &options(other)), Err(OnnxError::Layer { name }) if name == "wide"));

@@ -111,7 +111,8 @@ fn both_kinds_of_file_are_converted_alike() {
         results.push(result(here.path(), &to));
     }
     assert_close(&results[1], &results[0]);
-    let table = String::from_utf8(hetconv(here.path(), &["convert", "net.onnx", "-p", "4", "--dry-run"]).stdout).unwrap();
+    let table =
+        String::from_utf8(hetconv(here.path(), &["convert", "net.onnx", "-p", "4", "--dry-run"]).stdout).unwrap();
     assert!(table.contains("3 of 4 convolutions") && table.contains("the first convolution"), "{table}");
 }
 
@@ -119,7 +120,8 @@ fn both_kinds_of_file_are_converted_alike() {
 fn options_of_convert() {
     let here = networks();
     let convert = |more: &[&str]| {
-        let done = json(here.path(), &[&["convert", "net.safetensors", "-p", "4", "-o", "new.safetensors"], more].concat());
+        let done =
+            json(here.path(), &[&["convert", "net.safetensors", "-p", "4", "-o", "new.safetensors"], more].concat());
         let parts = done["layers"].as_array().unwrap().iter().map(|layer| layer["parts"].as_u64().unwrap_or(0));
         parts.collect::<Vec<_>>()
     };
@@ -146,7 +148,8 @@ fn what_cannot_be_converted_says_why() {
     for file in ["net.onnx", "net.safetensors"] {
         let args = ["convert", file, "-p", "4", "-o", "new.onnx", "--exclude", "conv[23]", "--parts", "conv4=1"];
         let error = failure(here.path(), 1, &args);
-        for reason in ["`conv1`: the first convolution", "`conv2`, `conv3`: excluded by name", "`conv4`: no P up to 1"] {
+        for reason in ["`conv1`: the first convolution", "`conv2`, `conv3`: excluded by name", "`conv4`: no P up to 1"]
+        {
             assert!(error.contains(reason), "{error}");
         }
     }
@@ -180,7 +183,8 @@ fn calibration_is_the_same_for_both_kinds_and_any_threads() {
     json(here.path(), &["convert", "net.onnx", "-p", "4", "-o", "projected.onnx"]);
     let projected = distance(&result(here.path(), "projected.onnx"));
     assert!(results.iter().all(|found| distance(found) < projected));
-    let wrong = ["convert", "net.onnx", "-p", "4", "-o", "new.onnx", "--calibrate", "synthetic", "--mean", "0", "--std", "1"];
+    let wrong =
+        ["convert", "net.onnx", "-p", "4", "-o", "new.onnx", "--calibrate", "synthetic", "--mean", "0", "--std", "1"];
     assert!(failure(here.path(), 2, &wrong).contains("3 channels"));
 }
 
@@ -191,8 +195,13 @@ fn external_data_is_found_from_another_folder() {
     let mut data = Vec::new();
     for tensor in &mut model.graph.as_mut().unwrap().initializer {
         let raw = tensor.raw_data.take().unwrap();
-        let entries = [("location", "net.data".to_owned()), ("offset", data.len().to_string()), ("length", raw.len().to_string())];
-        let entry = |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
+        let entries = [
+            ("location", "net.data".to_owned()),
+            ("offset", data.len().to_string()),
+            ("length", raw.len().to_string()),
+        ];
+        let entry =
+            |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
         tensor.external_data = entries.map(entry).to_vec();
         tensor.data_location = Some(1);
         data.extend(raw);
@@ -240,7 +249,7 @@ fn run_takes_several_inputs_by_name() {
     // Names, numbers and shapes that are not the network's.
     for (inputs, said) in [
         (["l.npy", "r.npy"], "left, right"),
-        (["left=l.npy", "left=r.npy"], "right=FILE"),
+        (["left=l.npy", "left=r.npy"], "left=FILE"),
         (["left=l.npy", "middle=r.npy"], "right=FILE"),
     ] {
         let error = failure(here.path(), 2, &run(inputs));

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use hetconv::calibrate;
 use hetconv::core::HetPattern;
 use hetconv::graph::{
-    self, ArrangementKind, ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, ModelFile, NameFilter,
-    Normalisation, atomic_write,
+    self, ArrangementKind, ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, ModelFile,
+    NameFilter, Normalisation, atomic_write,
 };
 use hetconv::onnx;
 use hetconv::train::{BatchLoader, LoadOptions};
@@ -86,7 +86,7 @@ pub struct Args {
     parts: Vec<(Regex, usize)>,
 
     /// Keep the first convolution: this is what happens unless --keep-first=false
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     keep_first: bool,
 
     /// Say what would happen, and write nothing
@@ -117,7 +117,8 @@ enum ArrangementName {
 /// `REGEX=P`; the regex may have `=` in it.
 fn named_parts(given: &str) -> Result<(Regex, usize), String> {
     let (regex, parts) = given.rsplit_once('=').ok_or("REGEX=P is needed, such as 'layer4.*=8'")?;
-    let parts = parts.parse().ok().filter(|&parts| parts > 0).ok_or_else(|| format!("P is {parts:?}, not 1 or more"))?;
+    let parts =
+        parts.parse().ok().filter(|&parts| parts > 0).ok_or_else(|| format!("P is {parts:?}, not 1 or more"))?;
     Ok((Regex::new(regex).map_err(|error| error.to_string())?, parts))
 }
 
@@ -138,7 +139,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if args.calibrate.is_some() && args.init == InitName::Random {
         bad_usage!("--calibrate fits what --init project keeps; fresh weights have to be trained");
     }
-    let mut source = Source::open(&args.file)?;
+    let source = Source::open(&args.file)?;
     let mut options = options(args);
     let mut calibration_images = 0;
     if let Some(data) = args.calibrate.as_deref().filter(|_| !args.dry_run) {
@@ -224,7 +225,7 @@ impl Source {
 
     /// The layers that the report names, fitted, and on how many images.
     fn calibrated(
-        &mut self,
+        &self,
         args: &Args,
         data: &str,
         report: &ConvertReport,
@@ -302,7 +303,8 @@ fn text(done: &Done) -> String {
         ]);
     }
     let ConvertReport { layers, before, after } = &done.report;
-    let macs = |cost: &ConvCost| cost.macs.map_or("unknown".to_owned(), |macs| format!("{} ({})", grouped(macs), count(macs)));
+    let macs =
+        |cost: &ConvCost| cost.macs.map_or("unknown".to_owned(), |macs| format!("{} ({})", grouped(macs), count(macs)));
     let fewer = done.macs_reduction_percent.map_or(String::new(), |percent| format!(", {percent:.2} % fewer"));
     let written = match &done.file {
         Some(file) => format!("Written to {}", file.display()),
