@@ -190,9 +190,10 @@ fn text(prepared: &Prepared) -> String {
     let [height, width, channels] = prepared.image;
     let Normalisation { mean, std } = &prepared.normalisation;
     let name = Path::new(&prepared.data).display();
-    let memory = match prepared.memory_mib {
-        0.0 => "decoded whenever they are looked at".to_owned(),
-        mib => format!("{mib:.1} MiB in memory"),
+    let memory = if prepared.memory_mib > 0.0 {
+        format!("{:.1} MiB in memory", prepared.memory_mib)
+    } else {
+        "decoded whenever they are looked at".to_owned()
     };
     format!(
         "{name}: {channels}×{height}×{width} (channels, height, width), {memory}\n\n{classes}\n\n\

@@ -203,19 +203,19 @@ impl RunArgs {
             return Ok(None);
         }
         let mut config = RunConfig::load(&stored)?;
-        let own = more.iter().map(|(flag, given, of)| (*flag, given.clone().map(|given| (given, Some(of(&config))))));
+        let own = more.iter().map(|(flag, given, of)| (*flag, given.clone(), Some(of(&config))));
         agree(self.given(&config).into_iter().chain(own), &stored)?;
         config.checkpoint_every = self.checkpoint_every.or(config.checkpoint_every);
         Ok(Some(config))
     }
 
     /// The settings given, each beside that of a run.
-    fn given(&self, config: &RunConfig) -> Vec<(&'static str, Option<(String, Option<String>)>)> {
-        fn text<T: ToString>(value: &Option<T>, stored: Option<&T>) -> Option<(String, Option<String>)> {
-            value.as_ref().map(|value| (value.to_string(), stored.map(T::to_string)))
+    fn given(&self, config: &RunConfig) -> Vec<Setting> {
+        fn text<T: ToString>(value: &Option<T>, stored: Option<&T>) -> [Option<String>; 2] {
+            [value.as_ref().map(T::to_string), stored.map(T::to_string)]
         }
         let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out } = &self.settings;
-        vec![
+        let settings = [
             ("--data", text(&self.data, Some(&config.data))),
             ("--recipe", text(recipe, Some(&config.recipe))),
             ("--epochs", text(epochs, Some(&config.epochs))),
@@ -227,14 +227,18 @@ impl RunArgs {
             ("--image-size", text(image_size, config.image_size.as_ref())),
             ("--hold-out", text(hold_out, config.hold_out.as_ref())),
             ("--device", text(&self.device, Some(&config.device))),
-        ]
+        ];
+        settings.map(|(flag, [given, stored])| (flag, given, stored)).into()
     }
 }
 
+/// A flag, the value given, and that of a run.
+type Setting = (&'static str, Option<String>, Option<String>);
+
 /// Whether the settings given are those of the run that is to go on.
-fn agree(given: impl Iterator<Item = (&'static str, Option<(String, Option<String>)>)>, stored: &Path) -> Result<()> {
-    for (flag, values) in given {
-        if let Some((given, stored_value)) = values
+fn agree(settings: impl Iterator<Item = Setting>, stored: &Path) -> Result<()> {
+    for (flag, given, stored_value) in settings {
+        if let Some(given) = given
             && Some(&given) != stored_value.as_ref()
         {
             let stored_value = stored_value.unwrap_or_else(|| "nothing".to_owned());
