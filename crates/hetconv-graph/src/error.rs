@@ -32,6 +32,14 @@ pub enum GraphError {
         /// Number of nodes.
         nodes: usize,
     },
+    /// A network that cannot be built from its name.
+    #[error(
+        "`{name}` says not which filters are left; a pruned network is made from a trained one and exists in files"
+    )]
+    Pruned {
+        /// The name.
+        name: String,
+    },
     /// A name that is no architecture of the zoo.
     #[error("unknown architecture `{name}`")]
     UnknownArchitecture {

@@ -5,6 +5,7 @@
 //! * [`Graph::shapes`] infers and checks every value's [`Shape`]; [`Graph::cost`] counts MACs, parameters and stages.
 //! * [`rewrite()`] replaces standard convolutions by HetConv or by the paper's alternatives; [`squeeze_excite`] adds SE.
 //! * [`convert()`] puts HetConv in place of the standard convolutions of a network that has weights.
+//! * [`prune()`] removes the filters with the smallest norms, and everything that depends on them.
 //! * [`Weights`] holds the numbers by name; [`ModelFile`] stores graph and weights in one `.safetensors` file.
 //! * [`ChannelPlan`] decides in which order every value's channels are stored, so that HetConv's classes are contiguous.
 //!
@@ -29,6 +30,7 @@ mod file;
 mod graph;
 mod name;
 mod order;
+mod prune;
 mod rewrite;
 mod se;
 mod shape;
@@ -47,6 +49,7 @@ pub use file::{FileError, FileFault, ModelFile, Normalisation};
 pub use graph::*;
 pub use name::{ModelName, NameError, nearest};
 pub use order::{ChannelPlan, is_contiguous};
+pub use prune::{PruneAmount, PruneError, Pruned, PrunedLayer, prune};
 pub use rewrite::{ArrangementKind, NameFilter, NoteKind, RewriteNote, RewriteOptions, Substitution, rewrite};
 pub use se::squeeze_excite;
 pub use shape::Shape;

@@ -1,4 +1,5 @@
-//! The paper's names for networks: `ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]`.
+//! The paper's names for networks: `ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]`, with `_pruned` behind them once filters were
+//! removed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,7 +25,13 @@ pub struct ModelName {
     pub substitution: Substitution,
     /// Whether it has squeeze-and-excitation.
     pub se: bool,
+    /// Whether filters were removed from it (see [`crate::prune()`]). Which ones, a name does not say: such a network
+    /// exists in files alone.
+    pub pruned: bool,
 }
+
+/// The end of a pruned network's name.
+pub(crate) const PRUNED: &str = "_pruned";
 
 /// A name that means no network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,10 +59,10 @@ impl ModelName {
         known.map_or(10, |known| known.classes)
     }
 
-    /// The same architecture, with or without squeeze-and-excitation as here, with another substitution.
+    /// The same architecture, with or without squeeze-and-excitation as here, with another substitution and all filters.
     #[must_use]
     pub fn with_substitution(&self, substitution: Substitution) -> Self {
-        Self { substitution, ..self.clone() }
+        Self { substitution, pruned: false, ..self.clone() }
     }
 }
 
@@ -111,7 +118,8 @@ impl fmt::Display for ModelName {
         if self.substitution != Substitution::Standard {
             write!(f, "_{}", self.substitution)?;
         }
-        if self.se { write!(f, "_se") } else { Ok(()) }
+        let ends = [(self.se, "_se"), (self.pruned, PRUNED)];
+        ends.iter().filter(|(is_so, _)| *is_so).try_for_each(|(_, end)| f.write_str(end))
     }
 }
 
@@ -124,7 +132,8 @@ impl FromStr for ModelName {
             let suggestion = nearest(name, known.iter().map(String::as_str)).to_owned();
             NameError::Unknown { name: name.to_owned(), suggestion }
         };
-        let (stem, se) = name.strip_suffix("_se").map_or((name, false), |stem| (stem, true));
+        let (stem, pruned) = strip(name, PRUNED);
+        let (stem, se) = strip(stem, "_se");
         let (architecture, variant) = stem.split_once('_').map_or((stem, None), |(a, v)| (a, Some(v)));
         if !zoo::architectures().iter().any(|known| known.name == architecture) {
             return Err(unknown());
@@ -137,8 +146,13 @@ impl FromStr for ModelName {
                 NameError::Unknown { .. } => unknown(),
             })?,
         };
-        Ok(Self { architecture: architecture.to_owned(), substitution, se })
+        Ok(Self { architecture: architecture.to_owned(), substitution, se, pruned })
     }
+}
+
+/// A name without its end, and whether it had it.
+fn strip<'a>(name: &'a str, end: &str) -> (&'a str, bool) {
+    name.strip_suffix(end).map_or((name, false), |stem| (stem, true))
 }
 
 /// The candidate most like what somebody wrote, to suggest it; nothing only if there are no candidates.

@@ -95,7 +95,7 @@ pub fn known_names() -> Vec<String> {
 /// P or G that do not fit a layer are reduced there; [`build_with_notes`] tells where.
 ///
 /// # Errors
-/// An architecture that is none of [`architectures`], or a number of classes that is 0 or absurd.
+/// An architecture that is none of [`architectures`], a pruned network, or a number of classes that is 0 or absurd.
 pub fn build(name: &ModelName, classes: usize) -> Result<Graph, GraphError> {
     build_with_notes(name, classes).map(|(graph, _)| graph)
 }
@@ -109,6 +109,9 @@ pub fn build_with_notes(name: &ModelName, classes: usize) -> Result<(Graph, Vec<
     let Some(architecture) = known else {
         return Err(GraphError::UnknownArchitecture { name: name.architecture.clone() });
     };
+    if name.pruned {
+        return Err(GraphError::Pruned { name: name.to_string() });
+    }
     let mut builder = GraphBuilder::new(architecture.name);
     let output = (architecture.layers)(&mut builder, classes);
     let mut graph = builder.finish([output])?;

@@ -314,7 +314,7 @@ fn weights_that_do_not_fit_are_named() {
 
 proptest! {
     #[test]
-    fn names_survive_printing_and_parsing(arch in 0usize..8, kind in 0usize..5, number in 1usize..5000, se: bool) {
+    fn names_survive_printing_and_parsing(arch in 0usize..8, kind in 0usize..5, number in 1usize..5000, se: bool, pruned: bool) {
         let substitution = [
             Substitution::Standard,
             Substitution::Het { parts: number },
@@ -323,7 +323,7 @@ proptest! {
             Substitution::DepthwisePointwise,
         ][kind];
         let architecture = zoo::architectures()[arch].name.to_owned();
-        let name = ModelName { architecture, substitution, se };
+        let name = ModelName { architecture, substitution, se, pruned };
         prop_assert_eq!(name.to_string().parse::<ModelName>(), Ok(name.clone()));
         prop_assert_eq!(substitution.to_string().parse::<Substitution>(), Ok(substitution));
     }

@@ -1,12 +1,17 @@
-//! Batches of floats from bytes: normalisation and the paper's augmentation (pad 4, random crop, horizontal flip).
+//! Batches of floats from bytes: normalisation and augmentation: the paper's (pad 4, random crop, horizontal flip), and
+//! ImageNet's (a random part of the photo, horizontal flip).
 
-use crate::data::Split;
+use crate::data::{DataError, Source, Split};
 use crate::rng::{Purpose, below, stream};
 use hetconv_graph::Normalisation;
+use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// How training images are varied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Augment {
+    /// Whether a random part of each photo is looked at and not its middle. Images in memory are always seen whole.
+    pub part: bool,
     /// Each image is shifted by up to so many pixels in both directions; what comes in from outside is the mean colour
     /// (0 after normalisation).
     pub pad: usize,
@@ -16,13 +21,23 @@ pub struct Augment {
 
 impl Augment {
     /// The paper's: pad by 4, crop at random, flip.
-    pub const PAPER: Self = Self { pad: 4, flip: true };
+    pub const PAPER: Self = Self { part: false, pad: 4, flip: true };
+    /// The usual one for photos: a random part of 8 to 100 % of the area, sides in a ratio of 3:4 to 4:3; flip.
+    pub const IMAGENET: Self = Self { part: true, pad: 0, flip: true };
     /// Images as they are, for evaluation.
-    pub const NONE: Self = Self { pad: 0, flip: false };
+    pub const NONE: Self = Self { part: false, pad: 0, flip: false };
+
+    /// What is usual for a split: ImageNet's for photos, the paper's for images in memory.
+    pub fn usual(split: &Split) -> Self {
+        match split.source() {
+            Source::Files(_) => Self::IMAGENET,
+            Source::Memory(_) => Self::PAPER,
+        }
+    }
 
     /// The variation of one sample in one epoch.
     fn draw(&self, seed: u64, epoch: u64, sample: u32) -> Variation {
-        if *self == Self::NONE {
+        if self.pad == 0 && !self.flip {
             return Variation { down: 0, right: 0, flip: false };
         }
         let mut rng = stream(seed, epoch, u64::from(sample), Purpose::Augment);
@@ -55,7 +70,11 @@ impl PixelTable {
 
 /// Fills a batch: image `i` of `out` is the sample `indices[i]`, varied and normalised, `[height, width, channels]`.
 ///
-/// The variation of a sample depends on the seed, the epoch and the sample alone, not on its place in the batch.
+/// The variation of a sample depends on the seed, the epoch and the sample alone, not on its place in the batch. Photos are
+/// decoded in parallel, on the threads of the pool that calls.
+///
+/// # Errors
+/// The first photo that cannot be read or is none.
 ///
 /// # Panics
 /// If `out` does not hold exactly the images asked for, an index is out of range, or the table has not one row a channel.
@@ -67,13 +86,40 @@ pub fn fill_batch(
     seed: u64,
     epoch: u64,
     out: &mut [f32],
-) {
-    let images = split.images();
-    assert_eq!(out.len(), indices.len() * images.image_len(), "size of the batch buffer");
-    assert_eq!(table.channels.len(), images.shape()[2], "channels of the normalisation");
-    for (&index, out) in indices.iter().zip(out.chunks_exact_mut(images.image_len())) {
-        let variation = augment.draw(seed, epoch, index);
-        fill_image(images.image(index as usize), images.shape(), &variation, table, out);
+) -> Result<(), DataError> {
+    let shape = split.shape();
+    let size: usize = shape.iter().product();
+    assert_eq!(out.len(), indices.len() * size, "size of the batch buffer");
+    assert_eq!(table.channels.len(), shape[2], "channels of the normalisation");
+    let fill = |(&index, out): (&u32, &mut [f32])| {
+        let image = look(split, index, augment, seed, epoch)?;
+        fill_image(&image, shape, &augment.draw(seed, epoch, index), table, out);
+        Ok(())
+    };
+    match split.source() {
+        Source::Memory(_) => indices.iter().zip(out.chunks_exact_mut(size)).try_for_each(fill),
+        // All are tried, so that of several faults always the first is reported.
+        Source::Files(_) => {
+            let filled: Vec<_> = indices.par_iter().zip(out.par_chunks_exact_mut(size)).map(fill).collect();
+            filled.into_iter().collect()
+        }
+    }
+}
+
+/// The bytes of one image, or of the part of it that is looked at.
+fn look<'a>(
+    split: &'a Split,
+    index: u32,
+    augment: &Augment,
+    seed: u64,
+    epoch: u64,
+) -> Result<Cow<'a, [u8]>, DataError> {
+    match split.source() {
+        Source::Files(photos) if augment.part => {
+            let mut rng = stream(seed, epoch, u64::from(index), Purpose::Crop);
+            photos.part(index as usize, &mut rng).map(Cow::from)
+        }
+        _ => split.image(index as usize),
     }
 }
 
@@ -143,15 +189,15 @@ mod tests {
     #[test]
     fn every_shift_and_flip_equals_a_real_padded_crop() {
         let (split, table) = setting();
-        let shape = split.images().shape();
+        let (shape, image) = (split.shape(), split.images().unwrap().image(1));
         for pad in [1usize, 4] {
             for (down, right) in (0..=2 * pad).flat_map(|down| (0..=2 * pad).map(move |right| (down, right))) {
                 for flip in [false, true] {
                     let variation =
                         Variation { down: down as isize - pad as isize, right: right as isize - pad as isize, flip };
                     let mut out = vec![f32::NAN; 24];
-                    fill_image(split.images().image(1), shape, &variation, &table, &mut out);
-                    let expected = padded_crop(split.images().image(1), shape, pad, [down, right], flip);
+                    fill_image(image, shape, &variation, &table, &mut out);
+                    let expected = padded_crop(image, shape, pad, [down, right], flip);
                     assert!(out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{down} {right} {flip}");
                 }
             }
@@ -163,7 +209,7 @@ mod tests {
         let (split, _) = setting();
         let normalisation = split.normalisation();
         let mut out = vec![f32::NAN; 48];
-        fill_batch(&split, &[1, 0], &Augment::NONE, &PixelTable::new(&normalisation), 3, 1, &mut out);
+        fill_batch(&split, &[1, 0], &Augment::NONE, &PixelTable::new(&normalisation), 3, 1, &mut out).unwrap();
         for channel in 0..2 {
             let values: Vec<f32> = out.iter().copied().skip(channel).step_by(2).collect();
             let mean = values.iter().sum::<f32>() / 24.0;
@@ -187,8 +233,8 @@ mod tests {
 
         let (split, table) = setting();
         let (mut both, mut one) = (vec![0.0; 48], vec![0.0; 24]);
-        fill_batch(&split, &[0, 1], &Augment::PAPER, &table, 5, 6, &mut both);
-        fill_batch(&split, &[1], &Augment::PAPER, &table, 5, 6, &mut one);
+        fill_batch(&split, &[0, 1], &Augment::PAPER, &table, 5, 6, &mut both).unwrap();
+        fill_batch(&split, &[1], &Augment::PAPER, &table, 5, 6, &mut one).unwrap();
         assert_eq!(both[24..], one);
     }
 }

@@ -57,15 +57,35 @@ pub struct RunConfig {
     /// Only so many training images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_train: Option<usize>,
-    /// Scale images to so many pixels.
+    /// See image files as squares of so many pixels a side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_size: Option<usize>,
+    /// Hold out so many percent of images without a test split.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_out: Option<u8>,
     /// Steps between checkpoints; without it, one at the end of every epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
     /// Where to compute.
     #[serde(default)]
     pub device: Device,
+    /// What the network was made from, if it is a pruned one. A table, hence the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<PrunedFrom>,
+}
+
+/// What a pruned network was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrunedFrom {
+    /// The model file of the whole network.
+    pub file: String,
+    /// The share of every layer's filters to remove.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<f64>,
+    /// The MACs for one image to come down to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub macs: Option<u64>,
 }
 
 fn one() -> u64 {
@@ -132,6 +152,8 @@ impl RunConfig {
             accumulate: 1,
             limit_train: None,
             image_size: None,
+            hold_out: None,
+            pruned: None,
             checkpoint_every: None,
             device: Device::Cpu,
         })

@@ -1,11 +1,12 @@
 //! Training of HetConv networks: everything around the gradient.
 //!
 //! * [`Dataset`] holds a training and a held-out split, decoded once into memory: the built-in [`synthetic()`] textures,
-//!   image folders and .zip archives, CIFAR-10/100 binary batches, IDX files. [`Dataset::open`] finds out which.
+//!   image folders and .zip archives, CIFAR-10/100 binary batches, IDX files. [`Dataset::open`] finds out which. [`Photos`]
+//!   of any size stay in their files.
 //! * [`BatchLoader`] prepares shuffled, augmented ([`Augment`]), normalised batches in a thread of its own.
 //! * [`Recipe`] is optimizer, batch size and learning-rate [`Schedule`]; `paper` and `onecycle` are built in for every
 //!   architecture. [`RunConfig`] is a run's `config.toml`.
-//! * [`train`] is the loop, [`evaluate`] the measure; a run is a folder.
+//! * [`train`] is the loop, [`fine_tune`] the same from given weights, [`evaluate`] the measure; a run is a folder.
 //! * [`Checkpoint`] is a run at one moment in one file; [`MetricsWriter`] and [`Summary`] are what it reports.
 //!
 //! Every random draw is a pure function of what it is for ([`stream`]): a run that is killed and resumed computes exactly
@@ -43,9 +44,9 @@ mod trainer;
 
 pub use augment::{Augment, PixelTable, fill_batch};
 pub use checkpoint::{Checkpoint, CheckpointError, CheckpointFault, EpochSums, Progress};
-pub use config::{ConfigError, Device, RunConfig};
+pub use config::{ConfigError, Device, PrunedFrom, RunConfig};
 pub use data::{
-    CatalogEntry, DataError, Dataset, Images, KNOWN, KnownDataset, LoadOptions, Split, SyntheticOptions, Watch,
+    CatalogEntry, DataError, Dataset, Images, KNOWN, KnownDataset, LoadOptions, Photos, Split, SyntheticOptions, Watch,
     catalog, search_folders, synthetic,
 };
 pub use loader::{Batch, BatchLoader, LoaderError, Position, TrainingBatches, steps_per_epoch};
@@ -53,7 +54,8 @@ pub use metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary, read_metri
 pub use recipe::{Milestones, Recipe, RecipeName, Schedule, Sgd, UnknownRecipe};
 pub use rng::{Purpose, below, permutation, stream, uniform};
 pub use trainer::{
-    Evaluation, StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, evaluate_with, run_files, train,
+    Evaluation, StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, evaluate_with, fine_tune,
+    run_files, train,
 };
 
 #[cfg(doctest)]

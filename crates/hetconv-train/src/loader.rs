@@ -1,10 +1,13 @@
 //! Batches prepared by a thread of their own while the network computes.
 //!
-//! The thread works alone: filling a batch takes a few milliseconds at most, a small part of a training step, and a
-//! loader that borrowed the compute threads would only disturb them. What a batch holds is a function of seed, epoch and step.
+//! A loader that borrowed the compute threads would only disturb them. From memory a batch is filled in a few milliseconds
+//! at most, a small part of a training step, by the thread alone. A photo takes some 2 ms to decode and scale, where
+//! training one of ImageNet's networks on it takes dozens of times as long on one thread; so one decoder for four compute
+//! threads is ahead of them.
+//! At most a few batches are ever in memory. What a batch holds is a function of seed, epoch and step.
 
 use crate::augment::{Augment, PixelTable, fill_batch};
-use crate::data::Split;
+use crate::data::{DataError, Source, Split};
 use crate::rng::permutation;
 use hetconv_graph::Normalisation;
 use serde::{Deserialize, Serialize};
@@ -14,6 +17,8 @@ use std::thread::{Builder, JoinHandle};
 
 /// How many finished batches wait at most.
 const WAITING: usize = 2;
+/// How many compute threads one decoder serves.
+const COMPUTE_PER_DECODER: usize = 4;
 
 /// A place in a run: the epoch, and the step within it, both from 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,12 +52,12 @@ impl Batch {
         table: &PixelTable,
         seed: u64,
         position: Position,
-    ) -> Self {
-        let [height, width, channels] = split.images().shape();
-        let mut images = vec![0.0; indices.len() * split.images().image_len()];
-        fill_batch(split, indices, augment, table, seed, position.epoch, &mut images);
+    ) -> Result<Self, LoaderError> {
+        let [height, width, channels] = split.shape();
+        let mut images = vec![0.0; indices.len() * height * width * channels];
+        fill_batch(split, indices, augment, table, seed, position.epoch, &mut images)?;
         let labels = indices.iter().map(|&i| split.labels()[i as usize]).collect();
-        Self { position, shape: [indices.len(), height, width, channels], images, labels }
+        Ok(Self { position, shape: [indices.len(), height, width, channels], images, labels })
     }
 }
 
@@ -80,8 +85,11 @@ pub enum LoaderError {
         found: usize,
     },
     /// The system gave no thread.
-    #[error("cannot start the loader's thread: {0}")]
+    #[error("cannot start the loader's threads: {0}")]
     Thread(#[from] std::io::Error),
+    /// An image that cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The loader's thread died.
     #[error("the loader's thread failed: {0}")]
     Failed(String),
@@ -102,10 +110,13 @@ pub struct TrainingBatches {
     pub epochs: u64,
 }
 
+/// A batch, or why there are no more.
+type Prepared = Result<Batch, LoaderError>;
+
 /// An iterator over batches that a thread prepares ahead of time. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct BatchLoader {
-    batches: Option<Receiver<Batch>>,
+    batches: Option<Receiver<Prepared>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -125,14 +136,14 @@ impl BatchLoader {
         if steps == 0 {
             return Err(LoaderError::TooFewSamples { samples: split.len(), batch_size });
         }
-        Self::spawn(move |ready| {
+        Self::decode(split.clone(), move |ready| {
             for epoch in start.epoch..epochs {
                 let order = permutation(seed, epoch, split.len() as u32);
                 let first = if epoch == start.epoch { start.step } else { 0 };
                 for step in first..steps as u64 {
                     let indices = &order[step as usize * batch_size..][..batch_size];
                     let batch = Batch::new(&split, indices, &augment, &table, seed, Position { epoch, step });
-                    if ready.send(batch).is_err() {
+                    if !send(ready, batch) {
                         return;
                     }
                 }
@@ -150,23 +161,43 @@ impl BatchLoader {
         batch_size: usize,
     ) -> Result<Self, LoaderError> {
         let table = table(&split, normalisation, batch_size)?;
-        Self::spawn(move |ready| {
+        Self::decode(split.clone(), move |ready| {
             let order: Vec<u32> = (0..split.len() as u32).collect();
             for (step, indices) in (0..).zip(order.chunks(batch_size)) {
                 let batch = Batch::new(&split, indices, &Augment::NONE, &table, 0, Position { epoch: 0, step });
-                if ready.send(batch).is_err() {
+                if !send(ready, batch) {
                     return;
                 }
             }
         })
     }
 
+    /// Starts the thread, and decoders if images are in files.
+    fn decode(
+        split: Arc<Split>,
+        run: impl FnOnce(&SyncSender<Prepared>) + Send + 'static,
+    ) -> Result<Self, LoaderError> {
+        if let Source::Memory(_) = split.source() {
+            return Self::spawn(move |ready| run(&ready));
+        }
+        let threads = rayon::current_num_threads().div_ceil(COMPUTE_PER_DECODER);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("decoder {i}"));
+        let pool = pool.build().map_err(std::io::Error::other)?;
+        Self::spawn(move |ready| pool.install(|| run(&ready)))
+    }
+
     /// Starts the thread; when nobody wants batches any more, sending one fails and `run` is to end.
-    fn spawn(run: impl FnOnce(SyncSender<Batch>) + Send + 'static) -> Result<Self, LoaderError> {
+    fn spawn(run: impl FnOnce(SyncSender<Prepared>) + Send + 'static) -> Result<Self, LoaderError> {
         let (ready, batches) = sync_channel(WAITING);
         let thread = Builder::new().name("batch loader".into()).spawn(move || run(ready))?;
         Ok(Self { batches: Some(batches), thread: Some(thread) })
     }
+}
+
+/// Hands a batch over, or its fault; says whether another is wanted.
+fn send(ready: &SyncSender<Prepared>, batch: Prepared) -> bool {
+    let goes_on = batch.is_ok();
+    ready.send(batch).is_ok() && goes_on
 }
 
 /// How many training batches an epoch has; what is left is dropped.
@@ -175,7 +206,7 @@ pub fn steps_per_epoch(samples: usize, batch_size: usize) -> usize {
 }
 
 fn table(split: &Split, normalisation: &Normalisation, batch_size: usize) -> Result<PixelTable, LoaderError> {
-    let (expected, found) = (split.images().shape()[2], normalisation.mean.len());
+    let (expected, found) = (split.shape()[2], normalisation.mean.len());
     if batch_size == 0 {
         return Err(LoaderError::EmptyBatch);
     }
@@ -190,7 +221,7 @@ impl Iterator for BatchLoader {
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(Ok(batch)) = self.batches.as_ref().map(Receiver::recv) {
-            return Some(Ok(batch));
+            return Some(batch);
         }
         // The thread has ended: either all is done or it panicked, which is told once.
         self.batches = None;
@@ -227,7 +258,13 @@ mod tests {
     }
 
     fn batches(start: Position) -> TrainingBatches {
-        TrainingBatches { batch_size: 3, augment: Augment { pad: 1, flip: true }, seed: 4, start, epochs: 3 }
+        TrainingBatches {
+            batch_size: 3,
+            augment: Augment { part: false, pad: 1, flip: true },
+            seed: 4,
+            start,
+            epochs: 3,
+        }
     }
 
     fn train(start: Position) -> Vec<Batch> {
@@ -236,7 +273,7 @@ mod tests {
 
     /// A batch of image 1.
     fn one() -> Batch {
-        Batch::new(&split(), &[1], &Augment::NONE, &PixelTable::new(&identity()), 0, Position::default())
+        Batch::new(&split(), &[1], &Augment::NONE, &PixelTable::new(&identity()), 0, Position::default()).unwrap()
     }
 
     #[test]
@@ -297,7 +334,7 @@ mod tests {
     #[test]
     fn a_panic_in_the_thread_becomes_one_error() {
         let mut loader = BatchLoader::spawn(|ready| {
-            ready.send(one()).unwrap();
+            ready.send(Ok(one())).unwrap();
             panic!("the disk is on fire");
         })
         .unwrap();
@@ -313,7 +350,7 @@ mod tests {
         let theirs = alive.clone();
         let mut loader = BatchLoader::spawn(move |ready| {
             let _theirs = theirs;
-            while ready.send(one()).is_ok() {}
+            while ready.send(Ok(one())).is_ok() {}
         })
         .unwrap();
         loader.next().unwrap().unwrap();

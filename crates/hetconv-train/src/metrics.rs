@@ -206,6 +206,11 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Training images that went through the network, each as often as it did.
+    pub fn images_seen(&self) -> u64 {
+        (self.images_per_second * self.seconds).round() as u64
+    }
+
     /// Writes the file, whole or not at all.
     ///
     /// # Errors

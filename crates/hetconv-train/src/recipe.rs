@@ -1,8 +1,8 @@
 //! Recipes: optimizer, batch size, label smoothing and learning-rate schedule.
 //!
-//! Two are built in for every architecture. `paper` is the paper's for VGG-16 and MobileNet and He et al.'s for ResNets;
+//! Three are built in for every architecture. `paper` is the paper's for VGG-16 and MobileNet and He et al.'s for ResNets;
 //! `onecycle` is a short one: the rate rises linearly to its peak over the first quarter of all steps and then falls as
-//! a cosine. Weight decay pulls on the kernels of convolutions and linear layers only; published runs that also decay
+//! a cosine; `finetune` is Li et al.'s for a network that has been pruned: the paper's at a small constant rate. Weight decay pulls on the kernels of convolutions and linear layers only; published runs that also decay
 //! biases and batch-norm differ from this by little.
 
 use serde::{Deserialize, Serialize};
@@ -133,6 +133,8 @@ pub enum RecipeName {
     Paper,
     /// Warm-up and cosine; short.
     OneCycle,
+    /// A small constant rate, for a network that has learned already.
+    FineTune,
 }
 
 impl fmt::Display for RecipeName {
@@ -140,13 +142,14 @@ impl fmt::Display for RecipeName {
         f.write_str(match self {
             RecipeName::Paper => "paper",
             RecipeName::OneCycle => "onecycle",
+            RecipeName::FineTune => "finetune",
         })
     }
 }
 
 /// No recipe of that name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown recipe {0:?}; there are \"paper\" and \"onecycle\"")]
+#[error("unknown recipe {0:?}; there are \"paper\", \"onecycle\" and \"finetune\"")]
 pub struct UnknownRecipe(String);
 
 impl FromStr for RecipeName {
@@ -156,6 +159,7 @@ impl FromStr for RecipeName {
         match name {
             "paper" => Ok(RecipeName::Paper),
             "onecycle" => Ok(RecipeName::OneCycle),
+            "finetune" => Ok(RecipeName::FineTune),
             _ => Err(UnknownRecipe(name.to_owned())),
         }
     }
@@ -167,6 +171,7 @@ impl Recipe {
         match name {
             RecipeName::Paper => Self::paper(architecture),
             RecipeName::OneCycle => Self::onecycle(architecture),
+            RecipeName::FineTune => Self::finetune(architecture),
         }
     }
 
@@ -184,6 +189,18 @@ impl Recipe {
             label_smoothing: 0.0,
             optimizer: Sgd { momentum: 0.9, nesterov: false, weight_decay },
             schedule: Schedule::Steps { initial: family.initial, factor: 0.1, milestones },
+        }
+    }
+
+    /// Li et al.'s recipe after pruning: as [`Recipe::paper`], but at a constant rate of 0.001 for 40 epochs, for ImageNet
+    /// 20.
+    pub fn finetune(architecture: &str) -> Self {
+        let is_imagenet = matches!(family(architecture).course, Course::Every30Of90);
+        let never = Milestones::Iterations(Vec::new());
+        Self {
+            epochs: if is_imagenet { 20 } else { 40 },
+            schedule: Schedule::Steps { initial: 0.001, factor: 1.0, milestones: never },
+            ..Self::paper(architecture)
         }
     }
 
@@ -289,6 +306,14 @@ mod tests {
     }
 
     #[test]
+    fn fine_tuning_is_the_papers_at_one_small_rate() {
+        let recipe = Recipe::finetune("vgg16-cifar");
+        assert_eq!((recipe.epochs, recipe.batch_size, recipe.optimizer.weight_decay), (40, 128, 5e-4));
+        assert_close(&rates(&recipe, 390, &[0, 39 * 390]), &[0.001, 0.001]);
+        assert_eq!((Recipe::finetune("resnet56").epochs, Recipe::finetune("resnet34").epochs), (40, 20));
+    }
+
+    #[test]
     fn milestones_may_be_listed() {
         let milestones = Milestones::Iterations(vec![2, 3]);
         let schedule = Schedule::Steps { initial: 1.0, factor: 0.5, milestones };
@@ -300,7 +325,7 @@ mod tests {
 
     #[test]
     fn recipes_have_names() {
-        for name in [RecipeName::Paper, RecipeName::OneCycle] {
+        for name in [RecipeName::Paper, RecipeName::OneCycle, RecipeName::FineTune] {
             assert_eq!(name.to_string().parse(), Ok(name));
         }
         assert!("fast".parse::<RecipeName>().unwrap_err().to_string().contains("onecycle"));

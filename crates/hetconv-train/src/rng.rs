@@ -20,12 +20,14 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub enum Purpose {
     /// The order of the samples of an epoch.
     Permutation = 1,
-    /// Crop and flip of one sample in one epoch.
+    /// Shift and flip of one sample in one epoch.
     Augment = 2,
     /// A built-in training image.
     SyntheticTrain = 3,
     /// A built-in test image.
     SyntheticTest = 4,
+    /// The part of one photo that is looked at in one epoch.
+    Crop = 5,
 }
 
 /// The stream of random numbers of one sample in one epoch of a run, for one purpose.

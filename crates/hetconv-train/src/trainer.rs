@@ -12,7 +12,7 @@ use hetconv_burn::{DecayScope, GraphModule, ModuleError, SgdConfig, VelocityErro
 use hetconv_graph::{FileError, Graph, GraphError, ModelFile, Normalisation, Shape, WeightTensor, Weights};
 use hetconv_kernels::{Isa, IsaError, loss::softmax_cross_entropy};
 
-use crate::Augment;
+use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, CheckpointError, EpochSums, Progress};
 use crate::config::{ConfigError, Device, RunConfig};
 use crate::data::{Dataset, Split, Watch};
@@ -225,10 +225,20 @@ impl TrainJob<'_> {
 /// # Errors
 /// See [`TrainError`]. A run that is refused leaves nothing behind, and whatever happens, the newest checkpoint stays.
 pub fn train(job: TrainJob<'_>, observer: &mut dyn TrainObserver) -> Result<Summary, TrainError> {
-    job.check()?;
-    let mut run = Run::open(&job)?;
-    run.train(observer)?;
-    run.finish()
+    Run::whole(&job, None, observer)
+}
+
+/// Trains a network further: as [`train`], but the run begins with the weights of `start`, whose graph is the job's, and
+/// images are normalised as `start` says.
+///
+/// # Errors
+/// As [`train`], and weights that are not those of the graph.
+pub fn fine_tune(
+    job: TrainJob<'_>,
+    start: &ModelFile,
+    observer: &mut dyn TrainObserver,
+) -> Result<Summary, TrainError> {
+    Run::whole(&job, Some(start), observer)
 }
 
 /// Measures a network on a split, in batches of `batch` images; `watch` is told how many images are done.
@@ -285,7 +295,7 @@ pub fn evaluate_with<E: From<TrainError>>(
 
 /// The network takes the data's images and has a logit for every class.
 fn check_fit(graph: &Graph, data: &Dataset) -> Result<(), TrainError> {
-    let [height, width, channels] = data.train.images().shape();
+    let [height, width, channels] = data.train.shape();
     let takes = graph.input_shape();
     let shapes = graph.shapes()?;
     let classes = graph.outputs.first().and_then(|&output| shapes.get(output)).map(Shape::elements);
@@ -315,8 +325,20 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    /// All of the run that is still to do.
+    fn whole(
+        job: &'a TrainJob<'a>,
+        start: Option<&ModelFile>,
+        observer: &mut dyn TrainObserver,
+    ) -> Result<Summary, TrainError> {
+        job.check()?;
+        let mut run = Run::open(job, start)?;
+        run.train(observer)?;
+        run.finish()
+    }
+
     /// Begins the run, or takes up the one in the folder.
-    fn open(job: &'a TrainJob<'a>) -> Result<Self, TrainError> {
+    fn open(job: &'a TrainJob<'a>, start: Option<&ModelFile>) -> Result<Self, TrainError> {
         let TrainJob { config, graph, data, recipe, out, .. } = job;
         let checkpoints = out.join(run_files::CHECKPOINTS);
         let found = Checkpoint::latest(&checkpoints)?;
@@ -330,7 +352,11 @@ impl<'a> Run<'a> {
         let mut optimizer = hetconv_burn::Sgd::new(sgd_config(&recipe.optimizer));
         let (network, progress) = match found {
             None => {
-                let network = GraphModule::new(graph, &Weights::init(graph, config.seed)?, &device)?;
+                let weights = match start {
+                    Some(start) => start.weights.clone(),
+                    None => Weights::init(graph, config.seed)?,
+                };
+                let network = GraphModule::new(graph, &weights, &device)?;
                 (network, Progress { seed: config.seed, ..Progress::default() })
             }
             Some((path, checkpoint)) => {
@@ -356,7 +382,7 @@ impl<'a> Run<'a> {
             job,
             network,
             optimizer,
-            normalisation: data.train.normalisation(),
+            normalisation: start.map_or_else(|| data.train.normalisation(), |start| start.normalisation.clone()),
             metrics,
             progress,
             steps_per_epoch: job.steps_per_epoch()?,
@@ -373,7 +399,7 @@ impl<'a> Run<'a> {
         let start = Position { epoch: position.epoch, step: position.step * config.accumulate };
         let batches = TrainingBatches {
             batch_size: recipe.batch_size,
-            augment: Augment::PAPER,
+            augment: Augment::usual(&data.train),
             seed: config.seed,
             start,
             epochs: config.epochs,

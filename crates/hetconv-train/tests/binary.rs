@@ -45,7 +45,7 @@ fn cifar10_batches_become_interleaved_images() {
     assert_eq!(data.train.labels(), [1, 8, 2, 7, 3, 6, 4, 5, 5, 4]);
     assert_eq!(data.classes[9], "j");
     // Image 3 is the second of batch 2, salted with 102.
-    let image = data.train.images().image(3);
+    let image = data.train.images().unwrap().image(3);
     for place in [0, 1, 32, 1023] {
         let expected = [0, 1, 2].map(|channel| (channel * 71 + place * 3 + 102) as u8);
         assert_eq!(image[place * 3..][..3], expected);
@@ -153,9 +153,9 @@ fn mnist_with(name: &str, bytes: Vec<u8>) -> DataError {
 #[test]
 fn idx_files_packed_or_not() {
     let data = open(mnist().path()).unwrap();
-    assert_eq!(data.train.images().shape(), [2, 3, 1]);
-    assert_eq!(data.train.images().image(1), [6, 7, 8, 9, 10, 11]);
-    assert_eq!(data.test.images().image(1)[0], 106);
+    assert_eq!(data.train.shape(), [2, 3, 1]);
+    assert_eq!(data.train.images().unwrap().image(1), [6, 7, 8, 9, 10, 11]);
+    assert_eq!(data.test.images().unwrap().image(1)[0], 106);
     assert_eq!((data.train.labels(), data.test.labels()), ([2, 0, 1].as_slice(), [1, 2].as_slice()));
     assert_eq!(data.classes, ["0", "1", "2"]);
 }

@@ -55,6 +55,12 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A number of things per second, with a digit behind the point where there are few: `7.4`, `1280`.
+pub fn rate(per_second: f64) -> String {
+    let precision = if per_second < 10.0 { 1 } else { 0 };
+    format!("{per_second:.precision$}")
+}
+
 /// The mean of some values, or none of none.
 pub fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     let (sum, n) = values.into_iter().fold((0.0, 0u32), |(sum, n), value| (sum + value, n + 1));

@@ -25,7 +25,7 @@ pub enum DataError {
     },
     /// Images of several sizes, and no size asked for.
     #[error(
-        "{file} has {}×{} pixels but the images before it {}×{}; give an image size to scale all to one",
+        "{file} has {}×{} pixels but the images before it {}×{}; give an image size (--image-size) to scale all to one",
         found[1], found[0], expected[1], expected[0]
     )]
     SizeDiffers {
@@ -51,10 +51,26 @@ pub enum DataError {
         folder: String,
     },
     /// A split without class folders.
-    #[error("{folder} holds no class folders; expected {folder}/CLASS/IMAGE")]
+    #[error(
+        "{folder} holds no class folders; expected {folder}/CLASS/IMAGE, or a share to hold out (--hold-out 10, in percent)"
+    )]
     NoClasses {
         /// The split's folder.
         folder: String,
+    },
+    /// A share that nobody can hold out.
+    #[error("{percent} % of {images} images cannot be held out: some must be left on both sides")]
+    HoldOut {
+        /// What was asked for, in percent.
+        percent: u8,
+        /// Images there are.
+        images: usize,
+    },
+    /// A data set that has held-out images of its own.
+    #[error("{data} has test images of its own; nothing is held out of its training images")]
+    AlreadySplit {
+        /// The data set.
+        data: String,
     },
     /// The training and test splits have different classes.
     #[error("training and test classes of {data} differ: {}", difference(only_train, only_test))]
@@ -69,7 +85,8 @@ pub enum DataError {
     /// A folder or archive in none of the known layouts.
     #[error(
         "{} is no data set: expected train/CLASS/IMAGE and test/CLASS/IMAGE (or val/), data_batch_1.bin … (CIFAR-10), \
-         train.bin (CIFAR-100) or train-images-idx3-ubyte[.gz] (MNIST family)", path.display()
+         train.bin (CIFAR-100) or train-images-idx3-ubyte[.gz] (MNIST family). Of class folders without train/ and test/ \
+         a share of the images can be held out (--hold-out 10, in percent)", path.display()
     )]
     UnknownLayout {
         /// The folder or archive.

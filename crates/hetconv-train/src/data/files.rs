@@ -1,8 +1,8 @@
 //! Files below a folder or inside a .zip archive, seen alike. Nothing an archive says about itself is believed.
 
 use super::DataError;
-use std::fs;
-use std::io::{Cursor, Read};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zip::ZipArchive;
@@ -13,6 +13,7 @@ const FILE_LIMIT: u64 = 64 << 20;
 const DEPTH_LIMIT: usize = 8;
 
 /// A file or folder, by its path with `/` between the parts.
+#[derive(Clone)]
 pub(super) struct Entry {
     pub path: String,
     pub is_folder: bool,
@@ -21,7 +22,7 @@ pub(super) struct Entry {
 }
 
 /// Some files: a folder or an archive.
-pub(super) trait Files: Sync {
+pub(super) trait Files: Send + Sync {
     /// All files and folders; hidden ones are left out.
     fn entries(&self) -> &[Entry];
     /// The bytes of a file.
@@ -46,15 +47,29 @@ pub(super) fn read_limited(source: impl Read, name: impl FnOnce() -> String) -> 
     Err(DataError::Io { path: name.0.into(), source: name.1 })
 }
 
-/// The `train/`, `test/` and `val/` folders of a folder, or of the folders directly inside it.
+/// What is looked at below a folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The `train/`, `test/` and `val/` folders in it or in the folders directly inside it. Anything else is left alone:
+    /// the folder may be a person's home.
+    Splits,
+    /// Everything.
+    All,
+}
+
+/// The files below a folder.
 pub(super) struct Folder {
     root: PathBuf,
     entries: Vec<Entry>,
 }
 
 impl Folder {
-    pub fn open(root: &Path) -> Result<Self, DataError> {
+    pub fn open(root: &Path, scope: Scope) -> Result<Self, DataError> {
         let mut folder = Self { root: root.to_owned(), entries: Vec::new() };
+        if scope == Scope::All {
+            folder.walk(String::new(), 0)?;
+            return Ok(folder);
+        }
         folder.splits("")?;
         for (name, is_folder) in list(root)? {
             if is_folder && !is_split(&name) {
@@ -64,7 +79,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Walks through the splits of one folder. Anything else is left alone: the root may be a person's home.
+    /// Walks through the splits of one folder.
     fn splits(&mut self, prefix: &str) -> Result<(), DataError> {
         // A neighbouring folder that may not be read holds no data set of ours.
         let Ok(inside) = list(&self.root.join(prefix)) else { return Ok(()) };
@@ -82,7 +97,7 @@ impl Folder {
             return Err(DataError::malformed(&place, format!("folders nest more than {DEPTH_LIMIT} deep")));
         }
         for (name, is_folder) in list(&place)? {
-            let path = format!("{path}/{name}");
+            let path = if path.is_empty() { name } else { format!("{path}/{name}") };
             self.entries.push(Entry { path: path.clone(), is_folder, handle: 0 });
             if is_folder {
                 self.walk(path, depth + 1)?;
@@ -128,19 +143,18 @@ impl Files for Folder {
     }
 }
 
-/// A .zip archive, its compressed bytes in memory so that threads read entries independently.
+/// A .zip archive, of which only the directory is in memory. Threads read entries independently.
 pub(super) struct Archive {
     path: PathBuf,
-    zip: ZipArchive<Cursor<Arc<[u8]>>>,
+    zip: ZipArchive<SharedFile>,
     entries: Vec<Entry>,
 }
 
 impl Archive {
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let fault = |fault| DataError::Archive { path: path.to_owned(), fault };
-        let bytes: Arc<[u8]> = fs::read(path).map_err(DataError::io(path))?.into();
-        let zip =
-            ZipArchive::new(Cursor::new(bytes)).map_err(|e| fault(format!("not a readable .zip archive: {e}")))?;
+        let file = SharedFile::open(path).map_err(DataError::io(path))?;
+        let zip = ZipArchive::new(file).map_err(|e| fault(format!("not a readable .zip archive: {e}")))?;
         let mut entries = Vec::new();
         for handle in 0..zip.len() {
             let file = zip.by_index_data(handle).map_err(|e| fault(format!("entry {handle}: {e}")))?;
@@ -156,6 +170,52 @@ impl Archive {
         }
         entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(Self { path: path.to_owned(), zip, entries })
+    }
+}
+
+/// An open file that is read at places of its own by every clone.
+#[derive(Clone)]
+struct SharedFile {
+    file: Arc<File>,
+    len: u64,
+    at: u64,
+}
+
+impl SharedFile {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        Ok(Self { len: file.metadata()?.len(), file: Arc::new(file), at: 0 })
+    }
+
+    #[cfg(unix)]
+    fn read_here(&self, into: &mut [u8]) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(&*self.file, into, self.at)
+    }
+
+    #[cfg(windows)]
+    fn read_here(&self, into: &mut [u8]) -> io::Result<usize> {
+        std::os::windows::fs::FileExt::seek_read(&*self.file, into, self.at)
+    }
+}
+
+impl Read for SharedFile {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.read_here(into)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+impl Seek for SharedFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (from, by) = match to {
+            SeekFrom::Start(at) => (at, 0),
+            SeekFrom::End(by) => (self.len, by),
+            SeekFrom::Current(by) => (self.at, by),
+        };
+        let before = || io::Error::new(io::ErrorKind::InvalidInput, "a place before the file's beginning");
+        self.at = from.checked_add_signed(by).ok_or_else(before)?;
+        Ok(self.at)
     }
 }
 
@@ -177,7 +237,7 @@ impl Files for Archive {
             path: self.path.clone(),
             fault: format!("{}: {e}", entry.path),
         };
-        // The clone shares bytes and directory; it only has a position of its own.
+        // The clone shares file and directory; it only has a position of its own.
         let mut zip = self.zip.clone();
         read_limited(zip.by_index(entry.handle).map_err(fault)?, || self.display(&entry.path))
     }

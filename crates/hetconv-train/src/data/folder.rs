@@ -1,27 +1,65 @@
 //! Image files in class folders: `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (or `val/`), in a folder or an archive,
-//! possibly below one folder that holds everything.
+//! possibly below one folder that holds everything; or class folders without splits, of which a share is held out.
 
-use super::decode::decode;
+use super::decode::{decode, is_grey};
 use super::files::{Entry, Files};
+use super::photos::Photos;
 use super::{DataError, Dataset, Images, LoadOptions, Split, Watch, balanced};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Decoded images wait for their turn in portions of so many, which bounds the memory beside the data set itself.
 const PORTION: usize = 2048;
 
 /// The image files of each class of one split, by class name.
 type Classes<'a> = BTreeMap<&'a str, Vec<&'a Entry>>;
+/// Image files and the class of each.
+type Labelled<'a> = Vec<(&'a Entry, u16)>;
 
+/// Without an image size, images are decoded into memory; with one, they stay in their files (see [`Photos`]).
 pub(super) fn open(
-    files: &dyn Files,
+    files: Arc<dyn Files>,
     path: &Path,
     options: &LoadOptions,
     watch: Watch<'_>,
 ) -> Result<Dataset, DataError> {
     let name = path.display().to_string();
     let size = options.checked_size()?;
+    let (classes, mut train, test) = match options.hold_out {
+        None => split(&*files, path)?,
+        Some(percent) => unsplit(&*files, path, percent)?,
+    };
+    if u16::try_from(classes.len()).is_err() {
+        let fault = format!("{} classes are more than labels can number (65,535)", classes.len());
+        return Err(DataError::Inconsistent { data: name, fault });
+    }
+    if let Some(limit) = options.limit_train {
+        let labels: Vec<u16> = train.iter().map(|&(_, label)| label).collect();
+        train = balanced(&labels, limit).into_iter().map(|i| train[i]).collect();
+    }
+    let labels = |items: &Labelled<'_>| items.iter().map(|&(_, label)| label).collect::<Vec<u16>>();
+    let (train_labels, test_labels) = (labels(&train), labels(&test));
+    if let Some(size) = size {
+        let channels = channels(&*files, &train)?;
+        let photos = |items: Labelled<'_>| {
+            Photos::new(files.clone(), items.into_iter().map(|(entry, _)| entry.clone()).collect(), size, channels)
+        };
+        let [train, test] =
+            [(train, train_labels), (test, test_labels)].map(|(items, l)| Split::photos(photos(items), l));
+        return Dataset::new(name, train?, test?, classes);
+    }
+    let mut pixels = Pixels::default();
+    let mut watch = |done| watch(done, train.len() + test.len());
+    pixels.append(&*files, &train, &mut watch)?;
+    pixels.append(&*files, &test, &mut watch)?;
+    let [train, test] = pixels.into_images(train_labels.len())?;
+    Dataset::new(name, Split::new(train, train_labels)?, Split::new(test, test_labels)?, classes)
+}
+
+/// The names of the classes, and the files of `train/` and of `test/` or `val/`.
+fn split<'a>(files: &'a dyn Files, path: &Path) -> Result<(Vec<String>, Labelled<'a>, Labelled<'a>), DataError> {
     let top = top(files.entries()).ok_or_else(|| DataError::UnknownLayout { path: path.to_owned() })?;
     let train = split_classes(files, &format!("{top}train"))?;
     let test = match split_classes(files, &format!("{top}test")) {
@@ -36,26 +74,59 @@ pub(super) fn open(
     };
     let (only_train, only_test) = (missing(&train, &test), missing(&test, &train));
     if !only_train.is_empty() || !only_test.is_empty() {
-        return Err(DataError::ClassMismatch { data: name, only_train, only_test });
+        return Err(DataError::ClassMismatch { data: path.display().to_string(), only_train, only_test });
     }
-    let classes: Vec<String> = train.keys().map(|&class| class.to_owned()).collect();
-    if u16::try_from(classes.len()).is_err() {
-        let fault = format!("{} classes are more than labels can number (65,535)", classes.len());
-        return Err(DataError::Inconsistent { data: name, fault });
-    }
+    Ok((names(&train), labelled(&train), labelled(&test)))
+}
 
-    let mut train = labelled(&train);
-    if let Some(limit) = options.limit_train {
-        let labels: Vec<u16> = train.iter().map(|&(_, label)| label).collect();
-        train = balanced(&labels, limit).into_iter().map(|i| train[i]).collect();
+/// The names of the classes of `train/`, or of class folders that belong to no split, and their files without and with the
+/// share that is held out: every so many-th, through all classes.
+fn unsplit<'a>(
+    files: &'a dyn Files,
+    path: &Path,
+    percent: u8,
+) -> Result<(Vec<String>, Labelled<'a>, Labelled<'a>), DataError> {
+    let classes = match top(files.entries()) {
+        Some(top) => {
+            for other in ["test", "val"] {
+                match split_classes(files, &format!("{top}{other}")) {
+                    Err(DataError::NoClasses { .. }) => {}
+                    _ => return Err(DataError::AlreadySplit { data: path.display().to_string() }),
+                }
+            }
+            split_classes(files, &format!("{top}train"))?
+        }
+        None => split_classes(files, single_top(files.entries()).unwrap_or_default())?,
+    };
+    let all = labelled(&classes);
+    let images = all.len();
+    let is_held =
+        |&(i, _): &(usize, (&Entry, u16))| (i + 1) * usize::from(percent) / 100 > i * usize::from(percent) / 100;
+    let (test, train): (Vec<_>, Vec<_>) = all.into_iter().enumerate().partition(is_held);
+    if !(1..100).contains(&percent) || train.is_empty() || test.is_empty() {
+        return Err(DataError::HoldOut { percent, images });
     }
-    let test = labelled(&test);
-    let mut pixels = Pixels::default();
-    let mut watch = |done| watch(done, train.len() + test.len());
-    let train_labels = pixels.append(files, &train, size, &mut watch)?;
-    let test_labels = pixels.append(files, &test, size, &mut watch)?;
-    let [train, test] = pixels.into_images(train_labels.len())?;
-    Dataset::new(name, Split::new(train, train_labels)?, Split::new(test, test_labels)?, classes)
+    let items = |side: Vec<(usize, (&'a Entry, u16))>| side.into_iter().map(|(_, item)| item).collect();
+    Ok((names(&classes), items(train), items(test)))
+}
+
+fn names(classes: &Classes<'_>) -> Vec<String> {
+    classes.keys().map(|&class| class.to_owned()).collect()
+}
+
+/// How many channels images have: 1 if the first of every class has no colours, else 3.
+fn channels(files: &dyn Files, items: &Labelled<'_>) -> Result<usize, DataError> {
+    let mut newest = None;
+    for &(entry, label) in items {
+        if newest.replace(label) != Some(label) {
+            let file = || files.display(&entry.path);
+            let is_grey = is_grey(&files.read(entry)?);
+            if !is_grey.map_err(|reason| DataError::NotAnImage { file: file(), reason })? {
+                return Ok(3);
+            }
+        }
+    }
+    Ok(1)
 }
 
 /// The folder everything lies in: none, or the only one with a training split.
@@ -71,11 +142,24 @@ fn top(entries: &[Entry]) -> Option<String> {
     tops.all(|other| other == top).then(|| format!("{top}/"))
 }
 
-/// The classes of one split; files beside the class folders are none of ours.
+/// The only folder at the top, if there are folders in it.
+fn single_top(entries: &[Entry]) -> Option<&str> {
+    let first = entries.iter().find_map(|entry| entry.path.split_once('/')).map(|(top, _)| top)?;
+    let mut below = entries.iter().filter_map(|entry| entry.path.split_once('/'));
+    let has_folders = entries.iter().any(|entry| entry.path.matches('/').count() >= 2);
+    (has_folders && below.all(|(top, _)| top == first)).then_some(first)
+}
+
+/// The classes in one folder, or of all files; files beside the class folders are none of ours.
 fn split_classes<'a>(files: &'a dyn Files, split: &str) -> Result<Classes<'a>, DataError> {
     let mut classes = Classes::new();
     for entry in files.entries() {
-        let Some(rest) = entry.path.strip_prefix(split).and_then(|rest| rest.strip_prefix('/')) else { continue };
+        let inside = if split.is_empty() {
+            Some(&entry.path[..])
+        } else {
+            entry.path.strip_prefix(split).and_then(|rest| rest.strip_prefix('/'))
+        };
+        let Some(rest) = inside else { continue };
         match rest.split_once('/') {
             Some((class, _)) if !entry.is_folder => classes.entry(class).or_default().push(entry),
             None if entry.is_folder => drop(classes.entry(rest).or_default()),
@@ -92,7 +176,7 @@ fn split_classes<'a>(files: &'a dyn Files, split: &str) -> Result<Classes<'a>, D
 }
 
 /// All files of a split with their labels, class by class.
-fn labelled<'a>(classes: &Classes<'a>) -> Vec<(&'a Entry, u16)> {
+fn labelled<'a>(classes: &Classes<'a>) -> Labelled<'a> {
     (0..).zip(classes.values()).flat_map(|(label, images)| images.iter().map(move |&image| (image, label))).collect()
 }
 
@@ -106,37 +190,37 @@ struct Pixels {
 }
 
 impl Pixels {
-    /// Decodes the files in parallel and appends them in order; returns their labels. `watch` is told the images so far.
+    /// Decodes the files in parallel and appends them in order. `watch` is told the images so far.
     fn append(
         &mut self,
         files: &dyn Files,
         items: &[(&Entry, u16)],
-        size: Option<u32>,
         watch: &mut dyn FnMut(usize),
-    ) -> Result<Vec<u16>, DataError> {
+    ) -> Result<(), DataError> {
         for portion in items.chunks(PORTION) {
             let decoded: Vec<_> = portion
                 .par_iter()
                 .map(|(entry, _)| {
-                    decode(&files.read(entry)?, size)
+                    decode(&files.read(entry)?)
                         .map_err(|reason| DataError::NotAnImage { file: files.display(&entry.path), reason })
                 })
                 .collect();
             // One after another, so that of several faults always the first is reported.
             for (image, (entry, _)) in decoded.into_iter().zip(portion) {
                 let image = image?;
-                let expected = *self.size.get_or_insert(image.size);
-                if image.size != expected {
+                let found = [image.rgb.height() as usize, image.rgb.width() as usize];
+                let expected = *self.size.get_or_insert(found);
+                if found != expected {
                     let file = files.display(&entry.path);
-                    return Err(DataError::SizeDiffers { file, expected, found: image.size });
+                    return Err(DataError::SizeDiffers { file, expected, found });
                 }
                 self.has_colour |= !image.is_grey;
-                self.rgb.extend_from_slice(&image.rgb);
+                self.rgb.extend_from_slice(image.rgb.as_raw());
             }
             self.images += portion.len();
             watch(self.images);
         }
-        Ok(items.iter().map(|&(_, label)| label).collect())
+        Ok(())
     }
 
     /// The first `train` images, and the others; one channel each if no image has colours.

@@ -1,4 +1,4 @@
-//! Data sets: images decoded once into memory as bytes.
+//! Data sets: images decoded once into memory as bytes, or image files of any size that are decoded when they are looked at.
 
 mod catalog;
 mod cifar;
@@ -8,13 +8,17 @@ mod files;
 mod folder;
 mod idx;
 mod normalisation;
+mod photos;
 mod single;
 mod synthetic;
+mod view;
 
 pub use catalog::{CatalogEntry, KNOWN, KnownDataset, catalog, search_folders};
 pub use error::DataError;
+pub use photos::Photos;
 pub use synthetic::{SyntheticOptions, synthetic};
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -81,10 +85,17 @@ impl Images {
 }
 
 /// Images and the class of each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Split {
-    images: Images,
+    source: Source,
     labels: Vec<u16>,
+}
+
+/// Where a split's images are.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    Memory(Images),
+    Files(Photos),
 }
 
 impl Split {
@@ -93,16 +104,57 @@ impl Split {
     /// # Errors
     /// Not as many labels as images, or more of them than 2³² − 1.
     pub fn new(images: Images, labels: Vec<u16>) -> Result<Self, DataError> {
-        if images.len() != labels.len() || u32::try_from(labels.len()).is_err() {
-            let fault = format!("{} images and {} labels", images.len(), labels.len());
-            return Err(DataError::Inconsistent { data: "split".into(), fault });
-        }
-        Ok(Self { images, labels })
+        Self::checked(images.len(), Source::Memory(images), labels)
     }
 
-    /// The images.
-    pub fn images(&self) -> &Images {
-        &self.images
+    /// Image files with their labels.
+    ///
+    /// # Errors
+    /// As [`Split::new`].
+    pub fn photos(photos: Photos, labels: Vec<u16>) -> Result<Self, DataError> {
+        Self::checked(photos.len(), Source::Files(photos), labels)
+    }
+
+    fn checked(images: usize, source: Source, labels: Vec<u16>) -> Result<Self, DataError> {
+        if images != labels.len() || u32::try_from(images).is_err() {
+            let fault = format!("{images} images and {} labels", labels.len());
+            return Err(DataError::Inconsistent { data: "split".into(), fault });
+        }
+        Ok(Self { source, labels })
+    }
+
+    /// The images, if they are in memory and not in files.
+    pub fn images(&self) -> Option<&Images> {
+        match &self.source {
+            Source::Memory(images) => Some(images),
+            Source::Files(_) => None,
+        }
+    }
+
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Height, width and channels of every image, as a network gets it.
+    pub fn shape(&self) -> [usize; 3] {
+        match &self.source {
+            Source::Memory(images) => images.shape(),
+            Source::Files(photos) => photos.shape(),
+        }
+    }
+
+    /// The bytes of one image as evaluation sees it: height · width · channels.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no image.
+    ///
+    /// # Panics
+    /// If there is no such image.
+    pub fn image(&self, index: usize) -> Result<Cow<'_, [u8]>, DataError> {
+        match &self.source {
+            Source::Memory(images) => Ok(images.image(index).into()),
+            Source::Files(photos) => Ok(photos.middle(index)?.into()),
+        }
     }
 
     /// The class of each image, an index into [`Dataset::classes`].
@@ -120,13 +172,13 @@ impl Split {
         self.labels.is_empty()
     }
 
-    /// The part of the split that [`LoadOptions::limit_train`] leaves.
+    /// The part of a split in memory that [`LoadOptions::limit_train`] leaves.
     fn limited(self, limit: Option<usize>) -> Self {
-        match limit {
-            Some(limit) if limit < self.len() => {
+        match (limit, &self.source) {
+            (Some(limit), Source::Memory(images)) if limit < self.len() => {
                 let kept = balanced(&self.labels, limit);
                 let labels = kept.iter().map(|&i| self.labels[i]).collect();
-                Self { images: self.images.select(&kept), labels }
+                Self { source: Source::Memory(images.select(&kept)), labels }
             }
             _ => self,
         }
@@ -152,17 +204,24 @@ pub type Watch<'a> = &'a mut dyn FnMut(usize, usize);
 /// How to open a data set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Scale the shorter side of every image to so many pixels and keep the square in the middle. Only for image
-    /// files; images that already have this size are left alone.
+    /// See every image file as a square of so many pixels a side: training a random part of it, evaluation its middle.
+    /// The files are then decoded whenever they are looked at. Other data sets have a size of their own.
     pub image_size: Option<usize>,
     /// Keep only so many training images: the first of every class in turn, so that classes stay balanced.
     pub limit_train: Option<usize>,
+    /// Hold out so many percent of the images of class folders that have no test images.
+    pub hold_out: Option<u8>,
 }
 
 impl LoadOptions {
     /// The size to scale to, if images can have it.
-    fn checked_size(&self) -> Result<Option<u32>, DataError> {
+    fn checked_size(&self) -> Result<Option<usize>, DataError> {
         self.image_size.map(decode::checked_size).transpose()
+    }
+
+    /// Whether a data set with test images of its own is opened as it is.
+    fn nothing_held_out(&self, data: &str) -> Result<(), DataError> {
+        if self.hold_out.is_some() { Err(DataError::AlreadySplit { data: data.to_owned() }) } else { Ok(()) }
     }
 }
 
@@ -176,10 +235,10 @@ impl Dataset {
         if train.is_empty() || test.is_empty() {
             return inconsistent(format!("{} training and {} test images", train.len(), test.len()));
         }
-        if train.images.shape != test.images.shape {
+        let (shape, other) = (train.shape(), test.shape());
+        if shape != other {
             return inconsistent(format!(
-                "training images are {:?} (height, width, channels) and test images {:?}",
-                train.images.shape, test.images.shape
+                "training images are {shape:?} (height, width, channels) and test images {other:?}"
             ));
         }
         if let Some(label) = train.labels.iter().chain(&test.labels).find(|&&l| usize::from(l) >= classes.len()) {
@@ -190,8 +249,8 @@ impl Dataset {
 
     /// Opens a data set: `synthetic`, a path, or a known name (see [`KNOWN`]).
     ///
-    /// A path is a folder or .zip of `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (or `val/`), a folder of CIFAR-10 or
-    /// CIFAR-100 binary batches, or a folder of IDX files. A path that exists wins over a known name.
+    /// A path is a folder or .zip of `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (or `val/`), one of `CLASS/IMAGE` if a share
+    /// is held out, a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files. A path that exists wins over a known name.
     ///
     /// # Errors
     /// See [`DataError`].
@@ -207,6 +266,7 @@ impl Dataset {
         // An impossible size is refused even where nothing is to be scaled.
         options.checked_size()?;
         if spec == synthetic::NAME {
+            options.nothing_held_out(spec)?;
             let default = SyntheticOptions::default();
             let train = options.limit_train.map_or(default.train, |limit| limit.min(default.train));
             return synthetic(&SyntheticOptions { train, ..default });
@@ -225,15 +285,18 @@ impl Dataset {
     pub fn open_path(path: &Path, options: &LoadOptions, watch: Watch<'_>) -> Result<Self, DataError> {
         let kind = std::fs::metadata(path).map_err(DataError::io(path))?;
         if kind.is_file() {
-            return folder::open(&files::Archive::open(path)?, path, options, watch);
+            return folder::open(Arc::new(files::Archive::open(path)?), path, options, watch);
         }
         if let Some(layout) = cifar::detect(path) {
+            options.nothing_held_out(&path.display().to_string())?;
             return cifar::open(&layout, path, options);
         }
         if let Some(layout) = idx::detect(path) {
+            options.nothing_held_out(&path.display().to_string())?;
             return idx::open(&layout, path, options);
         }
-        folder::open(&files::Folder::open(path)?, path, options, watch)
+        let scope = if options.hold_out.is_some() { files::Scope::All } else { files::Scope::Splits };
+        folder::open(Arc::new(files::Folder::open(path, scope)?), path, options, watch)
     }
 }
 

@@ -2,38 +2,29 @@
 
 use super::decode::{checked_size, decode};
 use super::files::read_limited;
-use super::{DataError, Images};
+use super::{DataError, Images, view};
 use std::fs::File;
 use std::path::Path;
 
 impl Images {
-    /// Reads one image file, as a set of one: the square in its middle, scaled to `side` × `side` pixels unless it has
-    /// that size already, with 3 channels, or with 1 of brightness.
+    /// Reads one image file, as a set of one: its middle as evaluation sees it, `side` × `side` pixels, with 3 channels, or
+    /// with 1 of brightness. An image that has that size already is left alone.
     ///
     /// # Errors
     /// A size that images are not scaled to, a file that cannot be read or is no image, or another number of channels.
     pub fn read(path: &Path, side: usize, channels: usize) -> Result<Self, DataError> {
         let size = checked_size(side)?;
         let name = || path.display().to_string();
+        if !matches!(channels, 1 | 3) {
+            let fault = format!("image files have 1 or 3 channels, not {channels}");
+            return Err(DataError::Inconsistent { data: name(), fault });
+        }
         let file = File::open(path).map_err(DataError::io(path))?;
         let bytes = read_limited(file, name)?;
-        let image = decode(&bytes, Some(size)).map_err(|reason| DataError::NotAnImage { file: name(), reason })?;
-        let pixels = match channels {
-            3 => image.rgb,
-            1 => image.rgb.as_chunks::<3>().0.iter().map(brightness).collect(),
-            _ => {
-                let fault = format!("image files have 1 or 3 channels, not {channels}");
-                return Err(DataError::Inconsistent { data: name(), fault });
-            }
-        };
+        let pixels = decode(&bytes).and_then(|image| view::square(&image, size, channels, None));
+        let pixels = pixels.map_err(|reason| DataError::NotAnImage { file: name(), reason })?;
         Self::new([side, side, channels], pixels)
     }
-}
-
-/// The brightness of a colour by ITU-R BT.601; of a grey one, its value.
-fn brightness(&[red, green, blue]: &[u8; 3]) -> u8 {
-    let weighted = 299 * u32::from(red) + 587 * u32::from(green) + 114 * u32::from(blue);
-    ((weighted + 500) / 1000) as u8
 }
 
 #[cfg(test)]
@@ -45,11 +36,13 @@ mod tests {
     fn the_middle_is_kept_and_grey_stays_grey() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wide.png");
-        // Columns 0 to 7; the middle four are 2 to 5.
-        RgbImage::from_fn(8, 4, |x, y| image::Rgb([x as u8, y as u8, 200])).save(&path).unwrap();
-        let image = Images::read(&path, 4, 3).unwrap();
-        assert_eq!((image.shape(), image.len()), ([4, 4, 3], 1));
-        assert_eq!(image.image(0)[..6], [2, 0, 200, 3, 0, 200]);
+        // Black sides, and a middle that is white for as far as evaluation looks.
+        RgbImage::from_fn(64, 32, |x, _| image::Rgb([if (16..48).contains(&x) { 255 } else { 0 }; 3]))
+            .save(&path)
+            .unwrap();
+        let image = Images::read(&path, 8, 3).unwrap();
+        assert_eq!((image.shape(), image.len()), ([8, 8, 3], 1));
+        assert!(image.pixels().iter().all(|&value| value == 255));
 
         let grey = folder.path().join("grey.png");
         GrayImage::from_fn(2, 2, |x, y| image::Luma([(100 * x + 50 * y) as u8])).save(&grey).unwrap();
@@ -70,5 +63,20 @@ mod tests {
         assert!(error.contains("letter.jpg is not a readable image"), "{error}");
         let error = Images::read(&folder.path().join("none.png"), 4, 3).unwrap_err().to_string();
         assert!(error.contains("none.png"), "{error}");
+    }
+
+    #[test]
+    fn a_jpeg_that_is_cut_off_is_no_image_and_a_wrong_name_is_no_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("photo.png");
+        let rgb = RgbImage::from_fn(64, 64, |x, y| image::Rgb([4 * x as u8, 4 * y as u8, (x * y) as u8]));
+        rgb.save_with_format(&path, image::ImageFormat::Jpeg).unwrap();
+        Images::read(&path, 32, 3).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for kept in [bytes.len() - 2, bytes.len() * 3 / 4, bytes.len() / 2, 20, 3] {
+            std::fs::write(&path, &bytes[..kept]).unwrap();
+            let error = Images::read(&path, 32, 3).unwrap_err();
+            assert!(matches!(&error, DataError::NotAnImage { file, .. } if file.ends_with("photo.png")), "{error}");
+        }
     }
 }

@@ -60,7 +60,7 @@ impl Default for SyntheticOptions {
 /// use hetconv_train::{SyntheticOptions, synthetic};
 ///
 /// let data = synthetic(&SyntheticOptions { train: 100, test: 20, ..Default::default() })?;
-/// assert_eq!(data.train.images().shape(), [32, 32, 3]);
+/// assert_eq!(data.train.shape(), [32, 32, 3]);
 /// assert_eq!(data.classes.len(), 10);
 /// # Ok::<(), hetconv_train::DataError>(())
 /// ```

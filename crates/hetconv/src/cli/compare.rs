@@ -273,7 +273,7 @@ fn write_csv(path: &Path, rows: &[Row]) -> Result<()> {
 
 fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>) -> Report {
     let images = |n: usize| grouped(n as u64);
-    let [height, width, channels] = data.train.images().shape();
+    let [height, width, channels] = data.train.shape();
     let isa = Isa::selected().map_or("none", Isa::name);
     let threads = rayon::current_num_threads();
     let seeds: Vec<String> = args.seeds.iter().map(u64::to_string).collect();

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use hetconv::graph::{Normalisation, nearest};
 use hetconv::train::{CatalogEntry, Dataset, LoadOptions, Split, catalog, search_folders};
 use hetconv::units::grouped;
+use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -33,17 +34,20 @@ enum Command {
     /// Decode a whole data set and say what is in it, or what is wrong with it
     #[command(after_help = "\
 A data set is `synthetic`, a known name, a folder or .zip of class folders (train/CLASS/IMAGE and test/CLASS/IMAGE or
-val/), a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files (MNIST family).
+val/; or CLASS/IMAGE, with --hold-out), a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files (MNIST family).
 
 Examples:
   hetconv data prepare synthetic
-  hetconv data prepare photos.zip --image-size 224")]
+  hetconv data prepare photos.zip --image-size 224 --hold-out 10")]
     Prepare {
         /// Path or known name
         data: String,
-        /// Scale the middle square of every image file to so many pixels
+        /// See image files, of whatever size, as squares of so many pixels a side
         #[arg(long, value_name = "PIXELS")]
         image_size: Option<usize>,
+        /// Hold out so many percent of the images, for class folders that are not split into train/ and test/
+        #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..100))]
+        hold_out: Option<u8>,
     },
     /// Say where a known data set is; if it isn't here, how to get it
     #[command(after_help = "\
@@ -61,7 +65,9 @@ Example:
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     match &args.command {
         Command::List => output.result(&catalog(&search_folders()), |entries| list(entries)),
-        Command::Prepare { data, image_size } => prepare(data, *image_size, output),
+        &Command::Prepare { ref data, image_size, hold_out } => {
+            prepare(data, &LoadOptions { image_size, limit_train: None, hold_out }, output)
+        }
         Command::Fetch { name } => fetch(name, output),
     }
 }
@@ -120,37 +126,53 @@ struct Prepared {
     memory_mib: f64,
 }
 
+/// How many images are looked at before their digest is taken.
+const PORTION: usize = 256;
+
 #[derive(Serialize)]
 struct Half {
     images: usize,
     /// Images of each class, in the order of `classes`.
     per_class: Vec<usize>,
-    /// Of all decoded pixels and then all labels, as little-endian 16-bit numbers.
+    /// Of all pixels that evaluation sees and then all labels, as little-endian 16-bit numbers.
     sha256: String,
 }
 
 impl Half {
-    fn new(split: &Split, classes: usize) -> Self {
+    /// Looks at every image, in parallel, but never at more than some hundred at a time; `watch` is told how many are done.
+    fn new(split: &Split, classes: usize, watch: &mut dyn FnMut(usize)) -> Result<Self> {
         let mut per_class = vec![0; classes];
         let mut digest = Sha256::new();
-        digest.update(split.images().pixels());
+        for first in (0..split.len()).step_by(PORTION) {
+            let last = (first + PORTION).min(split.len());
+            let images: Vec<_> = (first..last).into_par_iter().map(|index| split.image(index)).collect();
+            // One after another, so that of several faults always the first is reported.
+            images.into_iter().try_for_each(|image| image.map(|image| digest.update(image)))?;
+            watch(last);
+        }
         for &label in split.labels() {
             per_class[usize::from(label)] += 1;
             digest.update(label.to_le_bytes());
         }
         let sha256 = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { images: split.len(), per_class, sha256 }
+        Ok(Self { images: split.len(), per_class, sha256 })
     }
 }
 
-fn prepare(data: &str, image_size: Option<usize>, output: &Output) -> Result<()> {
-    let set = open_data(data, &LoadOptions { image_size, limit_train: None })?;
-    let bytes = set.train.images().pixels().len() + set.test.images().pixels().len();
+fn prepare(data: &str, options: &LoadOptions, output: &Output) -> Result<()> {
+    let set = open_data(data, options)?;
+    let bytes: usize =
+        [&set.train, &set.test].iter().filter_map(|split| split.images()).map(|i| i.pixels().len()).sum();
+    let images = set.train.len() + set.test.len();
+    let mut progress = StepProgress::new(data, "images");
+    let train = Half::new(&set.train, set.classes.len(), &mut |done| progress.at(done, images))?;
+    let test = Half::new(&set.test, set.classes.len(), &mut |done| progress.at(set.train.len() + done, images))?;
+    drop(progress);
     let prepared = Prepared {
         data: set.name.clone(),
-        image: set.train.images().shape(),
-        train: Half::new(&set.train, set.classes.len()),
-        test: Half::new(&set.test, set.classes.len()),
+        image: set.train.shape(),
+        train,
+        test,
         normalisation: set.train.normalisation(),
         memory_mib: bytes as f64 / f64::from(1 << 20),
         classes: set.classes,
@@ -168,10 +190,14 @@ fn text(prepared: &Prepared) -> String {
     let [height, width, channels] = prepared.image;
     let Normalisation { mean, std } = &prepared.normalisation;
     let name = Path::new(&prepared.data).display();
+    let memory = if prepared.memory_mib > 0.0 {
+        format!("{:.1} MiB in memory", prepared.memory_mib)
+    } else {
+        "decoded whenever they are looked at".to_owned()
+    };
     format!(
-        "{name}: {channels}×{height}×{width} (channels, height, width), {:.1} MiB in memory\n\n{classes}\n\n\
+        "{name}: {channels}×{height}×{width} (channels, height, width), {memory}\n\n{classes}\n\n\
          Mean      {}\nStd       {}\nSHA-256   training {}\n          test     {}",
-        prepared.memory_mib,
         numbers(mean),
         numbers(std),
         train.sha256,

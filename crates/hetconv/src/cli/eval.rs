@@ -1,9 +1,9 @@
 //! `hetconv eval`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use hetconv::train::{LoadOptions, evaluate_with};
+use hetconv::train::{Dataset, LoadOptions, evaluate_with};
 use hetconv::units::{duration, grouped};
 use serde::Serialize;
 
@@ -17,6 +17,7 @@ use super::usage::bad_usage;
 /// Measure a trained network on the held-out images of a data set
 #[derive(clap::Args)]
 #[command(after_help = "\
+Image files of another size than the network takes are seen as seven eighths of their middle square, scaled to it.
 In JSON top1 and top5 are shares from 0 to 1, and the loss is in nats. Convolutions sum directly unless --fast is given.
 
 Example:
@@ -28,6 +29,10 @@ pub struct Args {
     /// The data set: a path or a known name (see `hetconv data list`)
     #[arg(long, value_name = "PATH")]
     data: String,
+
+    /// Hold out so many percent of the images, as in training
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..100))]
+    hold_out: Option<u8>,
 
     /// Images in a batch
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
@@ -51,10 +56,11 @@ struct Evaluated {
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let file = model::load(&args.file)?;
     let input = file.graph.input_shape().unwrap_or_default();
-    // Image files are scaled to what the network takes; other data sets have a size of their own.
-    let options = LoadOptions { image_size: Some(input[1]).filter(|_| input[1] == input[2]), limit_train: None };
+    // Image files are seen as the network takes them; other data sets have a size of their own.
+    let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
+    let options = LoadOptions { image_size, limit_train: None, hold_out: args.hold_out };
     let data = open_data(&args.data, &options)?;
-    let [height, width, channels] = data.test.images().shape();
+    let [height, width, channels] = data.test.shape();
     if input != [channels, height, width] {
         let [c, h, w] = input;
         bad_usage!(
@@ -65,15 +71,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     let batch = args.batch_size as usize;
     let mut network = Classifier::new(&file, batch, !args.fast)?;
-    if network.classes() != data.classes.len() || (!file.classes.is_empty() && file.classes != data.classes) {
-        bad_usage!(
-            "{} was trained for other classes than those of {}: {} against {}",
-            args.file.display(),
-            data.name,
-            name_some(&file.classes, network.classes()),
-            name_some(&data.classes, data.classes.len())
-        );
-    }
+    same_classes(&args.file, &file.classes, network.classes(), &data)?;
     let classes = network.classes();
     let mut progress = StepProgress::new(&file.graph.name, "images");
     let mut watch = |done, images| progress.at(done, images);
@@ -99,6 +97,20 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             duration(found.seconds)
         )
     })
+}
+
+/// Whether a network knows the classes of a data set.
+pub fn same_classes(file: &Path, classes: &[String], number: usize, data: &Dataset) -> Result<()> {
+    if number != data.classes.len() || (!classes.is_empty() && classes != data.classes) {
+        bad_usage!(
+            "{} was trained for other classes than those of {}: {} against {}",
+            file.display(),
+            data.name,
+            name_some(classes, number),
+            name_some(&data.classes, data.classes.len())
+        );
+    }
+    Ok(())
 }
 
 fn name_some(classes: &[String], number: usize) -> String {

@@ -14,6 +14,7 @@ mod npy;
 mod output;
 mod predict;
 mod progress;
+mod prune;
 mod report;
 mod run;
 mod runs;
@@ -53,6 +54,7 @@ enum Command {
     List(list::Args),
     Summary(summary::Args),
     Train(train::Args),
+    Prune(prune::Args),
     Eval(eval::Args),
     Predict(predict::Args),
     Run(run::Args),
@@ -98,6 +100,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::List(args) => list::run(&args, &output),
         Command::Summary(args) => summary::run(&args, &output),
         Command::Train(args) => train::run(&args, &output),
+        Command::Prune(args) => prune::run(&args, &output),
         Command::Eval(args) => eval::run(&args, &output),
         Command::Predict(args) => predict::run(&args, &output),
         Command::Run(args) => run::run(&args, &output),

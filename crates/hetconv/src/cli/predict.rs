@@ -15,7 +15,8 @@ use super::usage::bad_usage;
 /// Say what a trained network sees in images
 #[derive(clap::Args)]
 #[command(after_help = "\
-The middle square of each image (JPEG, PNG or BMP) is scaled to the size the network was trained on.
+Each image (JPEG, PNG or BMP) is seen as evaluation sees it: if it has not the size the network takes, seven eighths of the
+middle square are scaled to it.
 
 Example:
   hetconv predict runs/resnet20_p4/model.safetensors cat.jpg dog.png --top 3")]
@@ -69,7 +70,7 @@ fn predict(file: &ModelFile, network: &mut Classifier, path: &Path, top: usize) 
     }
     let image = Split::new(Images::read(path, height, channels)?, vec![0])?;
     let mut pixels = vec![0.0; channels * height * width];
-    fill_batch(&image, &[0], &Augment::NONE, &PixelTable::new(&file.normalisation), 0, 0, &mut pixels);
+    fill_batch(&image, &[0], &Augment::NONE, &PixelTable::new(&file.normalisation), 0, 0, &mut pixels)?;
     let logits = network.logits(&pixels, 1)?;
     let probabilities = softmax(logits.into_iter().map(f64::from).collect());
     let mut order: Vec<usize> = (0..probabilities.len()).collect();

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use hetconv::train::{EpochMetrics, StepReport, TrainObserver};
-use hetconv::units::{duration, grouped};
+use hetconv::units::{duration, grouped, rate};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Time between two plain lines.
@@ -93,10 +93,9 @@ impl StepProgress {
 }
 
 fn steps(done: u64, total: u64, things: &str, seconds: f64) -> String {
-    let rate = done as f64 / seconds.max(f64::MIN_POSITIVE);
-    let precision = if rate < 10.0 { 1 } else { 0 };
+    let rate = rate(done as f64 / seconds.max(f64::MIN_POSITIVE));
     let left = left(done, total, seconds);
-    format!("{} of {} {things}  {rate:.precision$} {things}/s  {left} left", grouped(done), grouped(total))
+    format!("{} of {} {things}  {rate} {things}/s  {left} left", grouped(done), grouped(total))
 }
 
 /// Shows a training run, until it is dropped.
@@ -120,14 +119,14 @@ impl TrainObserver for TrainingProgress {
         let (started, first) = *self.started.get_or_insert((Instant::now(), done));
         self.bar.advance(done, total);
         self.bar.show(format!(
-            "epoch {}/{}  step {}/{}  loss {:.3}  top-1 {:.1} %  {:.0} images/s  {} left",
+            "epoch {}/{}  step {}/{}  loss {:.3}  top-1 {:.1} %  {} images/s  {} left",
             report.epoch + 1,
             report.epochs,
             report.step,
             report.steps_per_epoch,
             report.loss,
             100.0 * report.top1,
-            report.images_per_second,
+            rate(report.images_per_second),
             left(done - first, total - first, started.elapsed().as_secs_f64()),
         ));
     }
@@ -138,13 +137,13 @@ impl TrainObserver for TrainingProgress {
 
     fn epoch(&mut self, metrics: &EpochMetrics) {
         self.bar.say(&format!(
-            "epoch {:>2}  train loss {:.3}  top-1 {:.1} %   held-out loss {:.3}  top-1 {:.1} %   {:.0} images/s  {}",
+            "epoch {:>2}  train loss {:.3}  top-1 {:.1} %   held-out loss {:.3}  top-1 {:.1} %   {} images/s  {}",
             metrics.epoch,
             metrics.train_loss,
             100.0 * metrics.train_top1,
             metrics.eval_loss,
             100.0 * metrics.eval_top1,
-            metrics.images_per_second,
+            rate(metrics.images_per_second),
             duration(metrics.seconds),
         ));
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hetconv::graph::Graph;
 use hetconv::train::{Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, run_files, train};
-use hetconv::units::{count, duration, grouped};
+use hetconv::units::{count, duration, grouped, rate};
 
 use super::data::open_data;
 use super::model;
@@ -19,25 +19,36 @@ use super::usage::bad_usage;
 The run's folder gets config.toml, metrics.csv (a line an epoch), checkpoints/, and at the end summary.json and
 model.safetensors. A run that was stopped, however roughly, goes on with --resume and ends with the very same weights.
 
+Photos of any size, with --image-size: training sees a random part of each (8 to 100 % of its area), mirrored every other
+time, evaluation seven eighths of the middle; a step learns from --batch-size times --accumulate of them.
+
 Examples:
   hetconv train --model resnet20_p4 --data cifar10 --epochs 10
-  hetconv train --resume --out runs/resnet20_p4")]
+  hetconv train --resume --out runs/resnet20_p4
+  hetconv train --model resnet50_p4 --data imagenet --image-size 224 --recipe paper --batch-size 32 --accumulate 8")]
 pub struct Args {
     /// The network (see `hetconv list`)
     #[arg(long, value_name = "NAME", required_unless_present = "resume")]
     model: Option<String>,
 
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// What commands that train one network take.
+#[derive(clap::Args)]
+pub struct RunArgs {
     /// The data set: a path or a known name (see `hetconv data list`) [default: synthetic]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
 
     /// The run's folder [default: runs/NAME]
-    #[arg(long, value_name = "DIR", required_unless_present = "model")]
-    out: Option<PathBuf>,
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 
     /// Go on with the run in the folder, with its own settings; without one there, begin it
     #[arg(long)]
-    resume: bool,
+    pub resume: bool,
 
     #[command(flatten)]
     settings: Settings,
@@ -62,7 +73,7 @@ pub struct Args {
 /// Settings that several commands take.
 #[derive(clap::Args, Clone)]
 pub struct Settings {
-    /// The recipe: `paper` (long) or `onecycle` (short) [default: onecycle]
+    /// The recipe: `paper` (long), `onecycle` (short) or `finetune` (a small rate) [default: onecycle; prune: finetune]
     #[arg(long, value_name = "RECIPE", value_parser = parse_recipe)]
     pub recipe: Option<RecipeName>,
 
@@ -82,9 +93,13 @@ pub struct Settings {
     #[arg(long, value_name = "N")]
     pub limit_train: Option<usize>,
 
-    /// Scale the middle square of every image file to so many pixels
+    /// See image files, of whatever size, as squares of so many pixels a side
     #[arg(long, value_name = "PIXELS")]
     pub image_size: Option<usize>,
+
+    /// Hold out so many percent of the images, for class folders that are not split into train/ and test/
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..100))]
+    pub hold_out: Option<u8>,
 }
 
 fn parse_recipe(text: &str) -> Result<RecipeName, String> {
@@ -107,6 +122,7 @@ impl Settings {
             lr: self.lr.unwrap_or(own.lr),
             limit_train: self.limit_train,
             image_size: self.image_size,
+            hold_out: self.hold_out,
             ..own
         })
     }
@@ -115,83 +131,119 @@ impl Settings {
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let (config, out) = configure(args)?;
     config.validate()?;
+    if config.pruned.is_some() {
+        bad_usage!("{} holds a run of a pruned network; go on with it by `hetconv prune --resume`", out.display());
+    }
     let data = data_of(&config)?;
     let (graph, recipe) = (network(&config, &data)?, config.complete_recipe()?);
-    let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: args.resume };
+    let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: args.run.resume };
     let summary = train_one(job, &config.model)?;
     output.result(&summary, |summary| text(summary, &out))
 }
 
 /// Opens a run's data set.
 pub fn data_of(config: &RunConfig) -> Result<Dataset> {
-    open_data(&config.data, &LoadOptions { image_size: config.image_size, limit_train: config.limit_train })
+    let &RunConfig { image_size, limit_train, hold_out, .. } = config;
+    open_data(&config.data, &LoadOptions { image_size, limit_train, hold_out })
 }
 
 /// The network of a run, for the images and classes of its data.
 pub fn network(config: &RunConfig, data: &Dataset) -> Result<Graph> {
-    let [height, width, channels] = data.train.images().shape();
+    let [height, width, channels] = data.train.shape();
     model::build(&config.model.parse()?, data.classes.len(), Some([channels, height, width]))
 }
 
 /// Trains one network, with progress under this name.
 pub fn train_one(job: TrainJob<'_>, name: &str) -> Result<Summary> {
     let out = job.out;
-    train(job, &mut TrainingProgress::new(name)).with_context(|| format!("training {name} in {} failed", out.display()))
+    train(job, &mut TrainingProgress::new(name)).with_context(|| failed(name, out))
+}
+
+/// What stands before the error of a run.
+pub fn failed(name: &str, out: &Path) -> String {
+    format!("training {name} in {} failed", out.display())
 }
 
 /// The settings of the run, and its folder.
 fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
-    let out = match (&args.out, &args.model) {
+    let out = match (&args.run.out, &args.model) {
         (Some(out), _) => out.clone(),
         (None, Some(model)) => Path::new("runs").join(model),
         (None, None) => bad_usage!("--out or --model is needed to find the run's folder"),
     };
-    let stored = out.join(run_files::CONFIG);
-    if args.resume && stored.is_file() {
-        let mut config = RunConfig::load(&stored)?;
-        agree(args, &config, &stored)?;
-        config.checkpoint_every = args.checkpoint_every.or(config.checkpoint_every);
+    if let Some(config) = args.run.stored(&out, &[("--model", args.model.clone(), &|config| config.model.clone())])? {
         return Ok((config, out));
     }
     let Some(model) = &args.model else {
         bad_usage!("there is no run in {} to go on with; to begin one, give its --model", out.display());
     };
-    let data = args.data.as_deref().unwrap_or("synthetic");
-    let config = args.settings.config(model, data, RecipeName::OneCycle)?;
-    let config = RunConfig {
-        seed: args.seed.unwrap_or(0),
-        accumulate: args.accumulate.unwrap_or(1),
-        checkpoint_every: args.checkpoint_every,
-        device: args.device.unwrap_or_default(),
-        ..config
-    };
-    Ok((config, out))
+    Ok((args.run.config(model, RecipeName::OneCycle)?, out))
 }
 
+/// A flag that not all commands have, the value given, and what a run's settings say.
+pub type Given<'a> = (&'static str, Option<String>, &'a dyn Fn(&RunConfig) -> String);
+
+impl RunArgs {
+    /// The settings of a new run.
+    pub fn config(&self, model: &str, recipe: RecipeName) -> Result<RunConfig> {
+        let data = self.data.as_deref().unwrap_or("synthetic");
+        Ok(RunConfig {
+            seed: self.seed.unwrap_or(0),
+            accumulate: self.accumulate.unwrap_or(1),
+            checkpoint_every: self.checkpoint_every,
+            device: self.device.unwrap_or_default(),
+            ..self.settings.config(model, data, recipe)?
+        })
+    }
+
+    /// The settings of the run that is to go on, if there is one in the folder; those given must be the same.
+    pub fn stored(&self, out: &Path, more: &[Given<'_>]) -> Result<Option<RunConfig>> {
+        let stored = out.join(run_files::CONFIG);
+        if !self.resume || !stored.is_file() {
+            return Ok(None);
+        }
+        let mut config = RunConfig::load(&stored)?;
+        let own = more.iter().map(|(flag, given, of)| (*flag, given.clone(), Some(of(&config))));
+        agree(self.given(&config).into_iter().chain(own), &stored)?;
+        config.checkpoint_every = self.checkpoint_every.or(config.checkpoint_every);
+        Ok(Some(config))
+    }
+
+    /// The settings given, each beside that of a run.
+    fn given(&self, config: &RunConfig) -> Vec<Setting> {
+        fn text<T: ToString>(value: &Option<T>, stored: Option<&T>) -> [Option<String>; 2] {
+            [value.as_ref().map(T::to_string), stored.map(T::to_string)]
+        }
+        let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out } = &self.settings;
+        let settings = [
+            ("--data", text(&self.data, Some(&config.data))),
+            ("--recipe", text(recipe, Some(&config.recipe))),
+            ("--epochs", text(epochs, Some(&config.epochs))),
+            ("--batch-size", text(batch_size, Some(&config.batch_size))),
+            ("--lr", text(lr, Some(&config.lr))),
+            ("--seed", text(&self.seed, Some(&config.seed))),
+            ("--accumulate", text(&self.accumulate, Some(&config.accumulate))),
+            ("--limit-train", text(limit_train, config.limit_train.as_ref())),
+            ("--image-size", text(image_size, config.image_size.as_ref())),
+            ("--hold-out", text(hold_out, config.hold_out.as_ref())),
+            ("--device", text(&self.device, Some(&config.device))),
+        ];
+        settings.map(|(flag, [given, stored])| (flag, given, stored)).into()
+    }
+}
+
+/// A flag, the value given, and that of a run.
+type Setting = (&'static str, Option<String>, Option<String>);
+
 /// Whether the settings given are those of the run that is to go on.
-fn agree(args: &Args, config: &RunConfig, stored: &Path) -> Result<()> {
-    let Settings { recipe, epochs, batch_size, lr, limit_train, image_size } = &args.settings;
-    let text = |value: Option<String>, stored: Option<String>| value.map(|value| (value, stored));
-    let given = [
-        ("model", text(args.model.clone(), Some(config.model.clone()))),
-        ("data", text(args.data.clone(), Some(config.data.clone()))),
-        ("recipe", text(recipe.map(|v| v.to_string()), Some(config.recipe.to_string()))),
-        ("epochs", text(epochs.map(|v| v.to_string()), Some(config.epochs.to_string()))),
-        ("batch-size", text(batch_size.map(|v| v.to_string()), Some(config.batch_size.to_string()))),
-        ("lr", text(lr.map(|v| v.to_string()), Some(config.lr.to_string()))),
-        ("seed", text(args.seed.map(|v| v.to_string()), Some(config.seed.to_string()))),
-        ("accumulate", text(args.accumulate.map(|v| v.to_string()), Some(config.accumulate.to_string()))),
-        ("limit-train", text(limit_train.map(|v| v.to_string()), config.limit_train.map(|v| v.to_string()))),
-        ("image-size", text(image_size.map(|v| v.to_string()), config.image_size.map(|v| v.to_string()))),
-        ("device", text(args.device.map(|v| v.to_string()), Some(config.device.to_string()))),
-    ];
-    for (flag, values) in given {
-        if let Some((given, stored_value)) = values
+fn agree(settings: impl Iterator<Item = Setting>, stored: &Path) -> Result<()> {
+    for (flag, given, stored_value) in settings {
+        if let Some(given) = given
             && Some(&given) != stored_value.as_ref()
         {
             let stored_value = stored_value.unwrap_or_else(|| "nothing".to_owned());
             bad_usage!(
-                "--{flag} {given}, but {} says {stored_value}; leave the flag out, or begin another run in another --out",
+                "{flag} {given}, but {} says {stored_value}; leave it out, or begin another run in another --out",
                 stored.display()
             );
         }
@@ -199,10 +251,10 @@ fn agree(args: &Args, config: &RunConfig, stored: &Path) -> Result<()> {
     Ok(())
 }
 
-fn text(summary: &Summary, out: &Path) -> String {
+pub fn text(summary: &Summary, out: &Path) -> String {
     format!(
         "{}: top-1 {:.2} %, top-5 {:.2} %, loss {:.4} on {} held-out images\n\
-         {} parameters, {} MACs; {} {} in {} ({:.0} images/s)\n\
+         {} parameters, {} MACs; {} {} in {} ({} images/s)\n\
          {}",
         summary.model,
         100.0 * summary.eval_top1,
@@ -214,7 +266,7 @@ fn text(summary: &Summary, out: &Path) -> String {
         summary.epochs,
         if summary.epochs == 1 { "epoch" } else { "epochs" },
         duration(summary.seconds),
-        summary.images_per_second,
+        rate(summary.images_per_second),
         out.join(run_files::MODEL).display()
     )
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use hetconv::burn::ModuleError;
-use hetconv::graph::NameError;
+use hetconv::graph::{GraphError, NameError, PruneError};
 use hetconv::kernels::IsaError;
 use hetconv::runtime::CompileError;
 use hetconv::train::{ConfigError, DataError, LoaderError, TrainError};
@@ -40,7 +40,13 @@ fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
         || cause.is::<IsaError>()
         || matches!(cause.downcast_ref(), Some(ModuleError::Isa(_)))
         || matches!(cause.downcast_ref(), Some(CompileError::Isa(_)))
+        || matches!(cause.downcast_ref(), Some(GraphError::Pruned { .. }))
+        || matches!(
+            cause.downcast_ref(),
+            Some(PruneError::Ratio(_) | PruneError::Nothing { .. } | PruneError::Macs { .. })
+        )
         || matches!(cause.downcast_ref(), Some(DataError::UnknownName { .. } | DataError::ImageSize { .. }))
+        || matches!(cause.downcast_ref(), Some(DataError::HoldOut { .. } | DataError::AlreadySplit { .. }))
         || matches!(cause.downcast_ref(), Some(ConfigError::Setting { .. }))
         || matches!(cause.downcast_ref(), Some(LoaderError::TooFewSamples { .. }))
 }
@@ -76,6 +82,8 @@ mod tests {
             TrainError::Config(setting).into(),
             TrainError::Device(Device::Metal).into(),
             DataError::ImageSize { size: 0, limit: 4096 }.into(),
+            PruneError::Ratio(2.0).into(),
+            GraphError::Pruned { name: "resnet20_pruned".to_owned() }.into(),
         ];
         for error in errors {
             assert_eq!(exit_code(&error.context("training failed")), 2);

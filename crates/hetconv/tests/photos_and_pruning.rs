@@ -1,0 +1,204 @@
+//! Training on photos of any size, and pruning, through the command line.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use hetconv::graph::{ModelFile, Op};
+use serde_json::Value;
+
+fn command(folder: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hetconv"));
+    command.current_dir(folder).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env_remove("HETCONV_DATA").env_remove("HETCONV_ISA").env_remove("HETCONV_LOG").env("XDG_DATA_HOME", folder);
+    command
+}
+
+fn hetconv(folder: &Path, args: &[&str]) -> Output {
+    command(folder, args).output().unwrap()
+}
+
+#[track_caller]
+fn json(folder: &Path, args: &[&str]) -> Value {
+    let output = hetconv(folder, &[args, &["--format", "json"]].concat());
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[track_caller]
+fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
+    let output = hetconv(folder, args);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(status), "{args:?}: {error}");
+    error
+}
+
+fn here() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn bytes(path: impl AsRef<Path>) -> Vec<u8> {
+    std::fs::read(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+}
+
+/// A 24-bit BMP of coloured stripes.
+fn bmp(path: &Path, width: u32, height: u32, seed: u32) {
+    let row = (width * 3).next_multiple_of(4);
+    let mut bytes = b"BM".to_vec();
+    bytes.extend((54 + row * height).to_le_bytes());
+    bytes.extend([0, 0, 0, 0, 54, 0, 0, 0, 40, 0, 0, 0]);
+    bytes.extend(width.to_le_bytes());
+    bytes.extend(height.to_le_bytes());
+    bytes.extend([1, 0, 24, 0]);
+    bytes.extend([0; 24]);
+    for y in 0..height {
+        for x in 0..row {
+            bytes.push((x * (seed + 1) + y * (7 * seed + 3) + 31 * seed) as u8);
+        }
+    }
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Forty photos of different sizes in five class folders.
+fn photos(folder: &Path) {
+    for i in 0..40 {
+        bmp(&folder.join(format!("photos/class{}/{i}.bmp", i % 5)), 40 + i, 80 - i, i);
+    }
+}
+
+#[test]
+fn photos_are_trained_on_evaluated_and_predicted() {
+    let here = here();
+    photos(here.path());
+    let train = ["train", "--model", "small-cifar_p4", "--data", "photos", "--image-size", "32"];
+    let sizes = ["--batch-size", "4", "--accumulate", "2", "--epochs", "2"];
+    let error = failure(here.path(), 1, &[&train[..], &sizes, &["--out", "run"]].concat());
+    assert!(error.contains("photos is no data set") && error.contains("--hold-out"), "{error}");
+    assert!(!here.path().join("run").exists());
+
+    let whole = [&train[..], &sizes, &["--hold-out", "20"]].concat();
+    let summary = json(here.path(), &[&whole[..], &["--out", "run"]].concat());
+    let number = |key: &str| summary[key].as_u64();
+    // 32 images to learn from are four steps of two batches of four.
+    assert_eq!((number("train_images"), number("eval_images"), number("steps")), (Some(32), Some(8), Some(2 * 4)));
+    assert!(summary["eval_top1"].as_f64() <= summary["eval_top5"].as_f64());
+    assert_eq!(summary["eval_top5"], 1.0, "there are five classes");
+
+    let eval = json(here.path(), &["eval", "run/model.safetensors", "--data", "photos", "--hold-out", "20"]);
+    assert_eq!((eval["images"].as_u64(), eval["top5"].as_f64()), (Some(8), Some(1.0)));
+    assert!((eval["loss"].as_f64().unwrap() - summary["eval_loss"].as_f64().unwrap()).abs() < 1e-3, "{eval}");
+    let seen = json(here.path(), &["predict", "run/model.safetensors", "photos/class3/3.bmp"]);
+    assert_eq!(seen[0]["classes"].as_array().map(Vec::len), Some(5));
+    let prepared = json(here.path(), &["data", "prepare", "photos", "--image-size", "32", "--hold-out", "20"]);
+    assert_eq!((prepared["test"]["images"].as_u64(), prepared["memory_mib"].as_f64()), (Some(8), Some(0.0)));
+
+    // Neither threads nor a kill change a bit.
+    let one = [&["--threads", "1"], &whole[..], &["--out", "one"]].concat();
+    assert!(hetconv(here.path(), &one).status.success());
+    assert!(bytes(here.path().join("run/model.safetensors")) == bytes(here.path().join("one/model.safetensors")));
+    let resumed = [&whole[..], &["--checkpoint-every", "1", "--resume", "--out", "resumed"]].concat();
+    killed_and_resumed(here.path(), &resumed, "resumed");
+    assert!(bytes(here.path().join("run/model.safetensors")) == bytes(here.path().join("resumed/model.safetensors")));
+
+    // A file that is no photo is named, by training as by `data prepare`.
+    std::fs::write(here.path().join("photos/class1/1.bmp"), "no photo").unwrap();
+    let error = failure(here.path(), 1, &[&whole[..], &["--out", "other"]].concat());
+    assert!(error.contains("photos/class1/1.bmp is not a readable image"), "{error}");
+}
+
+/// Kills a run after its first checkpoint, and lets it go on.
+fn killed_and_resumed(folder: &Path, args: &[&str], out: &str) {
+    let mut run = command(folder, args).spawn().unwrap();
+    while !folder.join(out).join("checkpoints").exists() && run.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let done = hetconv(folder, args);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+const TINY: [&str; 6] = ["--limit-train", "160", "--batch-size", "32", "--epochs", "2"];
+
+#[test]
+fn a_pruned_network_is_trained_further() {
+    let here = here();
+    let macs_of = |name: &str| json(here.path(), &["summary", name])["macs"].as_u64().unwrap();
+    let trained = json(here.path(), &[&["train", "--model", "small-cifar", "--out", "whole"], &TINY[..]].concat());
+    let file = "whole/model.safetensors";
+    let prune = [&["prune", file, "--match", "small-cifar_p4"], &TINY[..], &["--lr", "0.01"]].concat();
+    let pruned = json(here.path(), &[&prune[..], &["--out", "pruned"]].concat());
+
+    let (macs, asked) = (pruned["macs"].as_u64().unwrap(), macs_of("small-cifar_p4"));
+    assert!(macs <= asked && macs > asked * 9 / 10, "{macs} of {asked}");
+    assert_eq!((&pruned["macs_before"], &pruned["model"]), (&trained["macs"], &"small-cifar_pruned".into()));
+    assert_eq!(pruned["top1_before"], trained["eval_top1"]);
+    let cost = |part: &str, of: &str| pruned[part][of].as_f64().unwrap();
+    assert_eq!(cost("training", "images"), 320.0);
+    assert_eq!(cost("training", "macs"), 320.0 * 3.0 * trained["macs"].as_f64().unwrap());
+    assert_eq!(cost("fine_tuning", "macs"), 320.0 * 3.0 * macs as f64);
+    for of in ["seconds", "images", "macs"] {
+        assert!((cost("total", of) - cost("training", of) - cost("fine_tuning", of)).abs() < 1e-9);
+    }
+    let run = here.path().join("pruned");
+    assert_eq!(serde_json::from_slice::<Value>(&bytes(run.join("pruned.json"))).unwrap(), pruned);
+    let model = ModelFile::load(&run.join("model.safetensors")).unwrap();
+    assert_eq!((model.graph.cost().unwrap().macs, model.graph.name.as_str()), (macs, "small-cifar_pruned"));
+    for layer in pruned["layers"].as_array().unwrap() {
+        let node = &model.graph.nodes[model.graph.find(layer["name"].as_str().unwrap()).unwrap()];
+        let Op::Conv2d { out_channels, .. } = node.op else { panic!("{node:?}") };
+        assert_eq!(layer["kept"], out_channels);
+    }
+    // What other commands make of it.
+    let summary = json(here.path(), &["summary", "pruned/model.safetensors"]);
+    assert_eq!((&summary["macs"], &summary["macs_standard"]), (&pruned["macs"], &trained["macs"]));
+    let eval = json(here.path(), &["eval", "pruned/model.safetensors", "--data", "synthetic"]);
+    assert!((eval["loss"].as_f64().unwrap() - last_loss(&run)).abs() < 1e-3, "{eval}");
+
+    // A run that was killed ends with the same bytes, and its table is for people.
+    let again = [&prune[..], &["--checkpoint-every", "1", "--resume", "--out", "again"]].concat();
+    killed_and_resumed(here.path(), &again, "again");
+    assert!(bytes(run.join("model.safetensors")) == bytes(here.path().join("again/model.safetensors")));
+    let shown = hetconv(here.path(), &["prune", "--resume", "--out", "again"]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(["fine-tuning", "conv4", "fewer", "Before: top-1"].iter().all(|text| shown.contains(text)), "{shown}");
+
+    // Pruned once more, all three trainings count.
+    let more = [&["prune", "pruned/model.safetensors", "--ratio", "0.2", "--out", "more"], &TINY[..]].concat();
+    assert_eq!(json(here.path(), &more)["total"]["images"], 3 * 320);
+}
+
+fn last_loss(run: &Path) -> f64 {
+    let summary: Value = serde_json::from_slice(&bytes(run.join("summary.json"))).unwrap();
+    summary["eval_loss"].as_f64().unwrap()
+}
+
+#[test]
+fn what_cannot_be_pruned_is_bad_usage() {
+    let here = here();
+    let tiny = [&["train", "--model", "small-cifar", "--out", "whole"], &TINY[..]].concat();
+    assert!(hetconv(here.path(), &tiny).status.success());
+    let file = "whole/model.safetensors";
+    let prune = |more: &[&str]| failure(here.path(), 2, &[&["prune", file, "--out", "run"], more].concat());
+    assert!(prune(&[]).contains("--ratio"));
+    assert!(prune(&["--ratio", "0.5", "--macs", "1M"]).contains("--macs"));
+    assert!(prune(&["--ratio", "1.5"]).contains("more than 0 and less than 1"));
+    assert!(prune(&["--macs", "10M"]).contains("cannot be reached"));
+    assert!(prune(&["--macs", "much"]).contains("105.8M"));
+    assert!(prune(&["--match", "resnet57"]).contains("resnet56"));
+    assert!(!here.path().join("run").exists());
+    let error = failure(here.path(), 2, &["train", "--model", "small-cifar_pruned"]);
+    assert!(error.contains("exists in files"), "{error}");
+    let error = failure(here.path(), 2, &["prune", "--resume", "--out", "whole"]);
+    assert!(error.contains("hetconv train --resume"), "{error}");
+    assert!(
+        hetconv(here.path(), &[&["prune", file, "--ratio", "0.5", "--out", "run"], &TINY[..]].concat())
+            .status
+            .success()
+    );
+    let error = failure(here.path(), 2, &["train", "--resume", "--out", "run"]);
+    assert!(error.contains("hetconv prune --resume"), "{error}");
+    let error = failure(here.path(), 2, &["prune", file, "--ratio", "0.6", "--out", "run", "--resume"]);
+    assert!(error.contains("--ratio 0.6") && error.contains("says 0.5"), "{error}");
+}
