@@ -7,6 +7,7 @@ mod compare;
 mod data;
 mod eval;
 mod export;
+mod files;
 mod list;
 mod model;
 mod npy;
@@ -14,9 +15,11 @@ mod output;
 mod predict;
 mod progress;
 mod report;
+mod reproduce;
 mod run;
 mod runs;
 mod summary;
+mod timing;
 mod train;
 mod usage;
 
@@ -58,6 +61,7 @@ enum Command {
     Benchmark(benchmark::Args),
     Export(export::Args),
     Data(data::Args),
+    Reproduce(reproduce::Args),
     Report(report::Args),
     Checks(checks::Args),
 }
@@ -102,6 +106,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Benchmark(args) => benchmark::run(&args, &output),
         Command::Export(args) => export::run(&args, &output),
         Command::Data(args) => data::run(&args, &output),
+        Command::Reproduce(args) => reproduce::run(&args, &output),
         Command::Report(args) => report::run(&args, &output),
         Command::Checks(args) => checks::run(&args, &output),
     }
