@@ -64,6 +64,10 @@ pub trait TrainObserver {
     fn evaluation(&mut self, done: usize, images: usize);
     /// After every epoch and its evaluation.
     fn epoch(&mut self, metrics: &EpochMetrics);
+    /// After every step: whether the run is to stop here, with a checkpoint from which it can go on.
+    fn stops(&mut self) -> bool {
+        false
+    }
 }
 
 /// Nobody watches.
@@ -121,6 +125,12 @@ pub enum TrainError {
         network: String,
         /// What the data set has.
         found: String,
+    },
+    /// [`TrainObserver::stops`] said so; the newest checkpoint is of this moment.
+    #[error("stopped after {epochs} whole epochs")]
+    Stopped {
+        /// Epochs that were finished.
+        epochs: u64,
     },
     /// A device this build has no support for.
     #[error("this build cannot compute on {0}; build with --features {0}")]
@@ -416,7 +426,8 @@ impl<'a> Run<'a> {
             self.progress.position.step += 1;
             observer.step(&self.report());
             let epoch_is_done = self.progress.position.step == self.steps_per_epoch;
-            let due = config.checkpoint_every.is_some_and(|every| self.progress.steps.is_multiple_of(every));
+            let stops = observer.stops();
+            let due = stops || config.checkpoint_every.is_some_and(|every| self.progress.steps.is_multiple_of(every));
             if epoch_is_done || due {
                 self.check_weights(position)?;
             }
@@ -426,6 +437,9 @@ impl<'a> Run<'a> {
             }
             if epoch_is_done || due {
                 self.checkpoint()?;
+            }
+            if stops && self.progress.position.epoch < config.epochs {
+                return Err(TrainError::Stopped { epochs: self.progress.position.epoch });
             }
         }
         Ok(())

@@ -248,6 +248,7 @@ fn every_command_has_help_with_an_example() {
         "export",
         "data",
         "report",
+        "reproduce",
         "checks",
     ];
     for command in commands {

@@ -1,5 +1,11 @@
 //! The report page: well-formed, complete, self-contained, and safe with any name.
 
+mod common;
+
+use std::path::Path;
+
+use common::Browser;
+use hetconv::core::HetPattern;
 use hetconv::report::{Epoch, Report, Run, Variant};
 
 fn variant(label: &str, macs: u64, top1: f64, seeds: u64) -> Variant {
@@ -18,10 +24,23 @@ fn variant(label: &str, macs: u64, top1: f64, seeds: u64) -> Variant {
         macs,
         macs_reduction_percent: Some(100.0 * (1.0 - macs as f64 / 3_400_000.0)),
         stages: 4,
+        layers: vec![("conv1".into(), 400_000), ("conv2".into(), macs - 400_000)],
+        pattern: (label == "p4").then(|| (HetPattern::shifted(32, 64, 4).unwrap(), 3)),
         ms_per_image: Some(0.02),
         runs: (0..seeds).map(run).collect(),
     }
 }
+
+/// What the page of [`report`] shows.
+const FIGURES: [&str; 7] = [
+    "Accuracy against MACs",
+    "Accuracy against measured time",
+    "Accuracy against training time",
+    "Training loss",
+    "Held-out loss",
+    "MACs of every layer: standard and p4",
+    "Filter bank: M = 32, N = 64, P = 4",
+];
 
 fn report() -> Report {
     Report {
@@ -46,7 +65,10 @@ fn elements(page: &str) -> Vec<(String, String)> {
     while let Some(start) = rest.find('<') {
         let end = start + rest[start..].find('>').expect("a tag that ends");
         let text = &rest[..start];
-        assert!(!text.contains('>') || open.last().is_some_and(|name| name == "style"), "stray > in {text:?}");
+        assert!(
+            !text.contains('>') || open.last().is_some_and(|name| name == "style" || name == "script"),
+            "stray > in {text:?}"
+        );
         if let Some(name) = open.last().filter(|_| !text.trim().is_empty()) {
             found.push((name.clone(), text.to_owned()));
         }
@@ -71,11 +93,12 @@ fn the_page_is_well_formed_and_complete() {
     let texts = elements(&page);
     let count = |name: &str, text: &str| texts.iter().filter(|(n, t)| n == name && t == text).count();
     for label in ["standard", "p4", "gwc4_pwc"] {
-        // A label in each of four charts and a row of the table.
-        assert_eq!(count("text", label), 4, "{label}");
+        // A label in each of five charts and a row of the table; two of them name the bars.
+        let bars = usize::from(label != "gwc4_pwc");
+        assert_eq!(count("text", label), 5 + bars, "{label}");
         assert_eq!(count("th", label), 1, "{label}");
     }
-    for title in ["Accuracy against MACs", "Accuracy against training time", "Training loss", "Held-out loss"] {
+    for title in FIGURES {
         assert_eq!(count("h3", title), 1, "{title}");
     }
     assert_eq!(count("h1", "small-cifar"), 1);
@@ -89,7 +112,7 @@ fn the_page_is_well_formed_and_complete() {
 #[test]
 fn the_page_needs_nothing_but_itself() {
     let page = report().page();
-    for outside in ["http:", "https:", "src=", "href=", "url(", "@import", "<script"] {
+    for outside in ["http:", "https:", "src=", "href=", "url(", "@import", "fetch(", "import("] {
         assert!(!page.contains(outside), "{outside}");
     }
     assert!(page.contains("name=\"viewport\"") && page.contains("prefers-color-scheme: dark"));
@@ -103,8 +126,12 @@ fn series_differ_in_more_than_colour() {
         .skip(1)
         .map(|rest| rest.split('"').next().unwrap())
         .collect();
-    assert_eq!(shapes.len(), 3);
-    assert!(shapes[0] != shapes[1] && shapes[1] != shapes[2] && shapes[0] != shapes[2], "{shapes:?}");
+    let dashes: Vec<&str> =
+        page.split("stroke-dasharray=\"").skip(1).take(3).map(|rest| rest.split('"').next().unwrap()).collect();
+    for differ in [shapes, dashes] {
+        assert_eq!(differ.len(), 3);
+        assert!(differ[0] != differ[1] && differ[1] != differ[2] && differ[0] != differ[2], "{differ:?}");
+    }
 }
 
 #[test]
@@ -118,7 +145,8 @@ fn any_text_is_only_text() {
     report.variants[1].label = evil.into();
     let page = report.page();
     elements(&page);
-    assert!(!page.contains("<script") && !page.contains('\u{7}'));
+    assert_eq!(page.matches("<script").count(), 1, "only the page's own");
+    assert!(!page.contains('\u{7}'));
     assert!(page.contains("&lt;script&gt;alert(&quot;1&quot;)&lt;/script&gt;&amp;&#39;\u{fffd}"));
 }
 
@@ -131,7 +159,7 @@ fn missing_numbers_leave_gaps_not_nonsense() {
     report.variants[2].runs[0].epochs.clear();
     let page = report.page();
     elements(&page);
-    assert!(!page.contains("NaN") && !page.contains("inf"), "no number that is none");
+    assert!(!page.contains("NaN") && !page.replace("inference", "").contains("inf"), "no number that is none");
     // Without an accuracy there is nothing to compare with.
     assert!(!page.contains("In short"));
 
@@ -149,6 +177,38 @@ fn one_number_everywhere_still_makes_a_chart() {
     report.variants[0].runs[0].epochs[0] = Epoch::default();
     let page = report.page();
     elements(&page);
-    assert!(!page.contains("NaN") && !page.contains("inf"));
-    assert_eq!(page.matches("<figure>").count(), 4);
+    assert!(!page.contains("NaN") && !page.replace("inference", "").contains("inf"));
+    // Five charts, and the filter bank if it were HetConv; there is no other network to set beside this one.
+    assert_eq!(page.matches("<figure>").count(), 5);
+}
+
+/// Sorts by top-1, and writes into the page what there is to be seen.
+const PROBE: &str = r#"<script>
+const head = [...document.querySelectorAll("thead button")].find((b) => b.textContent === "Top-1");
+head.click();
+const order = [...document.querySelectorAll("tbody th")].map((th) => th.textContent).join(" ");
+const figures = [...document.querySelectorAll("figure")].map((figure) => {
+  const box = figure.querySelector("svg").getBoundingClientRect();
+  return figure.querySelector("h3").textContent + ": " + (box.width > 200 && box.height > 50 ? "seen" : "missing");
+});
+const fits = document.documentElement.scrollWidth === document.documentElement.clientWidth;
+const lines = ["order " + order, "sort " + head.parentElement.ariaSort, "fits " + fits, ...figures];
+document.body.append(Object.assign(document.createElement("pre"), { textContent: lines.join("\n") }));
+</script></body>"#;
+
+#[test]
+fn a_browser_shows_every_figure_and_sorts_the_table() {
+    let Some(browser) = Browser::find() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path: &Path = &folder.path().join("page.html");
+    std::fs::write(path, report().page().replace("</body>", PROBE)).unwrap();
+    for width in [1280, 500] {
+        let seen = browser.dom(path, width);
+        assert_eq!(seen.console, "", "{width}");
+        // 76.5, 79.5 and 80.5 per cent; ascending.
+        assert!(seen.dom.contains("order gwc4_pwc p4 standard\nsort ascending\nfits true"), "{width}: {}", seen.tail());
+        for figure in FIGURES {
+            assert!(seen.dom.contains(&format!("{figure}: seen")), "{width}: {figure}: {}", seen.tail());
+        }
+    }
 }

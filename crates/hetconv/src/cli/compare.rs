@@ -1,12 +1,9 @@
 //! `hetconv compare`: the same network with several convolutions, trained by one recipe.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use burn::tensor::Device;
-use hetconv::burn::GraphModule;
-use hetconv::graph::{Graph, ModelName, Substitution, atomic_write};
+use hetconv::graph::{Graph, ModelFile, ModelName, Substitution};
 use hetconv::kernels::Isa;
 use hetconv::report::{Report, Variant};
 use hetconv::train::{Dataset, RecipeName, RunConfig, TrainJob, run_files};
@@ -17,7 +14,7 @@ use super::output::{Output, table};
 use super::runs::{self, FinishedRun};
 use super::train::{Settings, data_of, network, train_one};
 use super::usage::bad_usage;
-use super::{checks, model, report};
+use super::{checks, files, timing};
 
 /// Train one network with several convolutions and set them side by side: the main job
 #[derive(clap::Args)]
@@ -58,8 +55,6 @@ pub struct Args {
 
 /// Epochs for the built-in data, where a few are enough.
 const SYNTHETIC_EPOCHS: u64 = 6;
-/// Images in a batch when inference is timed.
-const TIMED_BATCH: usize = 64;
 
 /// One line of `compare.csv`, and of the JSON.
 #[derive(Serialize)]
@@ -123,13 +118,13 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         }
         trained.push(runs);
     }
-    let times = time_inference(&candidates, &configs, &args.out)?;
+    let times = time_inference(&configs, &args.out)?;
 
     let label = |i: usize| candidates[i].label.clone();
     let variant = |(i, runs): (usize, &Vec<FinishedRun>)| {
-        runs::variant(label(i), runs[0].size, Some(times[i]), &runs.iter().collect::<Vec<_>>())
+        runs::variant(label(i), Some(times[i]), &runs.iter().collect::<Vec<_>>())
     };
-    let variants: Vec<Variant> = trained.iter().enumerate().map(variant).collect();
+    let variants: Vec<Variant> = trained.iter().enumerate().map(variant).collect::<Result<_>>()?;
     let rows = candidates.iter().zip(&configs).zip(&variants);
     let rows = rows.map(|((candidate, configs), variant)| row(candidate, &configs[0], variant));
     let compared = Compared {
@@ -138,8 +133,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         report: args.out.join("report.html"),
         table: variants.clone(),
     };
-    write_csv(&compared.csv, &compared.variants)?;
-    report::write(&compared.report, &page(args, &configs[0][0], &data, variants))?;
+    files::write_csv(&compared.csv, &compared.variants)?;
+    files::write_text(&compared.report, &page(args, &configs[0][0], &data, variants).page())?;
     output.result(&compared, text)
 }
 
@@ -210,38 +205,11 @@ fn train_or_reuse(job: TrainJob<'_>, name: &str) -> Result<FinishedRun> {
     runs::load(out)
 }
 
-/// Milliseconds per image of every network: forward passes in evaluation. The networks take turns, so that whatever
-/// else the machine does hits them alike.
-fn time_inference(candidates: &[Candidate], configs: &[Vec<RunConfig>], out: &Path) -> Result<Vec<f64>> {
-    const ROUNDS: usize = 9;
-    let load = |configs: &Vec<RunConfig>| {
-        let file = model::load(&folder(out, &configs[0]).join(run_files::MODEL))?;
-        let size: usize = file.graph.input_shape().unwrap_or_default().iter().product();
-        anyhow::Ok((GraphModule::new(&file.graph, &file.weights, &Device::flex())?, size))
-    };
-    let networks = configs.iter().map(load).collect::<Result<Vec<_>>>()?;
-    let mut times = vec![Vec::new(); candidates.len()];
-    for round in 0..=ROUNDS {
-        for ((network, size), times) in networks.iter().zip(&mut times) {
-            // Values that look like normalised pixels; the kernels don't care.
-            let pixels = (0..TIMED_BATCH * size).map(|i| ((i * 31) % 97) as f32 / 24.0 - 2.0).collect();
-            let images = network.upload_images(pixels, TIMED_BATCH)?;
-            let started = Instant::now();
-            // Reading the result waits for it.
-            network.logits(images)?.into_data();
-            // The first round warms caches and memory up.
-            if round > 0 {
-                times.push(started.elapsed().as_secs_f64() * 1e3 / TIMED_BATCH as f64);
-            }
-        }
-    }
-    Ok(times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            times[ROUNDS / 2]
-        })
-        .collect())
+/// Milliseconds per image of every network in the inference runtime.
+fn time_inference(configs: &[Vec<RunConfig>], out: &Path) -> Result<Vec<f64>> {
+    let load = |configs: &Vec<RunConfig>| runs::load_model(&folder(out, &configs[0]));
+    let networks: Vec<ModelFile> = configs.iter().map(load).collect::<Result<_>>()?;
+    timing::per_image(networks.iter().map(|network| (&network.graph, &network.weights)), timing::BATCH)
 }
 
 fn row(candidate: &Candidate, config: &RunConfig, variant: &Variant) -> Option<Row> {
@@ -262,13 +230,6 @@ fn row(candidate: &Candidate, config: &RunConfig, variant: &Variant) -> Option<R
         data: config.data.clone(),
         recipe: config.recipe.to_string(),
     })
-}
-
-fn write_csv(path: &Path, rows: &[Row]) -> Result<()> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    rows.iter().try_for_each(|row| writer.serialize(row))?;
-    let bytes = writer.into_inner()?;
-    atomic_write(path, |file| file.write_all(&bytes)).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>) -> Report {
@@ -297,7 +258,7 @@ fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>)
         ),
         ("Seeds", seeds.join(", ")),
         ("Machine", format!("{}, {threads} threads, {isa}", checks::cpu_name())),
-        ("Time per image", format!("batch of {TIMED_BATCH}")),
+        ("Time per image", format!("batch of {}", timing::BATCH)),
         ("Program", format!("hetconv {}", env!("CARGO_PKG_VERSION"))),
     ];
     Report {

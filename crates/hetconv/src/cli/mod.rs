@@ -8,6 +8,7 @@ mod convert;
 mod data;
 mod eval;
 mod export;
+mod files;
 mod list;
 mod model;
 mod npy;
@@ -16,9 +17,11 @@ mod predict;
 mod progress;
 mod prune;
 mod report;
+mod reproduce;
 mod run;
 mod runs;
 mod summary;
+mod timing;
 mod train;
 mod usage;
 
@@ -62,6 +65,7 @@ enum Command {
     Convert(convert::Args),
     Export(export::Args),
     Data(data::Args),
+    Reproduce(reproduce::Args),
     Report(report::Args),
     Checks(checks::Args),
 }
@@ -108,6 +112,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Convert(args) => convert::run(&args, &output),
         Command::Export(args) => export::run(&args, &output),
         Command::Data(args) => data::run(&args, &output),
+        Command::Reproduce(args) => reproduce::run(&args, &output),
         Command::Report(args) => report::run(&args, &output),
         Command::Checks(args) => checks::run(&args, &output),
     }

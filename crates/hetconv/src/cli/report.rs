@@ -1,15 +1,18 @@
 //! `hetconv report`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
-use hetconv::graph::{ModelName, Substitution, atomic_write};
-use hetconv::report::Report;
+use anyhow::{Result, bail};
+use hetconv::graph::{ModelFile, ModelName, Substitution};
+use hetconv::kernels::Isa;
+use hetconv::report::{Report, Variant};
 use hetconv::train::{Summary, run_files};
 use serde::Serialize;
 
 use super::output::Output;
+use super::reproduce::results;
 use super::runs::{self, FinishedRun};
+use super::{checks, files, timing};
 
 /// Write one self-contained HTML page about finished training runs
 #[derive(clap::Args)]
@@ -17,11 +20,25 @@ use super::runs::{self, FinishedRun};
 Runs of one network that differ in their seed only become one row, with mean and spread.
 
 Example:
-  hetconv report runs/standard runs/p4 --out report.html")]
+  hetconv report runs/standard runs/p4 --out report.html
+  hetconv report runs/reproduce --results docs/results")]
 pub struct Args {
     /// Folders of runs, or folders with such folders below
     #[arg(required = true, value_name = "DIR")]
     folders: Vec<PathBuf>,
+
+    /// Images in a batch when inference is measured
+    #[arg(long, value_name = "N", default_value_t = timing::BATCH as u32)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+
+    /// Do not measure inference
+    #[arg(long)]
+    no_timing: bool,
+
+    /// Add the runs to runs.csv and epochs.csv in this folder, which `hetconv reproduce` reads
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
 
     /// The page
     #[arg(short, long, value_name = "PAGE", default_value = "report.html")]
@@ -41,18 +58,14 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         bail!("no finished run (a folder with a {}) in {}", run_files::SUMMARY, all.join(", "));
     }
     let runs: Vec<FinishedRun> = folders.iter().map(|folder| runs::load(folder)).collect::<Result<_>>()?;
-    write(&args.out, &report(&runs))?;
+    if let Some(folder) = &args.results {
+        results::add(folder, &runs)?;
+    }
+    files::write_text(&args.out, &report(&runs, (!args.no_timing).then_some(args.batch as usize))?.page())?;
     output.result(&Written { report: &args.out, runs: runs.len() }, |written| {
         let runs = if written.runs == 1 { "run" } else { "runs" };
         format!("{} {runs} in {}", written.runs, written.report.display())
     })
-}
-
-/// Writes the page, whole or not at all.
-pub fn write(path: &Path, report: &Report) -> Result<()> {
-    let page = report.page();
-    atomic_write(path, |file| file.write_all(page.as_bytes()))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Something a summary says, as text.
@@ -60,14 +73,15 @@ type Setting = fn(&Summary) -> String;
 
 /// What runs may differ in besides the network and the seed.
 const SETTINGS: [(&str, Setting); 5] = [
-    ("data", |summary| summary.data.clone()),
+    ("data", |summary| results::without_folders(&summary.data)),
     ("recipe", |summary| summary.recipe.clone()),
     ("epochs", |summary| summary.epochs.to_string()),
     ("batch size", |summary| summary.batch_size.to_string()),
     ("training images", |summary| summary.train_images.to_string()),
 ];
 
-fn report(runs: &[FinishedRun]) -> Report {
+/// The report; inference is measured in batches of so many images, or not at all.
+fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
     let differs = |value: Setting| {
         let first = value(&runs[0].summary);
         runs.iter().any(|run| value(&run.summary) != first)
@@ -101,11 +115,24 @@ fn report(runs: &[FinishedRun]) -> Report {
     let mut setup: Vec<(String, String)> =
         common.iter().map(|(name, value)| ((*name).to_owned(), value(&runs[0].summary))).collect();
     setup.push(("runs".to_owned(), runs.len().to_string()));
-    Report {
+    let mut times = vec![None; groups.len()];
+    if let Some(batch) = batch {
+        let load = |(_, group): &(String, Vec<&FinishedRun>)| runs::load_model(&group[0].folder);
+        let networks: Vec<ModelFile> = groups.iter().map(load).collect::<Result<_>>()?;
+        let measured = timing::per_image(networks.iter().map(|network| (&network.graph, &network.weights)), batch)?;
+        times = measured.into_iter().map(Some).collect();
+        let (threads, isa) = (rayon::current_num_threads(), Isa::selected()?.name());
+        setup.push((
+            "time per image".to_owned(),
+            format!("batches of {batch}, {}, {threads} threads, {isa}", checks::cpu_name()),
+        ));
+    }
+    let variants = groups.into_iter().zip(times).map(|((label, group), ms)| runs::variant(label, ms, &group));
+    Ok(Report {
         title,
         subtitle: "Networks side by side, from the files of their training runs.".to_owned(),
         setup,
-        variants: groups.into_iter().map(|(label, group)| runs::variant(label, group[0].size, None, &group)).collect(),
+        variants: variants.collect::<Result<Vec<Variant>>>()?,
         reference,
-    }
+    })
 }

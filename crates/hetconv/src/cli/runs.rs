@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use hetconv::graph::{Graph, ModelFile};
 use hetconv::report::{Epoch, Run, Variant};
 use hetconv::train::{EpochMetrics, Summary, read_metrics, run_files};
 
@@ -10,27 +11,10 @@ use super::{model, summary::reduction};
 
 /// A run's folder, read.
 pub struct FinishedRun {
+    pub folder: PathBuf,
     pub summary: Summary,
     pub epochs: Vec<EpochMetrics>,
-    /// Parameters, MACs and so on of its network, and of the standard one.
-    pub size: Size,
-}
-
-/// What a network costs, beside the standard one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Size {
-    pub params: u64,
-    pub macs: u64,
-    pub macs_reduction_percent: f64,
-    pub stages: u64,
-}
-
-impl Size {
-    pub fn of(graph: &hetconv::graph::Graph) -> Result<Self> {
-        let (cost, standard) = (graph.cost()?, model::standard(graph)?.cost()?);
-        let macs_reduction_percent = reduction(cost.macs, standard.macs);
-        Ok(Self { params: cost.params, macs: cost.macs, macs_reduction_percent, stages: cost.stages })
-    }
+    pub graph: Graph,
 }
 
 /// Whether a folder holds a run that has come to its end.
@@ -42,8 +26,13 @@ pub fn is_finished(folder: &Path) -> bool {
 pub fn load(folder: &Path) -> Result<FinishedRun> {
     let summary = Summary::load(&folder.join(run_files::SUMMARY))?;
     let epochs = read_metrics(&folder.join(run_files::METRICS))?;
-    let size = Size::of(&model::load(&folder.join(run_files::MODEL))?.graph)?;
-    Ok(FinishedRun { summary, epochs, size })
+    let graph = load_model(folder)?.graph;
+    Ok(FinishedRun { folder: folder.to_owned(), summary, epochs, graph })
+}
+
+/// Reads the network of a finished run.
+pub fn load_model(folder: &Path) -> Result<ModelFile> {
+    model::load(&folder.join(run_files::MODEL))
 }
 
 /// The folders of finished runs in and below these, in the order of their names.
@@ -69,26 +58,32 @@ fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Resul
     Ok(())
 }
 
-/// Runs of one network as a row of a report.
-pub fn variant(label: String, size: Size, ms_per_image: Option<f64>, runs: &[&FinishedRun]) -> Variant {
-    Variant {
-        label,
-        params: size.params,
-        macs: size.macs,
-        macs_reduction_percent: Some(size.macs_reduction_percent),
-        stages: size.stages,
-        ms_per_image,
-        runs: runs.iter().map(|run| report_run(run)).collect(),
-    }
+/// A network as a row of a report, beside the standard one.
+pub fn describe(label: impl Into<String>, graph: &Graph) -> Result<Variant> {
+    let variant = Variant::of_graph(label, graph)?;
+    let standard = model::standard(graph)?.cost()?;
+    Ok(Variant { macs_reduction_percent: Some(reduction(variant.macs, standard.macs)), ..variant })
 }
 
-fn report_run(run: &FinishedRun) -> Run {
-    let mut seconds = 0.0;
-    let epochs = run.epochs.iter().map(|row| {
-        seconds += row.seconds;
-        Epoch { seconds, train_loss: row.train_loss, eval_loss: row.eval_loss, eval_top1: 100.0 * row.eval_top1 }
+/// Runs of one network as a row of a report.
+pub fn variant(label: String, ms_per_image: Option<f64>, runs: &[&FinishedRun]) -> Result<Variant> {
+    let first = runs.first().context("a network without a run")?;
+    let runs =
+        runs.iter().map(|run| report_run(run.summary.seed, run.summary.eval_top1, run.summary.seconds, &run.epochs));
+    Ok(Variant { ms_per_image, runs: runs.collect(), ..describe(label, &first.graph)? })
+}
+
+/// A run as a report tells of it; accuracies come as shares, and are told in per cent.
+pub fn report_run(seed: u64, top1: f64, seconds: f64, epochs: &[EpochMetrics]) -> Run {
+    let mut so_far = 0.0;
+    let epochs = epochs.iter().map(|row| {
+        so_far += row.seconds;
+        Epoch {
+            seconds: so_far,
+            train_loss: row.train_loss,
+            eval_loss: row.eval_loss,
+            eval_top1: 100.0 * row.eval_top1,
+        }
     });
-    let epochs = epochs.collect();
-    let Summary { seed, eval_top1, seconds, .. } = run.summary;
-    Run { seed, top1: 100.0 * eval_top1, seconds, epochs }
+    Run { seed, top1: 100.0 * top1, seconds, epochs: epochs.collect() }
 }

@@ -1,16 +1,29 @@
 //! The report: one HTML page that needs nothing but itself.
 //!
 //! [`Report::page`] is a pure function from numbers to text. Whatever was trained, and by whatever, becomes a [`Report`]
-//! first; nothing in here reads a file or a clock.
+//! first; nothing in here reads a file or a clock. A [`Page`] is made of [`Table`]s and [`Drawing`]s, and those of
+//! [`Chart`]s, [`Bars`] and [`filter_bank`]s, which other pages are made of as well.
 
+mod bank;
+mod bars;
 mod chart;
+pub mod charts;
+mod drawing;
 mod html;
+mod page;
+mod svg;
+mod table;
 
-use std::fmt::Write;
+use hetconv_core::HetPattern;
+use hetconv_graph::{ConvKind, Graph, GraphError, Op};
 
 use crate::units;
-use chart::{Axis, Chart, Form, Series};
-use html::escape;
+pub use bank::filter_bank;
+pub use bars::Bars;
+pub use chart::{Axis, Chart, Form, Series};
+pub use drawing::Drawing;
+pub use page::{Page, Part, Section};
+pub use table::{Cell, Row, Table};
 
 /// What a page tells: networks that were trained by one recipe, side by side.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +53,10 @@ pub struct Variant {
     pub macs_reduction_percent: Option<f64>,
     /// Convolutions that have to run one after another.
     pub stages: u64,
+    /// Name and MACs of every layer that has any.
+    pub layers: Vec<(String, u64)>,
+    /// Pattern and kernel height of the first HetConv layer, if there is one.
+    pub pattern: Option<(HetPattern, usize)>,
     /// Measured inference time for one image, in milliseconds.
     pub ms_per_image: Option<f64>,
     /// One run for each seed.
@@ -73,6 +90,28 @@ pub struct Epoch {
 }
 
 impl Variant {
+    /// What a network costs, without a time and without runs.
+    ///
+    /// # Errors
+    /// A graph that is not a network.
+    pub fn of_graph(label: impl Into<String>, graph: &Graph) -> Result<Self, GraphError> {
+        let cost = graph.cost()?;
+        let pattern = graph.nodes.iter().find_map(|node| match &node.op {
+            Op::Conv2d { kind: ConvKind::Het(pattern), geometry, .. } => Some((pattern.clone(), geometry.kernel[0])),
+            _ => None,
+        });
+        let layers = cost.layers.into_iter().filter(|layer| layer.macs > 0).map(|layer| (layer.name, layer.macs));
+        Ok(Self {
+            label: label.into(),
+            params: cost.params,
+            macs: cost.macs,
+            stages: cost.stages,
+            layers: layers.collect(),
+            pattern,
+            ..Self::default()
+        })
+    }
+
     /// Accuracy at the end in per cent: the mean over the seeds, or nothing without a run.
     pub fn top1(&self) -> Option<f64> {
         units::mean(self.runs.iter().map(|run| run.top1))
@@ -102,21 +141,6 @@ impl Variant {
             _ => "–".to_owned(),
         }
     }
-
-    /// The mean over the seeds of the epochs that all of them have.
-    fn mean_epochs(&self) -> Vec<Epoch> {
-        let shared = self.runs.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
-        let mean = |i: usize, value: fn(&Epoch) -> f64| {
-            units::mean(self.runs.iter().map(|run| value(&run.epochs[i]))).unwrap_or(f64::NAN)
-        };
-        let epoch = |i| Epoch {
-            seconds: mean(i, |epoch| epoch.seconds),
-            train_loss: mean(i, |epoch| epoch.train_loss),
-            eval_loss: mean(i, |epoch| epoch.eval_loss),
-            eval_top1: mean(i, |epoch| epoch.eval_top1),
-        };
-        (0..shared).map(epoch).collect()
-    }
 }
 
 impl Report {
@@ -130,177 +154,104 @@ impl Report {
     /// assert!(page.starts_with("<!doctype html>") && page.contains("84.1 %"));
     /// ```
     pub fn page(&self) -> String {
-        let title = escape(&self.title);
-        let mut page = format!(
-            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>{title}</title>\n<style>\n{}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n",
-            include_str!("page.css")
-        );
-        if !self.subtitle.is_empty() {
-            let _ = writeln!(page, "<p class=\"lead\">{}</p>", escape(&self.subtitle));
+        let section = |heading: &str, parts| Section { heading: heading.into(), parts };
+        let mut sections = vec![
+            section("In short", self.in_short()),
+            section("Table", vec![Part::Table(table(&self.variants))]),
+            section("Charts", drawn(charts::charts(&self.variants).into_iter().map(Chart::draw))),
+            section("Layer by layer", self.layers()),
+            section("The layer itself", drawn([self.bank()])),
+            section("How to read this", vec![Part::Definitions(reading())]),
+        ];
+        if !self.setup.is_empty() {
+            sections.push(section("Setup", vec![Part::Definitions(self.setup.clone())]));
         }
-        self.in_short(&mut page);
-        self.table(&mut page);
-        let charts: String = self.charts().into_iter().map(Chart::draw).collect();
-        if !charts.is_empty() {
-            let _ = write!(page, "<section>\n<h2>Charts</h2>\n<div class=\"charts\">\n{charts}</div>\n</section>\n");
-        }
-        self.reading(&mut page);
-        page.push_str("</main>\n</body>\n</html>\n");
-        page
+        Page { title: self.title.clone(), lead: self.subtitle.clone(), sections }.html()
     }
 
     /// What the numbers say, in sentences.
-    fn in_short(&self, page: &mut String) {
+    fn in_short(&self) -> Vec<Part> {
         let Some((reference, top1)) = self.reference.and_then(|i| self.variants.get(i)).and_then(with_top1) else {
-            return;
+            return Vec::new();
         };
         let others = self.variants.iter().filter(|variant| !std::ptr::eq(*variant, reference));
-        let sentences: Vec<String> = others.filter_map(with_top1).map(|v| sentence(v, (reference, top1))).collect();
-        if sentences.is_empty() {
-            return;
-        }
-        let _ = writeln!(page, "<section>\n<h2>In short</h2>\n<ul>");
-        for sentence in sentences {
-            let _ = writeln!(page, "<li>{sentence}</li>");
-        }
-        page.push_str("</ul>\n</section>\n");
+        let sentences: Vec<_> = others.filter_map(with_top1).map(|v| sentence(v, (reference, top1))).collect();
+        if sentences.is_empty() { Vec::new() } else { vec![Part::List(sentences)] }
     }
 
-    fn table(&self, page: &mut String) {
-        page.push_str("<section>\n<h2>Table</h2>\n<div class=\"scroll\">\n<table>\n<thead><tr>");
-        for head in
-            ["Variant", "Params", "MACs", "FLOPs", "Fewer MACs", "Stages", "Top-1", "Time per image", "Training time"]
-        {
-            let _ = write!(page, "<th scope=\"col\">{head}</th>");
-        }
-        page.push_str("</tr></thead>\n<tbody>\n");
-        for (slot, variant) in self.variants.iter().enumerate() {
-            let _ = write!(
-                page,
-                "<tr><th scope=\"row\"><svg class=\"s{}\" viewBox=\"-8 -8 16 16\" aria-hidden=\"true\">\
-                 <path class=\"marker\" d=\"{}\"/></svg>{}</th>",
-                slot % 8,
-                chart::shape(slot),
-                escape(&variant.label)
-            );
-            let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
-            for cell in [
-                units::count(variant.params),
-                units::count(variant.macs),
-                units::count(variant.macs.saturating_mul(2)),
-                or_dash(
-                    variant
-                        .macs_reduction_percent
-                        .filter(|&percent| percent != 0.0)
-                        .map(|percent| format!("{percent:.2} %")),
-                ),
-                variant.stages.to_string(),
-                variant.top1_text(),
-                or_dash(variant.ms_per_image.map(units::milliseconds)),
-                or_dash(variant.seconds().map(units::duration)),
-            ] {
-                let _ = write!(page, "<td>{cell}</td>");
-            }
-            page.push_str("</tr>\n");
-        }
-        page.push_str("</tbody>\n</table>\n</div>\n</section>\n");
+    /// The network that the reference became with the convolution all this is about, or with another.
+    fn after(&self) -> Option<&Variant> {
+        let others = || self.variants.iter().enumerate().filter(|(i, _)| Some(*i) != self.reference).map(|(_, v)| v);
+        others().find(|variant| variant.pattern.is_some()).or_else(|| others().next())
     }
 
-    fn charts(&self) -> Vec<Chart<'_>> {
-        let epochs: Vec<Vec<Epoch>> = self.variants.iter().map(Variant::mean_epochs).collect();
-        let several = self.variants.iter().any(|variant| variant.runs.len() > 1);
-        let seeds = if several { " Means over the seeds." } else { "" };
-        let curves = |point: &dyn Fn(usize, &Epoch) -> [f64; 2]| {
-            let series = self.variants.iter().zip(&epochs).enumerate().map(|(slot, (variant, epochs))| Series {
-                label: &variant.label,
-                slot,
-                points: epochs.iter().enumerate().map(|(i, epoch)| point(i + 1, epoch)).collect(),
-                spread: None,
-            });
-            series.collect::<Vec<_>>()
-        };
-        let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
-        let (macs_size, macs_unit) = match most(&mut self.variants.iter().map(|variant| variant.macs as f64)) {
-            most if most >= 2e9 => (1e9, "billions"),
-            most if most >= 2e6 => (1e6, "millions"),
-            _ => (1e3, "thousands"),
-        };
-        let (time_size, time_unit) = match most(&mut epochs.iter().flatten().map(|epoch| epoch.seconds)) {
-            most if most >= 7_200.0 => (3_600.0, "hours"),
-            most if most >= 180.0 => (60.0, "minutes"),
-            _ => (1.0, "seconds"),
-        };
-        let against_macs = self.variants.iter().enumerate().map(|(slot, variant)| Series {
-            label: &variant.label,
-            slot,
-            points: variant.top1().map(|top1| [variant.macs as f64 / macs_size, top1]).into_iter().collect(),
-            spread: variant.top1_range(),
-        });
-        let accuracy = || Axis { label: "top-1 accuracy (%)".into(), from_zero: false, limits: [0.0, 100.0] };
-        let from_zero = |label: String| Axis { label, from_zero: true, limits: [0.0, f64::INFINITY] };
-        let loss = || Axis { label: "loss".into(), from_zero: false, limits: [f64::NEG_INFINITY, f64::INFINITY] };
-        let whiskers = if several { " Whiskers reach from the worst seed to the best." } else { "" };
-        vec![
-            Chart {
-                title: "Accuracy against MACs",
-                caption: format!("Up and to the left is better.{whiskers}"),
-                x: from_zero(format!("MACs per image ({macs_unit})")),
-                y: accuracy(),
-                form: Form::Scatter,
-                series: against_macs.collect(),
-            },
-            Chart {
-                title: "Accuracy against training time",
-                caption: format!("One marker per epoch; a curve that stands further left learned faster.{seeds}"),
-                x: from_zero(format!("training time ({time_unit})")),
-                y: accuracy(),
-                form: Form::Curves,
-                series: curves(&|_, epoch| [epoch.seconds / time_size, epoch.eval_top1]),
-            },
-            Chart {
-                title: "Training loss",
-                caption: format!(
-                    "Mean over the batches of each epoch, as trained: with augmentation and smoothing.{seeds}"
-                ),
-                x: from_zero("epoch".into()),
-                y: loss(),
-                form: Form::Curves,
-                series: curves(&|i, epoch| [i as f64, epoch.train_loss]),
-            },
-            Chart {
-                title: "Held-out loss",
-                caption: format!("Cross-entropy on images the network never learned from.{seeds}"),
-                x: from_zero("epoch".into()),
-                y: loss(),
-                form: Form::Curves,
-                series: curves(&|i, epoch| [i as f64, epoch.eval_loss]),
-            },
-        ]
+    fn layers(&self) -> Vec<Part> {
+        let before = self.reference.and_then(|i| self.variants.get(i));
+        let Some((before, after)) = before.zip(self.after()) else { return Vec::new() };
+        drawn([charts::layers_before_and_after(before, after).draw()])
     }
 
-    fn reading(&self, page: &mut String) {
-        page.push_str(
-            "<section>\n<h2>How to read this</h2>\n<dl>\n\
-             <dt>MACs</dt><dd>Multiply-accumulates of convolutions and linear layers for one image: what the HetConv paper \
-             calls FLOPs. FLOPs here are 2 · MACs.</dd>\n\
-             <dt>Stages</dt><dd>Convolutions that have to run one after another, the paper’s latency. HetConv takes one, as \
-             does the convolution it replaces; a grouped or depthwise one followed by a pointwise one takes two.</dd>\n\
-             <dt>Top-1</dt><dd>Share of the held-out images whose class is guessed right, after the last epoch; the mean \
-             over the seeds, ± half of the range.</dd>\n\
-             <dt>Time per image</dt><dd>A forward pass over a batch in evaluation, the median of several, divided by the \
-             number of images in it.</dd>\n\
-             </dl>\n</section>\n",
-        );
-        if !self.setup.is_empty() {
-            page.push_str("<section>\n<h2>Setup</h2>\n<dl>\n");
-            for (name, value) in &self.setup {
-                let _ = writeln!(page, "<dt>{}</dt><dd>{}</dd>", escape(name), escape(value));
-            }
-            page.push_str("</dl>\n</section>\n");
-        }
+    fn bank(&self) -> Option<Drawing> {
+        let (pattern, kernel) = self.after()?.pattern.as_ref()?;
+        Some(filter_bank(pattern, *kernel, 16))
     }
+}
+
+/// Those drawings that there are, side by side.
+pub fn drawn(drawings: impl IntoIterator<Item = Option<Drawing>>) -> Vec<Part> {
+    let drawings: Vec<Drawing> = drawings.into_iter().flatten().collect();
+    if drawings.is_empty() { Vec::new() } else { vec![Part::Drawings(drawings)] }
+}
+
+/// The networks as rows.
+fn table(variants: &[Variant]) -> Table {
+    let heads =
+        ["Variant", "Params", "MACs", "FLOPs", "Fewer MACs", "Stages", "Top-1", "Time per image", "Training time"];
+    let count = |n: u64| Cell::number(n as f64, units::count(n));
+    let row = |(slot, variant): (usize, &Variant)| Row {
+        slot: Some(slot),
+        label: variant.label.clone(),
+        cells: vec![
+            count(variant.params),
+            count(variant.macs),
+            count(variant.macs.saturating_mul(2)),
+            Cell::optional(variant.macs_reduction_percent.filter(|&percent| percent != 0.0), |percent| {
+                format!("{percent:.2} %")
+            }),
+            Cell::number(variant.stages as f64, variant.stages.to_string()),
+            Cell::optional(variant.top1(), |_| variant.top1_text()),
+            Cell::optional(variant.ms_per_image, units::milliseconds),
+            Cell::optional(variant.seconds(), units::duration),
+        ],
+    };
+    Table { heads: heads.map(str::to_owned).into(), rows: variants.iter().enumerate().map(row).collect() }
+}
+
+/// What the words of a page mean.
+pub fn reading() -> Vec<(String, String)> {
+    let meanings = [
+        (
+            "MACs",
+            "Multiply-accumulates of convolutions and linear layers for one image: what the HetConv paper calls FLOPs. \
+             FLOPs here are 2 · MACs.",
+        ),
+        (
+            "Stages",
+            "Convolutions that have to run one after another, the paper’s latency. HetConv takes one, as does the \
+             convolution it replaces; a grouped or depthwise one followed by a pointwise one takes two.",
+        ),
+        (
+            "Top-1",
+            "Share of the held-out images whose class is guessed right, after the last epoch; the mean over the seeds, \
+             ± half of the range.",
+        ),
+        (
+            "Time per image",
+            "A forward pass over a batch in the inference runtime, the median of several, divided by the number of images \
+             in it.",
+        ),
+    ];
+    meanings.map(|(name, meaning)| (name.to_owned(), meaning.to_owned())).into()
 }
 
 fn with_top1(variant: &Variant) -> Option<(&Variant, f64)> {
@@ -308,7 +259,7 @@ fn with_top1(variant: &Variant) -> Option<(&Variant, f64)> {
 }
 
 /// One network beside the reference, in words; the accuracy is each one's.
-fn sentence((variant, top1): (&Variant, f64), (reference, reference_top1): (&Variant, f64)) -> String {
+fn sentence((variant, top1): (&Variant, f64), (reference, reference_top1): (&Variant, f64)) -> (String, String) {
     let macs = match 100.0 * (1.0 - variant.macs as f64 / (reference.macs.max(1)) as f64) {
         fewer if fewer >= 0.05 => format!("{fewer:.1} % fewer MACs"),
         fewer if fewer <= -0.05 => format!("{:.1} % more MACs", -fewer),
@@ -329,8 +280,8 @@ fn sentence((variant, top1): (&Variant, f64), (reference, reference_top1): (&Var
         (Some(ours), Some(theirs)) if ours > 0.0 => format!(", {:.2}× the speed", theirs / ours),
         _ => String::new(),
     };
-    let (label, other) = (escape(&variant.label), escape(&reference.label));
-    format!("<strong>{label}</strong> beside {other}: {macs}, {stages}{time}, {accuracy} ({top1:.1} %).")
+    let beside = format!(" beside {}: {macs}, {stages}{time}, {accuracy} ({top1:.1} %).", reference.label);
+    (variant.label.clone(), beside)
 }
 
 fn plural(n: u64, noun: &str) -> String {

@@ -2,7 +2,7 @@
 
 mod inference;
 mod kernels;
-mod training;
+pub mod training;
 
 use anyhow::Result;
 use hetconv::kernels::Isa;
@@ -164,7 +164,7 @@ impl Benchmark {
 }
 
 /// The value below which this share of sorted values lies, between neighbours in proportion.
-fn percentile(sorted: &[f64], share: f64) -> f64 {
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
     let at = share * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     below + (above - below) * at.fract()

@@ -26,7 +26,7 @@ pub fn run(network: &str, batch: usize, steps: Option<usize>, output: &Output) -
 }
 
 /// Milliseconds of every measured step.
-fn time_steps(graph: &Graph, weights: &Weights, batch: usize, steps: Option<usize>) -> Result<Vec<f64>> {
+pub fn time_steps(graph: &Graph, weights: &Weights, batch: usize, steps: Option<usize>) -> Result<Vec<f64>> {
     const ENOUGH: Duration = Duration::from_secs(5);
     let mut network = GraphModule::new(graph, weights, &Device::flex())?;
     let mut optimizer = Sgd::new(SgdConfig::default());

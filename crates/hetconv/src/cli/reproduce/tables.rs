@@ -1,0 +1,247 @@
+//! A table of the paper from what there is: costs from the graphs, times and accuracies from results.
+
+use anyhow::Result;
+use hetconv::graph::{Graph, ModelName, Substitution};
+use hetconv::report::Variant;
+use hetconv::units;
+use serde::Serialize;
+
+use super::measure::TRAINING_BATCH;
+use super::paper::{Network, Row, Table};
+use super::results::{Results, RunLine, StoredRun, What};
+use crate::cli::summary::reduction;
+use crate::cli::{model, runs};
+
+/// A row as it is printed: one for each setting in which its network was trained.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Line {
+    pub table: &'static str,
+    pub network: String,
+    pub params: Option<u64>,
+    pub macs: Option<u64>,
+    pub macs_reduction_percent: Option<f64>,
+    pub stages: Option<u64>,
+    /// A batch of one image.
+    pub ms_batch_1: Option<f64>,
+    /// One image of a batch of 64.
+    pub ms_per_image_batch_64: Option<f64>,
+    /// Mean over the seeds, from 0 to 1.
+    pub top1: Option<f64>,
+    /// Half the range over the seeds.
+    pub top1_spread: Option<f64>,
+    pub seeds: usize,
+    pub epochs: Option<u64>,
+    pub data: String,
+    pub recipe: String,
+    /// As the runs recorded them, mean over the seeds.
+    pub train_seconds: Option<f64>,
+    /// One step of 128 images.
+    pub training_step_ms: Option<f64>,
+    /// Epochs until the mean over the seeds is what the standard network's ended with.
+    pub epochs_to_standard_top1: Option<u64>,
+    /// Those epochs at the measured time of a step.
+    pub seconds_to_standard_top1: Option<f64>,
+    /// Why there is no accuracy.
+    pub status: String,
+    pub published: String,
+    /// Where the figures of this row stand.
+    pub files: String,
+}
+
+/// A line and what charts need of it.
+#[derive(Clone)]
+pub struct Filled {
+    pub line: Line,
+    pub variant: Option<Variant>,
+}
+
+/// Fills a table: a row for each setting in which a network was trained, or one.
+pub fn filled(spec: &Table, results: &Results) -> Result<Vec<Filled>> {
+    let mut filled = Vec::new();
+    for row in spec.rows {
+        let mut found = fill(spec, row, results)?;
+        if found.len() > 1 {
+            for Filled { line, variant } in &mut found {
+                let epochs = line.epochs.unwrap_or(0);
+                if let Some(variant) = variant {
+                    variant.label.push_str(&format!(", {epochs} epochs"));
+                }
+            }
+        }
+        filled.extend(found);
+    }
+    Ok(filled)
+}
+
+fn fill(spec: &Table, row: &Row, results: &Results) -> Result<Vec<Filled>> {
+    let published = row.published.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let line = |network: &str| Line {
+        table: spec.name,
+        network: network.to_owned(),
+        published: published.clone(),
+        ..Line::default()
+    };
+    match row.network {
+        Network::Elsewhere(name) => {
+            Ok(vec![Filled { line: Line { status: "published only".into(), ..line(name) }, variant: None }])
+        }
+        Network::Pruned(of) => {
+            let name: ModelName = of.parse()?;
+            let is_pruned = |run: &StoredRun| run.line.model == format!("{of}_pruned");
+            let label = format!("{of}, pruned");
+            let groups = groups(results.runs.iter().filter(|run| is_pruned(run)));
+            if groups.is_empty() {
+                return Ok(vec![Filled { line: Line { status: "no run".into(), ..line(&label) }, variant: None }]);
+            }
+            let standard = model::build(&name, name.usual_classes(), None)?.cost()?.macs;
+            let fill = |runs: &Vec<&StoredRun>| {
+                let [params, macs] = [runs[0].line.params, runs[0].line.macs];
+                let percent = reduction(macs, standard);
+                let variant = Variant {
+                    label: label.clone(),
+                    params,
+                    macs,
+                    macs_reduction_percent: Some(percent),
+                    ..Variant::default()
+                };
+                trained(Filled { line: line(&label).costing(&variant, false), variant: Some(variant) }, runs)
+            };
+            Ok(groups.iter().map(fill).collect())
+        }
+        Network::Named(name) => named(spec, name, line(name), results),
+    }
+}
+
+fn named(spec: &Table, name: &str, line: Line, results: &Results) -> Result<Vec<Filled>> {
+    let mut variant = runs::describe(name, &network(name)?)?;
+    let mut line = line.costing(&variant, true);
+    let mut files = Vec::new();
+    for &batch in spec.batches {
+        let Some((found, origin)) = results.measurement(What::Inference, name, batch) else { continue };
+        files.push(origin.clone());
+        let per_image = found.median_ms / batch as f64;
+        variant.ms_per_image = variant.ms_per_image.or(Some(per_image));
+        match batch {
+            1 => line.ms_batch_1 = Some(per_image),
+            _ => line.ms_per_image_batch_64 = Some(per_image),
+        }
+    }
+    if spec.is_trained
+        && let Some((step, origin)) = results.measurement(What::TrainingStep, name, TRAINING_BATCH)
+    {
+        files.push(origin.clone());
+        line.training_step_ms = Some(step.median_ms);
+    }
+    line.files = files.join("; ");
+    // A pruned network may keep the name of the one that it was.
+    let own = results.runs.iter().filter(|run| run.line.model == name && run.line.macs == variant.macs);
+    let groups = if spec.is_trained { groups(own) } else { Vec::new() };
+    if groups.is_empty() {
+        line.status = if spec.is_trained { without_run(name, results) } else { "not trained here".to_owned() };
+        return Ok(vec![Filled { line, variant: Some(variant) }]);
+    }
+    let filled = Filled { line, variant: Some(variant) };
+    groups.iter().map(|runs| to_standard(trained(filled.clone(), runs), runs, results)).collect()
+}
+
+/// The network of this name, for the classes it usually has.
+pub fn network(name: &str) -> Result<Graph> {
+    let name: ModelName = name.parse()?;
+    model::build(&name, name.usual_classes(), None)
+}
+
+/// Runs that differ in their seed only, together.
+fn groups<'a>(found: impl Iterator<Item = &'a StoredRun>) -> Vec<Vec<&'a StoredRun>> {
+    let mut groups: Vec<Vec<&StoredRun>> = Vec::new();
+    for run in found {
+        match groups.iter_mut().find(|group| setting(group[0]) == setting(run)) {
+            Some(group) => group.push(run),
+            None => groups.push(vec![run]),
+        }
+    }
+    groups
+}
+
+/// Whether two runs differ in their network and seed at most.
+fn has_setting_of(run: &StoredRun, other: &StoredRun) -> bool {
+    let all_but_macs = |run| {
+        let (data, recipe, [epochs, _], sizes) = setting(run);
+        (data.to_owned(), recipe.to_owned(), epochs, sizes)
+    };
+    all_but_macs(run) == all_but_macs(other)
+}
+
+/// What two runs of one row must share.
+fn setting(run: &StoredRun) -> (&str, &str, [u64; 2], [usize; 2]) {
+    let line = &run.line;
+    (&line.data, &line.recipe, [line.epochs, line.macs], [line.batch_size, line.train_images])
+}
+
+fn without_run(name: &str, results: &Results) -> String {
+    match results.unfinished.iter().find(|run| run.model == name) {
+        Some(run) => format!("{} of {} epochs done", run.done, run.epochs),
+        None => "no run".to_owned(),
+    }
+}
+
+impl Line {
+    fn costing(self, variant: &Variant, has_stages: bool) -> Self {
+        Self {
+            params: Some(variant.params),
+            macs: Some(variant.macs),
+            macs_reduction_percent: variant.macs_reduction_percent,
+            stages: has_stages.then_some(variant.stages),
+            ..self
+        }
+    }
+}
+
+/// A row with the accuracy of its runs.
+fn trained(filled: Filled, group: &[&StoredRun]) -> Filled {
+    let Filled { mut line, variant } = filled;
+    let runs = group.iter().map(|run| {
+        let RunLine { seed, eval_top1, seconds, .. } = &run.line;
+        runs::report_run(*seed, *eval_top1, *seconds, &run.epochs)
+    });
+    let variant = variant.map(|variant| Variant { runs: runs.collect(), ..variant });
+    if let Some(variant) = &variant {
+        line.top1 = variant.top1().map(|percent| percent / 100.0);
+        line.top1_spread = variant.top1_spread().map(|points| points / 100.0);
+        line.train_seconds = variant.seconds();
+    }
+    let first = &group[0].line;
+    line.seeds = group.len();
+    line.epochs = Some(first.epochs);
+    line.data.clone_from(&first.data);
+    line.recipe.clone_from(&first.recipe);
+    let origins = group.iter().map(|run| run.origin.as_str());
+    let files = line.files.split("; ").filter(|file| !file.is_empty());
+    line.files = files.chain(origins).collect::<Vec<_>>().join("; ");
+    Filled { line, variant }
+}
+
+/// How long it took a network to become as good as the standard one of its kind ended, in runs of the same setting.
+fn to_standard(filled: Filled, group: &[&StoredRun], results: &Results) -> Result<Filled> {
+    let Filled { mut line, variant } = filled;
+    let name: ModelName = group[0].line.model.parse()?;
+    let standard = name.with_substitution(Substitution::Standard).to_string();
+    let goal = units::mean(
+        results
+            .runs
+            .iter()
+            .filter(|run| run.line.model == standard && has_setting_of(run, group[0]))
+            .map(|run| run.line.eval_top1),
+    );
+    if let Some(goal) = goal {
+        let shared = group.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
+        let mean = |i: usize| units::mean(group.iter().map(|run| run.epochs[i].eval_top1));
+        let reached = (0..shared).find(|&i| mean(i).is_some_and(|top1| top1 >= goal));
+        line.epochs_to_standard_top1 = reached.map(|i| group[0].epochs[i].epoch);
+        let steps_per_epoch = group[0].line.steps as f64 / group[0].line.epochs.max(1) as f64;
+        line.seconds_to_standard_top1 = line
+            .epochs_to_standard_top1
+            .zip(line.training_step_ms.filter(|_| group[0].line.batch_size == TRAINING_BATCH))
+            .map(|(epochs, step)| epochs as f64 * steps_per_epoch * step / 1e3);
+    }
+    Ok(Filled { line, variant })
+}

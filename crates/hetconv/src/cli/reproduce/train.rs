@@ -1,0 +1,117 @@
+//! `--run`: training of what is missing.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use hetconv::train::{Dataset, train};
+use hetconv::train::{EpochMetrics, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, run_files};
+
+use super::paper::{Network, Table};
+use super::results::Results;
+use crate::cli::progress::TrainingProgress;
+use crate::cli::train::{data_of, network};
+use crate::cli::{runs, train::Settings};
+
+/// What is trained, and for how long.
+pub struct Order<'a> {
+    pub data: &'a str,
+    pub settings: &'a Settings,
+    pub seeds: &'a [u64],
+    /// The folder of runs.
+    pub folder: &'a Path,
+    pub time: Option<Duration>,
+}
+
+/// Trains every network of the tables that has no run yet with these settings, and goes on with what was interrupted.
+/// Says what is left when time is up.
+pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Result<()> {
+    let until = order.time.map(|time| Instant::now() + time);
+    let rows = tables.iter().filter(|table| table.is_trained).flat_map(|table| table.rows);
+    let mut names: Vec<&str> = Vec::new();
+    for row in rows {
+        match row.network {
+            Network::Named(name) if !names.contains(&name) => names.push(name),
+            Network::Named(_) | Network::Elsewhere(_) => {}
+            Network::Pruned(of) => eprintln!("{of}, pruned: made by `hetconv prune` from a run of {of}"),
+        }
+    }
+    let mut wanted: Vec<(RunConfig, PathBuf)> = Vec::new();
+    for &seed in order.seeds {
+        for name in &names {
+            let config = RunConfig { seed, ..order.settings.config(name, order.data, RecipeName::OneCycle)? };
+            config.validate()?;
+            if !is_there(&config, results) {
+                let folder = order.folder.join(format!("{name}-s{seed}-e{}", config.epochs));
+                wanted.push((config, folder));
+            }
+        }
+    }
+    let Some((first, _)) = wanted.first() else { return Ok(()) };
+    let data = data_of(first)?;
+    for (done, (config, folder)) in wanted.iter().enumerate() {
+        let name = format!("{} seed {} ({} of {})", config.model, config.seed, done + 1, wanted.len());
+        if until.is_some_and(|until| Instant::now() >= until) || !one(config, folder, &data, &name, until)? {
+            let left: Vec<String> =
+                wanted[done..].iter().map(|(config, _)| format!("{} seed {}", config.model, config.seed)).collect();
+            eprintln!("time is up; left to train: {}", left.join(", "));
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is a run of these settings.
+fn is_there(config: &RunConfig, results: &Results) -> bool {
+    let data = Path::new(&config.data).file_name().map(|name| name.to_string_lossy().into_owned());
+    results.runs.iter().any(|run| {
+        let line = &run.line;
+        line.model == config.model
+            && Some(&line.data) == data.as_ref()
+            && line.recipe == config.recipe.to_string()
+            && (line.epochs, line.seed, line.batch_size) == (config.epochs, config.seed, config.batch_size)
+            && config.limit_train.is_none_or(|images| images == line.train_images)
+    })
+}
+
+/// Trains one network, or goes on with it; whether it came to its end before time was up.
+fn one(config: &RunConfig, folder: &Path, data: &Dataset, name: &str, until: Option<Instant>) -> Result<bool> {
+    let stored = folder.join(run_files::CONFIG);
+    if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
+        bail!("{} holds a run with other settings; choose another --runs, or remove the folder", folder.display());
+    }
+    if runs::is_finished(folder) {
+        return Ok(true);
+    }
+    let graph = network(config, data)?;
+    let job = TrainJob { config, graph, data, recipe: config.complete_recipe()?, out: folder, resume: true };
+    match train(job, &mut Until { progress: TrainingProgress::new(name), until }) {
+        Ok(_) => Ok(true),
+        Err(TrainError::Stopped { .. }) => Ok(false),
+        Err(error) => Err(anyhow::Error::new(error).context(format!("training {name} in {} failed", folder.display()))),
+    }
+}
+
+/// Shows progress, and stops at some moment.
+struct Until {
+    progress: TrainingProgress,
+    until: Option<Instant>,
+}
+
+impl TrainObserver for Until {
+    fn step(&mut self, report: &StepReport) {
+        self.progress.step(report);
+    }
+
+    fn evaluation(&mut self, done: usize, images: usize) {
+        self.progress.evaluation(done, images);
+    }
+
+    fn epoch(&mut self, metrics: &EpochMetrics) {
+        self.progress.epoch(metrics);
+    }
+
+    fn stops(&mut self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+}
