@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hetconv.torch import HetConv2d, decompose, network
+from hetconv.torch import decompose, network
 
 FORMATS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 
@@ -124,8 +124,9 @@ def main():
             profile(step)
         return
     times = {key: [] for key in steppers}
-    for key, step in steppers.items():
-        step(), step()
+    for step in steppers.values():
+        step()
+        step()
     for _ in range(arguments.rounds):
         for key, step in steppers.items():
             begin = time.perf_counter()
@@ -145,9 +146,15 @@ def report(arguments, times):
     }
     if arguments.format == "json":
         rows = [{"variant": name, "memory": memory, "seconds": of} for (name, memory), of in times.items()]
-        print(json.dumps({"model": arguments.model, "batch": arguments.batch, "steps": rows, "decomposed/kernels": ratios}))
+        print(
+            json.dumps(
+                {"model": arguments.model, "batch": arguments.batch, "steps": rows, "decomposed/kernels": ratios}
+            )
+        )
         return
-    print(f"{arguments.model}, batch {arguments.batch}, {arguments.threads} threads, torch {torch.__version__}; ms a step")
+    print(
+        f"{arguments.model}, batch {arguments.batch}, {arguments.threads} threads, torch {torch.__version__}; ms a step"
+    )
     for (name, memory_format), (median, least, most) in times.items():
         print(f"{name:22} {memory_format:14} {1e3 * median:8.0f}  ({1e3 * least:.0f}–{1e3 * most:.0f})")
     for arrangement, ratio in ratios.items():

@@ -166,7 +166,9 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="folder of classes, or of `train` and `test`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--model", default="resnet20_p4", help="a network of the paper (default: resnet20_p4)")
-    parser.add_argument("--size", type=int, nargs=2, default=[32, 32], metavar=("H", "W"), help="pixels (default: 32 32)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[32, 32], metavar=("H", "W"), help="pixels (default: 32 32)"
+    )
     parser.add_argument("--batch", type=int, default=128, help="images of all processes together (default: 128)")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=0.1, help="the largest, in a cosine (default: 0.1)")
@@ -178,7 +180,9 @@ def main():
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     arguments = parser.parse_args()
 
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
     alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=arguments.timeout), **alone)
@@ -226,7 +230,10 @@ def train(arguments, device):
             if step % arguments.checkpoint_every == 0:
                 run.save(step, network, optimizer)
                 if main:
-                    print(f"epoch {epoch + 1}, step {step} of {steps * arguments.epochs}: loss {run.rows[-1][2]:.4f}", flush=True)
+                    print(
+                        f"epoch {epoch + 1}, step {step} of {steps * arguments.epochs}: loss {run.rows[-1][2]:.4f}",
+                        flush=True,
+                    )
     run.save(step, network, optimizer)
     if main:
         het.save_model_file(network, arguments.out / "model.safetensors", class_names=images.classes)

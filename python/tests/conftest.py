@@ -33,7 +33,10 @@ def golden_files():
 
 def golden_operator(metadata):
     """The layer of a golden file as an operator of a model file."""
-    number = lambda key: int(metadata[key])
+
+    def number(key):
+        return int(metadata[key])
+
     pattern = {
         "in_channels": number("in_channels"),
         "out_channels": number("out_channels"),
@@ -62,7 +65,11 @@ def canonical(operator, weight):
     ((kind, fields),) = operator["kind"]["het"]["arrangement"].items()
     parts = fields["parts"]
     spatial = [
-        [c for c in range(channels) if ((c - f) % parts == 0 if kind == "shifted" else c * parts // channels == f * parts // filters)]
+        [
+            c
+            for c in range(channels)
+            if ((c - f) % parts == 0 if kind == "shifted" else c * parts // channels == f * parts // filters)
+        ]
         for f in range(filters)
     ]
     slots = max(map(len, spatial))

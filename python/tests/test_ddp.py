@@ -27,7 +27,7 @@ def images(tmp_path_factory):
     """Three classes of small images: stripes of three widths in random colours."""
     root, draw = tmp_path_factory.mktemp("images"), random.Random(0)
     for split, count in [("train", 32), ("test", 8)]:
-        for label, width in enumerate([1, 3, 8]):
+        for width in (1, 3, 8):
             folder = root / split / f"stripes{width}"
             folder.mkdir(parents=True)
             for number in range(count):
@@ -48,11 +48,24 @@ def arguments(images, out, *more):
 
 def environment(**more):
     # On a name server that does not know this machine, gloo would wait for it.
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **{key: str(value) for key, value in more.items()}}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        **{key: str(value) for key, value in more.items()},
+    }
 
 
 def torchrun(processes, *script):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *script]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *script,
+    ]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
 
 

@@ -110,7 +110,9 @@ def test_one_part_with_projection_changes_nothing():
     torch.testing.assert_close(het(x), conv(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["small-cifar_p4", "small-cifar_p3_se", "resnet20_p4", "mobilenet-cifar_p32", "small-cifar_gwc4_pwc"])
+@pytest.mark.parametrize(
+    "name", ["small-cifar_p4", "small-cifar_p3_se", "resnet20_p4", "mobilenet-cifar_p32", "small-cifar_gwc4_pwc"]
+)
 def test_networks_compute_what_the_runtime_does(name, tmp_path):
     torch.manual_seed(2)
     net = network(name, seed=3)
@@ -128,7 +130,9 @@ def test_networks_compute_what_the_runtime_does(name, tmp_path):
     assert runtime.normalisation[1] == pytest.approx(std)
     with torch.no_grad():
         expected = net(x)
-    torch.testing.assert_close(torch.tensor(runtime.run(x)), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        torch.tensor(runtime.run(x)), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+    )
 
     again = load_model_file(path)
     assert again.description["classes"] == classes

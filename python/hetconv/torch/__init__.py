@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise ImportError("hetconv.torch needs PyTorch: pip install 'hetconv[torch]'") from error
 
-from .convert import ConvertReport, ConvertedLayer, convert
+from .convert import ConvertedLayer, ConvertReport, convert
 from .decompose import Decomposed, decompose
 from .layer import HetConv2d
 from .network import Network, load_model_file, network, save_model_file

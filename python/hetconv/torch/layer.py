@@ -122,7 +122,9 @@ class HetConv2d(nn.Module):
         taps = self.kernel_size[0] * self.kernel_size[1]
         self.center = nn.Parameter(torch.empty(self.out_channels, self.in_channels, **factory))
         self.ring = nn.Parameter(torch.empty(self.out_channels, self._native.max_spatial, taps - 1, **factory))
-        self.register_parameter("bias", nn.Parameter(torch.empty(self.out_channels, **factory)) if operator["bias"] else None)
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(self.out_channels, **factory)) if operator["bias"] else None
+        )
         self._register_classes(device)
         self.reset_parameters()
 
@@ -266,7 +268,9 @@ class HetConv2d(nn.Module):
             middle = taps.shape[2] // 2
             around = torch.cat([taps[:, :, :middle], taps[:, :, middle + 1 :]], 2)
             if not project and bool((around * ~self._spatial[:, :, None]).any()):
-                raise ValueError("the weight has taps where the layer has none; `convert` with init='project' drops them")
+                raise ValueError(
+                    "the weight has taps where the layer has none; `convert` with init='project' drops them"
+                )
             self.center.copy_(taps[:, :, middle])
             self.ring.zero_()
             filter, channel = self._spatial.nonzero(as_tuple=True)
@@ -301,10 +305,14 @@ class HetConv2d(nn.Module):
         biases = [state_dict.pop(f"{prefix}{name}.bias", None) for name in ("gwc", "pwc")]
         groups = self.in_channels // max(grouped.shape[1], 1)
         if self.arrangement != "blocked" and groups > 1:
-            raise ValueError("the authors' grouped convolutions have contiguous classes: arrangement='blocked' is needed")
+            raise ValueError(
+                "the authors' grouped convolutions have contiguous classes: arrangement='blocked' is needed"
+            )
         weight = grouped.new_zeros(self.out_channels, self.in_channels, *self.kernel_size)
         for filters, channels, taps in zip(
-            torch.arange(self.out_channels).chunk(groups), torch.arange(self.in_channels).chunk(groups), grouped.chunk(groups)
+            torch.arange(self.out_channels).chunk(groups),
+            torch.arange(self.in_channels).chunk(groups),
+            grouped.chunk(groups),
         ):
             weight[filters[:, None], channels] = taps
         weight[:, :, self.kernel_size[0] // 2, self.kernel_size[1] // 2] += pointwise.flatten(1)

@@ -8,8 +8,10 @@ are the three themselves.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
+import re
 
 import torch
 from torch import Tensor
@@ -57,11 +59,15 @@ def _in_format_of(images: Tensor, result: Tensor) -> Tensor:
     return result if _is_channels_last(images) else result.contiguous()
 
 
-def _check(layer: str, images: dict[str, tuple[Tensor, int]], weights: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+def _check(
+    layer: str, images: dict[str, tuple[Tensor, int]], weights: dict[str, tuple[Tensor, tuple[int, ...]]]
+) -> None:
     """What the kernels rely on."""
     for name, (tensor, channels) in images.items():
         if tensor.dim() != 4 or tensor.shape[1] != channels:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; it takes (images, {channels}, height, width)")
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}; it takes (images, {channels}, height, width)"
+            )
     for name, (tensor, shape) in weights.items():
         if tensor.shape != shape:
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}; the layer's is {shape}")
@@ -223,3 +229,18 @@ def _grad_weight_backward(ctx, grad_center, grad_ring):
 conv2d.register_autograd(_conv2d_backward, setup_context=_conv2d_context)
 conv2d_grad_input.register_autograd(_grad_input_backward, setup_context=_grad_input_context)
 conv2d_grad_weight.register_autograd(_grad_weight_backward, setup_context=_grad_weight_context)
+
+
+def _find_openmp() -> None:
+    """Tells the kernels where PyTorch's OpenMP is, so that its threads sleep while theirs compute."""
+    try:
+        with open("/proc/self/maps") as maps:
+            found = re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\b[^/\n]*\.so\S*", maps.read())
+        parallel = ctypes.CDLL(found[0]).GOMP_parallel
+    except (OSError, IndexError, AttributeError):
+        # Another system, or another OpenMP. All that is lost is some speed.
+        return
+    _native.use_openmp(ctypes.cast(parallel, ctypes.c_void_p).value)
+
+
+_find_openmp()
