@@ -406,12 +406,19 @@ impl Conv {
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
     pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights) -> Vec<f32> {
-        let len = batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels;
         let fill = |grad_input: &mut [_]| {
             self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
         };
         // SAFETY: as in `forward_with_sums`.
-        unsafe { fresh(len, fill) }
+        unsafe { fresh(self.in_len(batch), fill) }
+    }
+
+    /// As [`Conv::grad_input`], overwriting `grad_input`.
+    ///
+    /// # Panics
+    /// As [`Conv::grad_input`].
+    pub fn grad_input_into(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
+        self.gather(Direction::GradInput, batch, grad_output, weights, None, place(grad_input), false);
     }
 
     /// Forward or grad-input of one batch, with the channels' sums if they are wanted and the kernel counts them.

@@ -1,0 +1,228 @@
+"""Anybody's model with HetConv in place of its convolutions."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .layer import HetConv2d
+from .replace import replace_modules
+
+__all__ = ["ConvertReport", "ConvertedLayer", "convert"]
+
+Names = str | Iterable[str] | Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """What became of one convolution."""
+
+    name: str
+    """Of the module, as `named_modules` has it."""
+    shape: str
+    """Channels, filters, kernel and stride."""
+    parts: int | None
+    """The paper's P; `None` for a convolution that stays."""
+    note: str
+    """Why it stays, or what was done otherwise than asked."""
+    weights: tuple[int, int]
+    """Before and after, biases left out."""
+    macs: tuple[int, int] | None
+    """For one image, before and after, if an example was given."""
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did; `print` it."""
+
+    layers: list[ConvertedLayer]
+    """All convolutions, in the model's order."""
+
+    @property
+    def converted(self) -> list[ConvertedLayer]:
+        """Those that are HetConv now."""
+        return [layer for layer in self.layers if layer.parts is not None]
+
+    @property
+    def kept(self) -> list[ConvertedLayer]:
+        """The others."""
+        return [layer for layer in self.layers if layer.parts is None]
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """Of all convolutions, before and after."""
+        before, after = zip(*(layer.weights for layer in self.layers))
+        return sum(before), sum(after)
+
+    @property
+    def macs(self) -> tuple[int, int] | None:
+        """Of all convolutions for one image, before and after, if an example was given."""
+        counted = [layer.macs for layer in self.layers]
+        if not counted or None in counted:
+            return None
+        before, after = zip(*counted)
+        return sum(before), sum(after)
+
+    def __str__(self) -> str:
+        rows = [("convolution", "shape", "P", "weights", "MACs per image", "")]
+        for layer in self.layers:
+            rows.append((layer.name, layer.shape, str(layer.parts or "–"), *self._costs(layer), layer.note))
+        rows.append(("all", "", "", *self._costs(self), ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+    @staticmethod
+    def _costs(of: ConvertedLayer | ConvertReport) -> tuple[str, str]:
+        def change(cost: tuple[int, int] | None) -> str:
+            return "–" if cost is None else f"{cost[0]:,} → {cost[1]:,}" if cost[0] != cost[1] else f"{cost[0]:,}"
+
+        return change(of.weights), change(of.macs)
+
+
+def convert(
+    model: nn.Module,
+    parts: int = 4,
+    exclude: Names = (),
+    init: Literal["project", "random"] = "project",
+    *,
+    arrangement: str = "shifted",
+    parts_by_name: Mapping[str, int] | None = None,
+    keep_first: bool = True,
+    example: Tensor | None = None,
+) -> ConvertReport:
+    """Puts `HetConv2d` in the place of a model's convolutions, and says what became of each.
+
+    Converted is every `torch.nn.Conv2d` without groups whose kernel is square, odd and larger than 1×1, but for the first in
+    the model's order (the paper's rule; `keep_first=False` takes it, too).
+
+    * `parts`: the paper's P. Where it does not fit a layer (more than its channels, or blocked and no divisor of channels and
+      filters), the largest smaller one is taken, and the report says so. `parts_by_name` gives other values by pattern.
+    * `exclude`: names of modules that stay, as patterns (`"layer1.*"`), several of them, or a function of the name.
+    * `init`: `"project"` keeps the taps that a layer still has, `"random"` draws fresh ones.
+    * `arrangement`: `"shifted"`, the paper's, or `"blocked"`, the authors' published code's, whose classes are contiguous:
+      PyTorch's memory has channels in that order, so the kernels read it without bringing channels together first.
+    * `example`: images to run once, without gradients, to count MACs.
+
+    The model is changed in place; make its optimizer afterwards.
+
+    Raises `ValueError` if nothing was converted.
+    """
+    if parts < 1:
+        raise ValueError(f"HetConv needs at least 1 part, got P = {parts}")
+    if init not in ("project", "random"):
+        raise ValueError(f"init = {init!r}; accepted are 'project' and 'random'")
+    if arrangement not in ("shifted", "blocked"):
+        raise ValueError(f"arrangement = {arrangement!r}; accepted are 'shifted' and 'blocked'")
+    pixels = {} if example is None else _output_pixels(model, example)
+    excluded, own = _matcher(exclude), list((parts_by_name or {}).items())
+    layers: list[ConvertedLayer] = []
+
+    def replacement(name: str, module: nn.Module) -> nn.Module | None:
+        if not isinstance(module, nn.Conv2d):
+            return None
+        first = keep_first and not layers
+        asked = next((value for pattern, value in own if fnmatch.fnmatchcase(name, pattern)), parts)
+        reason = "the first convolution" if first else "excluded" if excluded(name) else _unfit(module)
+        used = None if reason else _fitting(asked, module, arrangement)
+        if used == 1:
+            reason, used = f"P = {asked} does not fit", None
+        het = None if used is None else _het(module, used, arrangement, init)
+        before = module.weight.numel()
+        weights = (before, before if het is None else het._native.weights)
+        count = pixels.get(module)
+        note = reason or ("" if used == asked else f"P = {asked} does not fit")
+        macs = None if count is None else (count * weights[0], count * weights[1])
+        layers.append(ConvertedLayer(name, _shape(module), used, note, weights, macs))
+        return het
+
+    replace_modules(model, replacement)
+    report = ConvertReport(layers)
+    if not report.converted:
+        reasons = "".join(f"\n  {layer.name}: {layer.note}" for layer in layers)
+        raise ValueError(f"nothing was converted:{reasons or ' the model has no convolutions'}")
+    return report
+
+
+def _matcher(names: Names) -> Callable[[str], bool]:
+    if callable(names):
+        return names
+    patterns = [names] if isinstance(names, str) else list(names)
+    return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _unfit(module: nn.Conv2d) -> str:
+    """Why a convolution cannot be HetConv; empty if it can."""
+    height, width = module.kernel_size
+    if type(module) is not nn.Conv2d:
+        return f"a {type(module).__name__}"
+    if module.groups != 1:
+        return f"has {module.groups} groups"
+    if (height, width) == (1, 1):
+        return "pointwise"
+    if height != width or height % 2 == 0:
+        return f"a {height}×{width} kernel"
+    return ""
+
+
+def _fitting(asked: int, module: nn.Conv2d, arrangement: str) -> int:
+    """The largest P up to the one that is asked for that a layer can have."""
+    channels, filters = module.in_channels, module.out_channels
+    largest = min(asked, channels)
+    if arrangement == "shifted":
+        return largest
+    return next(parts for parts in range(largest, 0, -1) if channels % parts == filters % parts == 0)
+
+
+def _het(module: nn.Conv2d, parts: int, arrangement: str, init: str) -> HetConv2d:
+    layer = HetConv2d(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        bias=module.bias is not None,
+        padding_mode=module.padding_mode,
+        device=module.weight.device,
+        dtype=module.weight.dtype,
+        parts=parts,
+        arrangement=arrangement,
+    )
+    if init == "project":
+        layer.set_dense_weight(module.weight, project=True)
+        if module.bias is not None:
+            with torch.no_grad():
+                layer.bias.copy_(module.bias)
+    layer.requires_grad_(module.weight.requires_grad)
+    return layer.train(module.training)
+
+
+def _shape(module: nn.Conv2d) -> str:
+    height, width = module.kernel_size
+    stride = "" if module.stride == (1, 1) else f" s{module.stride[0]}"
+    return f"{module.in_channels}→{module.out_channels} {height}×{width}{stride}"
+
+
+def _output_pixels(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
+    """Pixels of the result of every convolution for one image; of one that is used several times, of all uses."""
+    pixels: dict[nn.Module, int] = {}
+
+    def count(module, _, output):
+        pixels[module] = pixels.get(module, 0) + output.shape[-2] * output.shape[-1]
+
+    modules = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_hook(count) for module in modules]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(example)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return pixels

@@ -1,0 +1,34 @@
+"""ONNX files of PyTorch models."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .decompose import decompose
+
+__all__ = ["export_onnx"]
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes a model with one input of images as an ONNX file that any runtime reads.
+
+    HetConv layers are written as grouped plus 1×1 convolutions (see `decompose`); `hetconv` recognises them when it reads the
+    file, so that its runtime computes each in one pass. The model is exported as it is in evaluation; the batch size stays
+    open. `options` go to `torch.onnx.export`.
+
+    Needs the packages `onnx` and `onnxscript`.
+    """
+    plain = decompose(model).eval()
+    # A batch of one would be taken for the only one there is.
+    example = example if example.shape[0] > 1 else torch.cat([example, example])
+    options = {"input_names": ["images"], "output_names": ["output"], "verbose": False, **options}
+    batch = {0: torch.export.Dim("batch")}
+    first = next(iter(inspect.signature(plain.forward).parameters.values()))
+    options.setdefault("dynamic_shapes", ((batch,),) if first.kind is first.VAR_POSITIONAL else (batch,))
+    options.setdefault("external_data", False)
+    torch.onnx.export(plain, (example,), os.fspath(path), dynamo=True, **options)

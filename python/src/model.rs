@@ -1,0 +1,80 @@
+//! Model files, ONNX files and the networks of the paper, taken apart for Python.
+
+use std::path::{Path, PathBuf};
+
+use hetconv_graph::{Graph, ModelFile, ModelName, Normalisation, WeightTensor, Weights, zoo};
+use hetconv_onnx::ImportOptions;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{error, file_error, onnx_error};
+
+/// What a model file says besides its tensors; in Python, JSON.
+#[derive(Serialize, Deserialize)]
+struct Description {
+    graph: Graph,
+    classes: Vec<String>,
+    normalisation: Normalisation,
+}
+
+/// Description and tensors, each a shape and the bytes of its `f32` values.
+type Parts<'py> = (String, Bound<'py, PyDict>);
+
+/// Reads a model file, or an ONNX file by its extension.
+pub fn open(path: &Path) -> PyResult<ModelFile> {
+    if path.extension().is_some_and(|extension| extension == "onnx") {
+        let imported = hetconv_onnx::import_file(path, &ImportOptions::default());
+        return Ok(imported.map_err(|error| onnx_error(path, error))?.model);
+    }
+    ModelFile::load(path).map_err(file_error)
+}
+
+/// Takes a file apart.
+#[pyfunction]
+pub fn read_model(py: Python<'_>, path: PathBuf) -> PyResult<Parts<'_>> {
+    let model = py.detach(|| open(&path))?;
+    parts(py, model)
+}
+
+/// A network of the zoo with fresh weights.
+#[pyfunction]
+pub fn build_model<'py>(py: Python<'py>, name: &str, classes: Option<usize>, seed: u64) -> PyResult<Parts<'py>> {
+    let name: ModelName = name.parse().map_err(error)?;
+    let graph = zoo::build(&name, classes.unwrap_or(name.usual_classes())).map_err(error)?;
+    let weights = py.detach(|| Weights::init(&graph, seed)).map_err(error)?;
+    let channels = graph.input_shape().map_or(0, |[channels, ..]| channels);
+    parts(py, ModelFile { graph, weights, classes: Vec::new(), normalisation: Normalisation::identity(channels) })
+}
+
+/// The names that [`build_model`] is usually asked for.
+#[pyfunction]
+pub fn network_names() -> Vec<String> {
+    zoo::known_names()
+}
+
+/// Writes a model file.
+#[pyfunction]
+pub fn write_model(py: Python<'_>, path: PathBuf, description: &str, tensors: &Bound<'_, PyDict>) -> PyResult<()> {
+    let Description { graph, classes, normalisation } = serde_json::from_str(description).map_err(error)?;
+    let mut weights = Weights::default();
+    for (name, tensor) in tensors.iter() {
+        let (shape, bytes): (Vec<usize>, Bound<'_, PyBytes>) = tensor.extract()?;
+        let (values, _) = bytes.as_bytes().as_chunks();
+        let data = values.iter().map(|&bytes| f32::from_ne_bytes(bytes)).collect();
+        weights.insert(name.extract::<String>()?, WeightTensor { shape, data });
+    }
+    let model = ModelFile { graph, weights, classes, normalisation };
+    py.detach(|| model.save(&path)).map_err(file_error)
+}
+
+fn parts(py: Python<'_>, model: ModelFile) -> PyResult<Parts<'_>> {
+    let ModelFile { graph, weights, classes, normalisation } = model;
+    let description = serde_json::to_string(&Description { graph, classes, normalisation }).map_err(error)?;
+    let tensors = PyDict::new(py);
+    for (name, WeightTensor { shape, data }) in weights {
+        let bytes: Vec<u8> = data.into_iter().flat_map(f32::to_ne_bytes).collect();
+        tensors.set_item(name, (shape, PyBytes::new(py, &bytes)))?;
+    }
+    Ok((description, tensors))
+}

@@ -1,0 +1,142 @@
+"""Training in several processes: `examples/train_ddp.py`."""
+
+import csv
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+image = pytest.importorskip("PIL.Image", reason="needs Pillow")
+
+import hetconv  # noqa: E402
+
+SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "train_ddp.py"
+# Seconds that a process waits for another.
+TIMEOUT = 20
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three classes of small images: stripes of three widths in random colours."""
+    root, draw = tmp_path_factory.mktemp("images"), random.Random(0)
+    for split, count in [("train", 32), ("test", 8)]:
+        for width in (1, 3, 8):
+            folder = root / split / f"stripes{width}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                colours = [tuple(draw.randrange(256) for _ in range(3)) for _ in range(2)]
+                offset = draw.randrange(16)
+                pixels = [colours[(x + offset) // width % 2] for _ in range(32) for x in range(32)]
+                picture = image.new("RGB", (32, 32))
+                picture.putdata(pixels)
+                picture.save(folder / f"{number}.png")
+    return root
+
+
+def arguments(images, out, *more):
+    """A short run: 3 epochs of 4 steps."""
+    fixed = ["--model", "small-cifar_p4", "--batch", "24", "--epochs", "3", "--lr", "0.05", "--timeout", str(TIMEOUT)]
+    return [str(SCRIPT), "--data", str(images), "--out", str(out), *fixed, *map(str, more)]
+
+
+def environment(**more):
+    # On a name server that does not know this machine, gloo would wait for it.
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        **{key: str(value) for key, value in more.items()},
+    }
+
+
+def torchrun(processes, *script):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *script,
+    ]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def losses(out):
+    with open(out / "loss.csv", newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_two_processes_learn_what_one_does(images, tmp_path):
+    for processes in (1, 2):
+        done = torchrun(processes, *arguments(images, tmp_path / str(processes)))
+        assert done.returncode == 0, done.stderr
+        assert "top-1 of 24 test images" in done.stdout
+    one, two = (losses(tmp_path / str(processes)) for processes in (1, 2))
+    assert len(one) == len(two) == 12
+    assert two == pytest.approx(one, rel=2e-3)
+    assert two[:2] == pytest.approx(one[:2], rel=1e-5)
+    assert one[-1] < one[0]
+    runtime = hetconv.Runtime(tmp_path / "2" / "model.safetensors")
+    assert runtime.class_names == ["stripes1", "stripes3", "stripes8"]
+
+
+def test_one_process_killed_ends_the_other_and_the_run_resumes(images, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    done = torchrun(2, *arguments(images, whole, "--checkpoint-every", 2))
+    assert done.returncode == 0, done.stderr
+
+    # Without torchrun, which would stop the survivor itself. One epoch more than there is time for.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    endless = arguments(images, out, "--checkpoint-every", 2)
+    processes = []
+    for rank in (0, 1):
+        env = environment(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        # The second one stops where it is told to, so that it is surely killed in the middle.
+        env |= {"HETCONV_STOP": "5"} if rank == 1 else {}
+        processes.append(
+            subprocess.Popen([sys.executable, "-c", STOPPING, *endless], env=env, stderr=subprocess.PIPE, text=True)
+        )
+    survivor, killed = processes
+    killed.wait(timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    since = time.monotonic()
+    _, message = survivor.communicate(timeout=3 * TIMEOUT)
+    assert survivor.returncode not in (0, None), message
+    assert time.monotonic() - since < 2 * TIMEOUT
+    assert "Error" in message and not (out / "model.safetensors").exists()
+    assert len(losses(out)) == 4
+
+    done = torchrun(2, *arguments(images, out, "--checkpoint-every", 2, "--resume"))
+    assert done.returncode == 0, done.stderr
+    assert losses(out) == losses(whole)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+    done = torchrun(1, *arguments(images, out, "--resume", "--seed", 1))
+    assert done.returncode != 0 and "other settings" in done.stderr
+
+
+# Runs the example, and kills its own process in the middle of a step.
+STOPPING = """
+import os, runpy, signal, sys, torch
+stop, steps = int(os.environ.get("HETCONV_STOP", 0)), 0
+backward = torch.Tensor.backward
+def counted(*arguments, **options):
+    global steps
+    steps += 1
+    if steps == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return backward(*arguments, **options)
+torch.Tensor.backward = counted
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""

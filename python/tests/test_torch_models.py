@@ -1,0 +1,236 @@
+"""Whole models: conversion, model files, ONNX."""
+
+import copy
+import importlib.util
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs PyTorch")
+
+from torch import nn  # noqa: E402
+
+import hetconv  # noqa: E402
+from hetconv.torch import (  # noqa: E402
+    HetConv2d,
+    convert,
+    decompose,
+    export_onnx,
+    load_model_file,
+    network,
+    save_model_file,
+)
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs onnx and onnxscript")
+
+
+class Block(nn.Module):
+    """Something like what people write."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.down = nn.Conv2d(channels, channels, 1)
+        self.deep = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+
+    def forward(self, x):
+        return self.deep(torch.relu(self.conv2(torch.relu(self.bn1(self.conv1(x)))) + self.down(x)))
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), Block(16), nn.Conv2d(16, 24, 5, stride=2, padding=2)]
+    return nn.Sequential(*layers, nn.Conv2d(24, 8, (1, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def test_convert_reports_every_convolution():
+    net = model()
+    dense = copy.deepcopy(net)
+    report = convert(net, parts=4, example=torch.randn(2, 3, 8, 8))
+    assert [layer.name for layer in report.converted] == ["2.conv1", "2.conv2", "3"]
+    assert {layer.name: layer.note for layer in report.kept} == {
+        "0": "the first convolution",
+        "2.down": "pointwise",
+        "2.deep": "has 16 groups",
+        "4": "a 1×3 kernel",
+    }
+    assert type(net[2].conv1) is HetConv2d and net[2].conv1.bias is None and net[2].conv1.parts == 4
+    by_name = {layer.name: layer for layer in report.layers}
+    assert by_name["2.conv1"].weights == (16 * 16 * 9, 16 * 16 + 16 * 4 * 8)
+    assert by_name["2.conv1"].macs == (16 * 16 * 9 * 64, (16 * 16 + 16 * 4 * 8) * 64)
+    assert by_name["3"].macs == (16 * 24 * 25 * 16, (16 * 24 + 24 * 4 * 24) * 16)
+    assert report.weights[0] == sum(m.weight.numel() for m in dense.modules() if isinstance(m, nn.Conv2d))
+    assert "2.conv1" in str(report) and "the first convolution" in str(report)
+    # The taps that are left are those of the dense model.
+    kept = net[3].dense_weight() != 0
+    assert torch.equal(net[3].dense_weight()[kept], dense[3].weight[kept])
+    assert torch.equal(net[3].bias, dense[3].bias)
+    assert net(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_convert_as_told():
+    net = model()
+    report = convert(net, 8, ["2.*"], "random", arrangement="blocked", keep_first=False, parts_by_name={"3": 5})
+    used = {layer.name: (layer.parts, layer.note) for layer in report.converted}
+    assert used == {"3": (4, "P = 5 does not fit")}
+    assert {layer.name: layer.note for layer in report.kept}["2.conv1"] == "excluded"
+    # 3 input channels and 16 filters have no common divisor.
+    assert {layer.name: layer.note for layer in report.kept}["0"] == "P = 8 does not fit"
+    assert net[3].arrangement == "blocked"
+    net = model()
+    report = convert(net, 64, exclude=lambda name: name.endswith("conv2"))
+    assert {layer.name: layer.parts for layer in report.converted} == {"2.conv1": 16, "3": 16}
+
+    with pytest.raises(ValueError, match="the first convolution"):
+        convert(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match="no convolutions"):
+        convert(nn.Linear(3, 8))
+    for wrong in (dict(parts=0), dict(init="magic"), dict(arrangement="assigned")):
+        with pytest.raises(ValueError):
+            convert(model(), **wrong)
+
+
+def test_a_module_used_twice_is_converted_once():
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), shared, shared)
+    net.register_module("alias", shared)
+    report = convert(net)
+    assert len(report.converted) == 1 and net[1] is net[2] is net.alias
+
+
+def test_one_part_with_projection_changes_nothing():
+    torch.manual_seed(1)
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    het = HetConv2d(8, 8, 3, padding=1, parts=1)
+    het.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 8, 7, 7)
+    torch.testing.assert_close(het(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["small-cifar_p4", "small-cifar_p3_se", "resnet20_p4", "mobilenet-cifar_p32", "small-cifar_gwc4_pwc"]
+)
+def test_networks_compute_what_the_runtime_does(name, tmp_path):
+    torch.manual_seed(2)
+    net = network(name, seed=3)
+    x = torch.randn(4, *net.input_shape)
+    net.train()
+    for _ in range(2):  # running statistics
+        net(x)
+    net.eval()
+    path = tmp_path / "model.safetensors"
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+    classes = [f"class {i}" for i in range(10)]
+    save_model_file(net, path, class_names=classes, normalisation=(mean, std))
+    runtime = hetconv.Runtime(path, exact=True)
+    assert runtime.name == name and runtime.class_names == classes
+    assert runtime.normalisation[1] == pytest.approx(std)
+    with torch.no_grad():
+        expected = net(x)
+    torch.testing.assert_close(
+        torch.tensor(runtime.run(x)), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())
+    )
+
+    again = load_model_file(path)
+    assert again.description["classes"] == classes
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values()))
+    save_model_file(again, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_state_dicts_are_the_tensors_of_model_files(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
+    net = network("resnet20_p4", seed=1)
+    path = tmp_path / "model.safetensors"
+    save_model_file(net, path)
+    tensors = safetensors.load_file(path)
+    assert set(tensors) == set(net.state_dict())
+    other = network("resnet20_p4", seed=2)
+    other.load_state_dict(tensors)
+    assert all(torch.equal(a, tensors[name]) for name, a in other.state_dict().items())
+
+
+def test_a_converted_network_is_a_model_file_again(tmp_path):
+    net = network("small-cifar", seed=4).eval()
+    convert(net, 4)
+    path = tmp_path / "model.safetensors"
+    save_model_file(net, path)
+    x = torch.randn(2, 3, 32, 32)
+    found = torch.tensor(hetconv.Runtime(path, exact=True).run(x))
+    torch.testing.assert_close(found, net(x).detach(), rtol=1e-4, atol=1e-4)
+    assert isinstance(load_model_file(path).conv3, HetConv2d)
+
+
+def test_decompose_leaves_the_model_alone():
+    net = model(3).eval()
+    convert(net)
+    plain = decompose(net)
+    assert not any(isinstance(module, HetConv2d) for module in plain.modules())
+    assert isinstance(net[3], HetConv2d)
+    x = torch.randn(2, 3, 9, 8)
+    torch.testing.assert_close(plain(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+class Classifier(nn.Module):
+    """Every form a layer is exported in: equal classes shifted and blocked, cropped, strided, uneven."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.shifted = HetConv2d(16, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.blocked = HetConv2d(16, 32, 3, padding=1, stride=2, arrangement="blocked", bias=False)
+        self.valid = HetConv2d(32, 32, 3)
+        self.wide = HetConv2d(32, 32, 3, padding=2)
+        self.uneven = HetConv2d(32, 20, 5, padding=2, parts=3)
+        self.head = nn.Linear(20, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.shifted(torch.relu(self.stem(x)))))
+        x = torch.relu(self.wide(torch.relu(self.valid(torch.relu(self.blocked(x))))))
+        return self.head(self.uneven(x).mean((2, 3)))
+
+
+@needs_onnx
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_files_are_recognised_and_give_the_same_results(tmp_path):
+    torch.manual_seed(5)
+    net = Classifier()
+    for _ in range(2):
+        net(torch.randn(4, 3, 16, 16))
+    path = tmp_path / "model.onnx"
+    export_onnx(net, torch.randn(1, 3, 16, 16), path)
+    assert net.training and isinstance(net.shifted, HetConv2d)
+    net.eval()
+    x = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        expected = net(x)
+    runtime = hetconv.Runtime(path, exact=True)
+    torch.testing.assert_close(torch.tensor(runtime.run(x)), expected, rtol=1e-4, atol=1e-5)
+
+    imported = load_model_file(path).description["graph"]["nodes"]
+    het = [node["op"] for node in imported if node["op"]["op"] == "conv2d" and "het" in node["op"]["kind"]]
+    arrangements = [list(op["kind"]["het"]["arrangement"].items())[0] for op in het]
+    parts = {"parts": 4}
+    assert arrangements[:4] == [("shifted", parts), ("blocked", parts), ("shifted", parts), ("shifted", parts)]
+    assert arrangements[4:] == [("shifted", {"parts": 3})], json.dumps(arrangements)
+
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    session = onnxruntime.InferenceSession(path)
+    (found,) = session.run(None, {"images": x.numpy()})
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.filterwarnings("ignore")
+def test_networks_from_onnx_files(tmp_path):
+    net = network("resnet20_p4", seed=6).eval()
+    path = tmp_path / "model.onnx"
+    export_onnx(net, torch.randn(2, 3, 32, 32), path)
+    x = torch.randn(3, 3, 32, 32)
+    again = load_model_file(path).eval()
+    assert sum(isinstance(module, HetConv2d) for module in again.modules()) == 18
+    torch.testing.assert_close(again(x), net(x), rtol=1e-4, atol=1e-4)
