@@ -1,79 +1,23 @@
 //! The convolution as its callers see it.
 
-use std::mem::MaybeUninit;
+mod passes;
+mod spec;
+
 use std::sync::OnceLock;
 
-use hetconv_core::{Activation, ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
-use rayon::prelude::*;
+use hetconv_core::{Activation, Conv2dGeometry, ConvKind};
+
+pub(crate) use passes::Images;
+pub use spec::{ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
 
 use crate::depthwise::{self, Depthwise};
-use crate::fresh::{fresh, place};
 use crate::gather::{self, Gather};
-use crate::grad_weight::{Cut, GradWeight};
+use crate::grad_weight::Cut;
 use crate::isa::Isa;
-use crate::moments::ColumnSums;
-use crate::norm::column_sums;
 use crate::pack::{Classes, Direction, Layout};
-use crate::parallel::reduction_parts;
 use crate::prepared::Prepared;
-use crate::taps::{self, Region};
+use crate::taps::{self, Axis, Region, Rows};
 use crate::winograd::{self, Winograd};
-
-/// A convolution: its shape, its kind and the channel orders of its two activations.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ConvSpec {
-    /// M.
-    pub in_channels: usize,
-    /// N.
-    pub out_channels: usize,
-    /// Kernel, stride, padding, dilation.
-    pub geometry: Conv2dGeometry,
-    /// Standard, grouped or HetConv.
-    pub kind: ConvKind,
-    /// Order in which the input's channels are stored.
-    pub in_order: ChannelOrder,
-    /// Order in which the filters' results are stored.
-    pub out_order: ChannelOrder,
-}
-
-/// Why a convolution cannot be computed.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum ConvError {
-    /// The window does not fit the image.
-    #[error(transparent)]
-    Geometry(#[from] GeometryError),
-    /// Channel numbers, orders, groups or pattern that contradict each other.
-    #[error("{0}")]
-    Inconsistent(String),
-}
-
-/// A layer's weights, in canonical form and natural order.
-#[derive(Clone, Copy, Debug)]
-pub enum ConvWeights<'a> {
-    /// Standard and grouped: `[N, M/groups, kh, kw]`.
-    Dense(&'a [f32]),
-    /// HetConv.
-    Het {
-        /// Centre taps `[N, M]`.
-        center: &'a [f32],
-        /// The other taps of the spatial channels `[N, S, kh·kw−1]`.
-        ring: &'a [f32],
-    },
-}
-
-/// Where a layer's weight gradients go; shaped as [`ConvWeights`].
-#[derive(Debug)]
-pub enum ConvWeightsMut<'a> {
-    /// Standard and grouped: `[N, M/groups, kh, kw]`.
-    Dense(&'a mut [f32]),
-    /// HetConv.
-    Het {
-        /// Centre taps `[N, M]`.
-        center: &'a mut [f32],
-        /// The other taps of the spatial channels `[N, S, kh·kw−1]`; spare slots become +0.
-        ring: &'a mut [f32],
-    },
-}
 
 /// How forward and grad-input are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +44,8 @@ pub struct Conv {
     pairs: OnceLock<Vec<Vec<(usize, usize)>>>,
     /// What grad-weight needs besides.
     cut: OnceLock<Cut>,
+    /// What depthwise kernels read instead of regions, for each direction.
+    rows: [OnceLock<Rows>; 2],
     depthwise: bool,
 }
 
@@ -120,10 +66,11 @@ impl Conv {
             _ => 0,
         };
         Ok(Self {
-            forward: taps::regions(geometry.kernel[1], &axis(0), &axis(1), in_size[1], channels),
+            forward: taps::regions(geometry.kernel[1], &axis(0), &axis(1), in_size, channels),
             backward: OnceLock::new(),
             pairs: OnceLock::new(),
             cut: OnceLock::new(),
+            rows: [OnceLock::new(), OnceLock::new()],
             depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
             classes,
             in_size,
@@ -138,8 +85,20 @@ impl Conv {
             Direction::GradInput => self.backward.get_or_init(|| {
                 let (geometry, [m, n]) = (&self.spec.geometry, [self.spec.in_channels, self.spec.out_channels]);
                 let axis = |axis: usize| taps::backward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
-                taps::regions(geometry.kernel[1], &axis(0), &axis(1), self.out_size[1], [n, m])
+                taps::regions(geometry.kernel[1], &axis(0), &axis(1), self.out_size, [n, m])
             }),
+        }
+    }
+
+    fn rows(&self, direction: Direction) -> &Rows {
+        let (geometry, channels) = (&self.spec.geometry, [self.spec.in_channels; 2]);
+        let make = |axis_of: fn(&Conv2dGeometry, usize, usize, usize) -> Axis, width: usize| {
+            let [rows, columns] = [0, 1].map(|axis| axis_of(geometry, axis, self.in_size[axis], self.out_size[axis]));
+            Rows::new(geometry.kernel[1], &rows, &columns, width, channels)
+        };
+        match direction {
+            Direction::Forward => self.rows[0].get_or_init(|| make(taps::forward_axis, self.in_size[1])),
+            Direction::GradInput => self.rows[1].get_or_init(|| make(taps::backward_axis, self.out_size[1])),
         }
     }
 
@@ -300,7 +259,6 @@ impl Conv {
         activation: Option<Activation>,
     ) -> Kernel<'a> {
         let [m, n] = [self.spec.in_channels, self.spec.out_channels];
-        let regions = self.regions(direction);
         let (source_size, target_size, source_channels, target_channels) = match direction {
             Direction::Forward => (self.in_size, self.out_size, m, n),
             Direction::GradInput => (self.out_size, self.in_size, n, m),
@@ -308,7 +266,7 @@ impl Conv {
         let [source_pixels, target_pixels] = [source_size, target_size].map(|size| size[0] * size[1]);
         match form {
             PackedForm::Depthwise(packed) => Kernel::Depthwise(depthwise::Gather {
-                regions,
+                rows: self.rows(direction),
                 packed,
                 bias,
                 activation,
@@ -318,7 +276,7 @@ impl Conv {
             }),
             PackedForm::Direct(weights) => Kernel::Direct(Gather {
                 weights,
-                regions,
+                regions: self.regions(direction),
                 bias,
                 activation,
                 source_pixels,
@@ -362,152 +320,6 @@ impl Conv {
         let bias = self.stored_bias(isa, bias, self.spec.out_channels);
         Prepared::new(self, isa, algorithm, form, bias, activation)
     }
-
-    /// Computes `output` `[batch, out height, out width, N]` from `input` `[batch, height, width, M]`.
-    ///
-    /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
-    pub fn forward(
-        &self,
-        batch: usize,
-        input: &[f32],
-        weights: &PackedWeights,
-        bias: Option<&[f32]>,
-        output: &mut [f32],
-    ) {
-        self.gather(Direction::Forward, batch, input, weights, bias, place(output), false);
-    }
-
-    /// As [`Conv::forward`], into a vector of its own, and returns with it the sums of each channel's outputs and of their
-    /// squares.
-    ///
-    /// # Panics
-    /// As [`Conv::forward`].
-    pub fn forward_with_sums(
-        &self,
-        batch: usize,
-        input: &[f32],
-        weights: &PackedWeights,
-        bias: Option<&[f32]>,
-    ) -> (Vec<f32>, ColumnSums) {
-        let mut sums = None;
-        let len = batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels;
-        let fill = |output: &mut [_]| {
-            sums = self.gather(Direction::Forward, batch, input, weights, bias, output, true);
-        };
-        // SAFETY: every target pixel is in one region, and every output in one block.
-        let output = unsafe { fresh(len, fill) };
-        let sums = sums.unwrap_or_else(|| column_sums(weights.isa, self.spec.out_channels, &output));
-        (output, sums)
-    }
-
-    /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
-    ///
-    /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
-    pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights) -> Vec<f32> {
-        let len = batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels;
-        let fill = |grad_input: &mut [_]| {
-            self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
-        };
-        // SAFETY: as in `forward_with_sums`.
-        unsafe { fresh(len, fill) }
-    }
-
-    /// Forward or grad-input of one batch, with the channels' sums if they are wanted and the kernel counts them.
-    #[allow(clippy::too_many_arguments)]
-    fn gather(
-        &self,
-        direction: Direction,
-        batch: usize,
-        source: &[f32],
-        weights: &PackedWeights,
-        bias: Option<&[f32]>,
-        target: &mut [MaybeUninit<f32>],
-        sums: bool,
-    ) -> Option<ColumnSums> {
-        assert_eq!(weights.direction, direction, "direction of packed weights");
-        let [source_len, target_len] = match direction {
-            Direction::Forward => [self.in_len(batch), self.out_len(batch)],
-            Direction::GradInput => [self.out_len(batch), self.in_len(batch)],
-        };
-        assert_eq!(source.len(), source_len, "length of the activation that is read");
-        assert_eq!(target.len(), target_len, "length of the activation that is written");
-        let target_channels = match direction {
-            Direction::Forward => self.spec.out_channels,
-            Direction::GradInput => self.spec.in_channels,
-        };
-        let bias = self.stored_bias(weights.isa, bias, target_channels);
-        match self.kernel(direction, &weights.form, &bias, None) {
-            Kernel::Depthwise(gather) => {
-                gather.run(weights.isa, batch, source, target);
-                None
-            }
-            Kernel::Direct(gather) => gather.run(weights.isa, batch, source, target, sums),
-            Kernel::Winograd(winograd) => winograd.run(weights.isa, batch, source, target, sums),
-        }
-    }
-
-    /// Computes the loss's gradient by the weights, overwriting `grad`.
-    ///
-    /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer.
-    pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
-        assert_eq!(input.len(), self.in_len(batch), "input length");
-        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
-        self.spec.check_weights(&grad.as_ref());
-        let images = Images { batch, input, grad_output, in_size: self.in_size, out_size: self.out_size };
-        if self.depthwise {
-            let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
-            return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, self.pairs(), grad);
-        }
-        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, Algorithm::Direct, isa);
-        let cut = || Cut::new(&self.spec, self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
-        let grad_weight = GradWeight {
-            layout: &layout,
-            cut: self.cut.get_or_init(cut),
-            regions: &self.forward,
-            images: &images,
-            spec: &self.spec,
-            classes: &self.classes,
-        };
-        grad_weight.run(isa, grad);
-    }
-
-    /// Computes the loss's gradient by the bias `[N]`, overwriting `grad`.
-    ///
-    /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer.
-    pub fn grad_bias(&self, _isa: Isa, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
-        let channels = self.spec.out_channels;
-        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
-        assert_eq!(grad.len(), channels, "bias length");
-        let rows = grad_output.len() / channels;
-        let parts = reduction_parts(rows, channels);
-        let rows_per_part = rows.div_ceil(parts).max(1);
-        let partial = |part: &[f32]| {
-            let mut sums = vec![0.0f64; channels];
-            for row in part.chunks_exact(channels) {
-                for (sum, &value) in sums.iter_mut().zip(row) {
-                    *sum += f64::from(value);
-                }
-            }
-            sums
-        };
-        let sums: Vec<Vec<f64>> = grad_output.par_chunks(rows_per_part * channels).map(partial).collect();
-        for (position, &filter) in self.spec.out_order.channels().iter().enumerate() {
-            grad[filter as usize] = sums.iter().map(|part| part[position]).sum::<f64>() as f32;
-        }
-    }
-}
-
-/// The two activations of grad-weight.
-pub(crate) struct Images<'a> {
-    pub batch: usize,
-    pub input: &'a [f32],
-    pub grad_output: &'a [f32],
-    pub in_size: [usize; 2],
-    pub out_size: [usize; 2],
 }
 
 /// A layer's weights in the order that a kernel reads them; see [`Conv::pack`].
@@ -530,87 +342,4 @@ pub(crate) enum Kernel<'a> {
     Depthwise(depthwise::Gather<'a>),
     Direct(Gather<'a>),
     Winograd(Winograd<'a>),
-}
-
-impl ConvWeightsMut<'_> {
-    fn as_ref(&self) -> ConvWeights<'_> {
-        match self {
-            Self::Dense(weight) => ConvWeights::Dense(weight),
-            Self::Het { center, ring } => ConvWeights::Het { center, ring },
-        }
-    }
-}
-
-impl ConvSpec {
-    /// A convolution whose activations are stored in natural order.
-    pub fn natural(in_channels: usize, out_channels: usize, geometry: Conv2dGeometry, kind: ConvKind) -> Self {
-        let (in_order, out_order) = (ChannelOrder::natural(in_channels), ChannelOrder::natural(out_channels));
-        Self { in_channels, out_channels, geometry, kind, in_order, out_order }
-    }
-
-    /// A convolution whose activations are stored class by class.
-    pub fn by_class(in_channels: usize, out_channels: usize, geometry: Conv2dGeometry, kind: ConvKind) -> Self {
-        let natural = Self::natural(in_channels, out_channels, geometry, kind);
-        match &natural.kind {
-            ConvKind::Het(pattern) => Self {
-                in_order: ChannelOrder::by_class(pattern.channel_classes()),
-                out_order: ChannelOrder::by_class(pattern.filter_classes()),
-                ..natural
-            },
-            _ => natural,
-        }
-    }
-
-    fn check(&self) -> Result<(), ConvError> {
-        let (m, n) = (self.in_channels, self.out_channels);
-        let wrong = |message: String| Err(ConvError::Inconsistent(message));
-        if m == 0 || n == 0 {
-            return wrong(format!("a convolution needs channels and filters, got {m} and {n}"));
-        }
-        if self.in_order.len() != m || self.out_order.len() != n {
-            let (a, b) = (self.in_order.len(), self.out_order.len());
-            return wrong(format!("channel orders of {a} and {b} for a convolution of {m} channels and {n} filters"));
-        }
-        match &self.kind {
-            ConvKind::Standard => Ok(()),
-            ConvKind::Grouped(groups) => {
-                if *groups == 0 || !m.is_multiple_of(*groups) || !n.is_multiple_of(*groups) {
-                    return wrong(format!("{groups} groups do not divide {m} channels and {n} filters"));
-                }
-                Ok(())
-            }
-            ConvKind::Het(pattern) => {
-                if self.geometry.center_tap().is_none() {
-                    let [h, w] = self.geometry.kernel;
-                    return wrong(format!("HetConv needs an odd kernel to have a centre, got {h}×{w}"));
-                }
-                if (pattern.in_channels(), pattern.out_channels()) != (m, n) {
-                    let (a, b) = (pattern.in_channels(), pattern.out_channels());
-                    return wrong(format!(
-                        "a pattern of {a} channels and {b} filters for a convolution of {m} and {n}"
-                    ));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Lengths of the canonical weight tensors: `weight` alone, or `center` and `ring`.
-    pub fn weight_lengths(&self) -> (usize, usize) {
-        let (m, n, taps) = (self.in_channels, self.out_channels, self.geometry.taps());
-        match &self.kind {
-            ConvKind::Standard => (n * m * taps, 0),
-            ConvKind::Grouped(groups) => (n * (m / groups) * taps, 0),
-            ConvKind::Het(pattern) => (n * m, n * pattern.max_spatial() * (taps - 1)),
-        }
-    }
-
-    fn check_weights(&self, weights: &ConvWeights<'_>) {
-        let lengths = match (weights, &self.kind) {
-            (ConvWeights::Dense(weight), ConvKind::Standard | ConvKind::Grouped(_)) => (weight.len(), 0),
-            (ConvWeights::Het { center, ring }, ConvKind::Het(_)) => (center.len(), ring.len()),
-            _ => panic!("weights of another kind of convolution"),
-        };
-        assert_eq!(lengths, self.weight_lengths(), "weight lengths");
-    }
 }
