@@ -1,16 +1,33 @@
 //! Depthwise convolution: lanes run over channels, because no two channels ever meet.
+//!
+//! There are as many products for each value as there are taps, so memory decides. Pixels are taken row by row, in the order
+//! of memory; a row's sources stay in the first-level cache while all of its vectors of channels are worked on, and the next
+//! row's are asked for meanwhile. Forward and grad-input keep the sums of up to [`PIXELS`] pixels in registers, which share
+//! each weight; grad-weight keeps those of up to [`TAPS`] taps, which share each grad-output.
+
+// Sums are indexed as registers are.
+#![allow(clippy::needless_range_loop)]
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use hetconv_core::Activation;
 use rayon::prelude::*;
 
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
+use crate::moments::{ChannelMoments, ColumnSums, SumsOfParts};
 use crate::parallel::{Band, Target, images_per_part, reduction_parts};
+use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
-use crate::taps::Region;
+use crate::taps::{Rows, Stretch};
 use crate::tile::Epilogue;
+
+/// The most pixels whose sums are kept at once.
+const PIXELS: usize = 6;
+
+/// The most taps whose sums are kept at once.
+const TAPS: usize = 9;
 
 /// A depthwise convolution's weights for one instruction set. Packed weights are `[tap, channels]` in stored order, channels
 /// padded with zeros to whole vectors.
@@ -40,8 +57,8 @@ impl<'a> Depthwise<'a> {
         packed
     }
 
-    /// Grad-weight `[channels, 1, kh, kw]`, natural order.
-    pub fn grad_weight(&self, isa: Isa, images: &Images<'_>, pairs: &[Vec<(usize, usize)>], grad: &mut [f32]) {
+    /// Grad-weight `[channels, 1, kh, kw]`, natural order; `rows` are those of the forward pass.
+    pub fn grad_weight(&self, isa: Isa, images: &Images<'_>, rows: &Rows, grad: &mut [f32]) {
         let channels = self.spec.in_channels;
         let len = self.taps * self.padded;
         let parts = reduction_parts(images.batch, len);
@@ -50,7 +67,7 @@ impl<'a> Depthwise<'a> {
         partial.par_chunks_mut(len).enumerate().for_each(|(part, out)| {
             let first = (part * images_per_part).min(images.batch);
             let last = (first + images_per_part).min(images.batch);
-            isa.run(Backward { images, pairs, channels, padded: self.padded, first, last, out });
+            isa.run(Backward { images, rows, channels, padded: self.padded, of_part: first..last, out });
         });
         for (position, &channel) in self.spec.in_order.channels().iter().enumerate() {
             for tap in 0..self.taps {
@@ -61,10 +78,10 @@ impl<'a> Depthwise<'a> {
     }
 }
 
-/// Forward or grad-input, depending on whose regions these are.
+/// Forward or grad-input, depending on whose rows these are.
 #[derive(Clone, Copy)]
 pub(crate) struct Gather<'a> {
-    pub regions: &'a [Region],
+    pub rows: &'a Rows,
     /// See [`Depthwise`].
     pub packed: &'a [f32],
     /// One number per channel, padded as the weights are.
@@ -76,20 +93,34 @@ pub(crate) struct Gather<'a> {
 }
 
 impl Gather<'_> {
-    /// Computes `target` from `source`.
-    pub fn run(&self, isa: Isa, batch: usize, source: &[f32], target: &mut [MaybeUninit<f32>]) {
+    /// Computes `target` from `source`, and, if wanted, the sum and the sum of squares of each channel.
+    pub fn run(
+        &self,
+        isa: Isa,
+        batch: usize,
+        source: &[f32],
+        target: &mut [MaybeUninit<f32>],
+        moments: bool,
+    ) -> Option<ColumnSums> {
         let [source_len, target_len] = [self.source_pixels, self.target_pixels].map(|pixels| pixels * self.channels);
         assert!(source.len() == batch * source_len && target.len() == batch * target_len);
         if target.is_empty() {
-            return;
+            return moments.then(|| ColumnSums::zero(self.channels));
         }
         let images = images_per_part(batch, 4 * source_len.max(target_len), 1);
-        target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len)).for_each(
-            |(target, source)| {
-                let (images, target) = (target.len() / target_len, Target(target.as_mut_ptr().cast()));
-                isa.run(Part { gather: self, images, band: Band::WHOLE, source, residual: None, target });
-            },
-        );
+        let parts = batch.div_ceil(images);
+        let mut sums = moments.then(|| SumsOfParts::new(parts, self.channels));
+        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
+        let target = Target(target.as_mut_ptr().cast());
+        let parts: Vec<_> = (0..parts).map(|part| (part * images, of_parts.next())).collect();
+        parts.into_par_iter().for_each(|(first, moments)| {
+            let images = images.min(batch - first);
+            let source = &source[first * source_len..][..images * source_len];
+            // SAFETY: the target has `batch` images.
+            let target = unsafe { target.add(first * target_len) };
+            isa.run(Part { gather: self, images, band: Band::WHOLE, source, residual: None, target, moments });
+        });
+        sums.map(SumsOfParts::total)
     }
 }
 
@@ -97,13 +128,15 @@ impl Gather<'_> {
 pub(crate) struct Part<'a> {
     pub gather: &'a Gather<'a>,
     pub images: usize,
-    /// Which pixels of each region.
+    /// Which rows of the images.
     pub band: Band,
     pub source: &'a [f32],
     /// What is added, as long as the images' targets.
     pub residual: Option<&'a [f32]>,
     /// The first image's target.
     pub target: Target,
+    /// Sums and sums of squares, `[2, channels]`.
+    pub moments: Option<&'a mut [f64]>,
 }
 
 impl Task for Part<'_> {
@@ -111,32 +144,165 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Gather { regions, packed, bias, activation, channels, source_pixels, target_pixels } = *self.gather;
+        let Gather { rows: Rows { taps, rows }, packed, bias, activation, channels, source_pixels, target_pixels } =
+            *self.gather;
         let padded = channels.next_multiple_of(S::LANES);
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
         let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
         let epilogue = Epilogue { residual, activation };
-        for region in regions {
-            let of_image = region.pixels.len();
-            for pixel in self.band.of(self.images * of_image, 1) {
-                let (image, (from, to)) = (pixel / of_image, region.pixels[pixel % of_image]);
-                let source = self.source.as_ptr().wrapping_add(image * source_pixels * channels + from);
-                let target = self.target.0.wrapping_add(image * target_pixels * channels + to);
-                for channel in (0..channels).step_by(S::LANES) {
-                    let lanes = S::LANES.min(channels - channel);
-                    // SAFETY: `bias` and each tap's weights are padded to whole vectors; of a pixel's channels those are
-                    // read and written that there are; regions only name pixels inside the images, whose lengths were
+        let mut moments = self.moments.is_some().then(|| ChannelMoments::new(padded));
+        let of_part = self.band.of(self.images * rows.len(), 1);
+        let row_len = |pixels: usize| (pixels * channels).div_ceil(rows.len().max(1));
+        let [source_row, target_row] = [source_pixels, target_pixels].map(row_len);
+        let vectors = padded / S::LANES;
+        for row in of_part {
+            let (image, stretches) = (row / rows.len(), &rows[row % rows.len()]);
+            let source = self.source.as_ptr().wrapping_add(image * source_pixels * channels);
+            let target = self.target.0.wrapping_add(image * target_pixels * channels);
+            let next = self.source.as_ptr().wrapping_add((row + 2) * source_row);
+            let mut near = Prefetch::new(next, source_row, vectors * stretches.len());
+            for channel in (0..channels).step_by(S::LANES) {
+                for stretch in stretches {
+                    near.advance(simd);
+                    let row = Row {
+                        stretch,
+                        taps: &taps[stretch.taps],
+                        source: source.wrapping_add(stretch.first[0] + channel),
+                        target: target.wrapping_add(stretch.first[1] + channel),
+                        weights: packed.as_ptr().wrapping_add(channel),
+                        padded,
+                        bias: bias.as_ptr().wrapping_add(channel),
+                        epilogue,
+                        lanes: S::LANES.min(channels - channel),
+                        ahead: target_row,
+                    };
+                    let sums = moments.as_mut().map(|moments| moments.sums(channel));
+                    // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; of a pixel's channels those
+                    // are read and written that there are; stretches only name pixels inside the images, whose lengths were
                     // checked by whoever made the part.
-                    unsafe {
-                        let mut sum = simd.load(bias.as_ptr().add(channel));
-                        for &(tap, offset) in &region.taps {
-                            let value = simd.load_lanes(source.offset(offset).add(channel), lanes);
-                            let weight = simd.load(packed.as_ptr().add(tap * padded + channel));
-                            sum = simd.mul_add(value, weight, sum);
-                        }
-                        let target = target.add(channel);
-                        simd.store_lanes(target, epilogue.apply(simd, sum, target, lanes), lanes);
-                    }
+                    unsafe { row.compute(simd, sums) };
+                }
+            }
+            if let Some(moments) = &mut moments {
+                moments.count(stretches.iter().map(|stretch| stretch.pixels).sum());
+            }
+        }
+        if let (Some(moments), Some(sums)) = (moments, self.moments) {
+            moments.add_to(sums);
+        }
+    }
+}
+
+/// The pixels of a stretch by one vector of channels.
+struct Row<'a> {
+    stretch: &'a Stretch,
+    taps: &'a [(usize, isize)],
+    /// The first pixel's.
+    source: *const f32,
+    target: *mut f32,
+    /// `[tap, padded]`.
+    weights: *const f32,
+    padded: usize,
+    bias: *const f32,
+    epilogue: Epilogue,
+    lanes: usize,
+    /// Values from a target to one that is written later.
+    ahead: usize,
+}
+
+impl Row<'_> {
+    /// Computes the pixels and adds them and their squares to `sums`.
+    ///
+    /// # Safety
+    /// `lanes` values are readable at every source and writable at every target; whole vectors are readable at `bias` and at
+    /// every tap's weights, and writable at `sums`.
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(self, simd: S, sums: Option<[*mut f32; 2]>) {
+        match (self.lanes == S::LANES, sums) {
+            (true, None) => simd.apart(RowTask::<true, false> { row: self, sums: None }),
+            (true, sums) => simd.apart(RowTask::<true, true> { row: self, sums }),
+            (false, sums) => simd.apart(RowTask::<false, true> { row: self, sums }),
+        }
+    }
+}
+
+/// [`Row`] of a whole vector or a partial one, with sums or without.
+struct RowTask<'a, const WHOLE: bool, const SUMS: bool> {
+    row: Row<'a>,
+    sums: Option<[*mut f32; 2]>,
+}
+
+impl<const WHOLE: bool, const SUMS: bool> Task for RowTask<'_, WHOLE, SUMS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Stretch { steps: [source_step, target_step], pixels, .. } = *self.row.stretch;
+        let (mut source, mut target, mut left) = (self.row.source, self.row.target, pixels);
+        let mut sums = [simd.splat(0.0); 2];
+        while left > 0 {
+            // SAFETY: made by `Row::compute` alone, whose caller vouches for the row.
+            unsafe {
+                match left {
+                    1 => self.pixels::<S, 1>(simd, source, target, &mut sums),
+                    2 => self.pixels::<S, 2>(simd, source, target, &mut sums),
+                    3 => self.pixels::<S, 3>(simd, source, target, &mut sums),
+                    4 | 7 => self.pixels::<S, 4>(simd, source, target, &mut sums),
+                    5 => self.pixels::<S, 5>(simd, source, target, &mut sums),
+                    _ => self.pixels::<S, PIXELS>(simd, source, target, &mut sums),
+                }
+            }
+            let done = match left {
+                7 => 4,
+                left => left.min(PIXELS),
+            };
+            source = source.wrapping_add(done * source_step);
+            target = target.wrapping_add(done * target_step);
+            left -= done;
+        }
+        if let (true, Some(places)) = (SUMS, self.sums) {
+            for (place, sum) in places.into_iter().zip(sums) {
+                // SAFETY: the caller vouches for whole vectors.
+                unsafe { simd.store(place, simd.add(simd.load(place), sum)) };
+            }
+        }
+    }
+}
+
+impl<const WHOLE: bool, const SUMS: bool> RowTask<'_, WHOLE, SUMS> {
+    /// # Safety
+    /// As [`Row::compute`], for `R` pixels.
+    #[inline(always)]
+    unsafe fn pixels<S: Simd, const R: usize>(
+        &self,
+        simd: S,
+        source: *const f32,
+        target: *mut f32,
+        counted: &mut [S::V; 2],
+    ) {
+        let row = &self.row;
+        let [source_step, target_step] = row.stretch.steps;
+        let lanes = if WHOLE { S::LANES } else { row.lanes };
+        // SAFETY: the caller's.
+        unsafe {
+            for r in 0..R {
+                simd.prefetch_to_write(target.wrapping_add(r * target_step + row.ahead));
+            }
+            let mut sums = [simd.load(row.bias); R];
+            for &(tap, offset) in row.taps {
+                let weight = simd.load(row.weights.add(tap * row.padded));
+                let source = source.offset(offset);
+                for r in 0..R {
+                    sums[r] = simd.mul_add(simd.load_lanes(source.add(r * source_step), lanes), weight, sums[r]);
+                }
+            }
+            for r in 0..R {
+                let target = target.add(r * target_step);
+                let sum = row.epilogue.apply(simd, sums[r], target, lanes);
+                simd.store_lanes(target, sum, lanes);
+                if SUMS {
+                    counted[0] = simd.add(counted[0], sum);
+                    counted[1] = simd.mul_add(sum, sum, counted[1]);
                 }
             }
         }
@@ -146,47 +312,139 @@ impl Task for Part<'_> {
 /// Grad-weight over some images.
 struct Backward<'a> {
     images: &'a Images<'a>,
-    pairs: &'a [Vec<(usize, usize)>],
+    rows: &'a Rows,
     channels: usize,
     padded: usize,
-    first: usize,
-    last: usize,
+    of_part: Range<usize>,
+    /// `[tap, padded]`.
     out: &'a mut [f32],
 }
+
+/// Pixels that a tap's sum is taken over before it is added to the others, if images are that small: they are grouped.
+const RUN: usize = 16;
 
 impl Task for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { images, pairs, channels, padded, first, last, out } = self;
-        let in_len = images.in_size[0] * images.in_size[1] * channels;
-        let out_len = images.out_size[0] * images.out_size[1] * channels;
-        for image in first..last {
-            let input = &images.input[image * in_len..][..in_len];
-            let grad_output = &images.grad_output[image * out_len..][..out_len];
-            for (tap, pairs) in pairs.iter().enumerate() {
+        let Self { images, rows: Rows { taps, rows }, channels, padded, of_part, out } = self;
+        let lens = [images.in_size, images.out_size].map(|[height, width]| height * width * channels);
+        let group = (RUN / images.out_size[1].max(1)).max(1);
+        for first in of_part.clone().step_by(group) {
+            let group = group.min(of_part.end - first);
+            let input = &images.input[first * lens[0]..][..group * lens[0]];
+            let grad_output = &images.grad_output[first * lens[1]..][..group * lens[1]];
+            let row_len = |values: &[f32]| values.len() / rows.len();
+            for (y, stretches) in rows.iter().enumerate() {
+                // While a row of several images is worked on, the next group's is asked for.
+                let tasks = stretches.len() * (padded / S::LANES);
+                let mut near = [input, grad_output].map(|values| {
+                    let ahead = if group == 1 { y + 2 } else { y + rows.len() };
+                    Prefetch::new(values.as_ptr().wrapping_add(ahead * row_len(values)), row_len(values), tasks)
+                });
                 for channel in (0..channels).step_by(S::LANES) {
-                    let whole = channel + S::LANES <= channels;
-                    let mut sum = simd.splat(0.0);
-                    // SAFETY: pairs name pixels inside the two images; partial vectors are read partially; `out` is
-                    // padded to whole vectors.
-                    unsafe {
-                        for &(from, to) in pairs {
-                            let x = input.as_ptr().add(from * channels + channel);
-                            let dy = grad_output.as_ptr().add(to * channels + channel);
-                            let (x, dy) = if whole {
-                                (simd.load(x), simd.load(dy))
-                            } else {
-                                (simd.load_first(x, channels - channel), simd.load_first(dy, channels - channel))
+                    for stretch in stretches {
+                        near.iter_mut().for_each(|near| near.advance(simd));
+                        for taps in taps[stretch.taps].chunks(TAPS) {
+                            let sums = Sums {
+                                stretch,
+                                taps,
+                                source: input.as_ptr().wrapping_add(stretch.first[0] + channel),
+                                grad: grad_output.as_ptr().wrapping_add(stretch.first[1] + channel),
+                                images: group,
+                                lens,
+                                lanes: S::LANES.min(channels - channel),
+                                out: &mut out[channel..],
+                                padded,
                             };
-                            sum = simd.mul_add(x, dy, sum);
+                            // SAFETY: stretches name pixels inside the two images; of a pixel's channels those are read that
+                            // there are.
+                            unsafe { sums.compute(simd) };
                         }
-                        let slot = out.as_mut_ptr().add(tap * padded + channel);
-                        simd.store(slot, simd.add(simd.load(slot), sum));
                     }
                 }
             }
+        }
+    }
+}
+
+/// The sums of some taps over a stretch of some images, for one vector of channels.
+struct Sums<'a> {
+    stretch: &'a Stretch,
+    taps: &'a [(usize, isize)],
+    /// The first image's first pixel's.
+    source: *const f32,
+    grad: *const f32,
+    images: usize,
+    /// Values from one image to the next, of source and grad-output.
+    lens: [usize; 2],
+    lanes: usize,
+    /// From the vector's first channel on.
+    out: &'a mut [f32],
+    padded: usize,
+}
+
+impl Sums<'_> {
+    /// Adds the sums to `out`.
+    ///
+    /// # Safety
+    /// `lanes` values are readable at every source and grad-output of the stretch's pixels of all images.
+    #[inline(always)]
+    unsafe fn compute<S: Simd>(self, simd: S) {
+        if self.lanes == S::LANES { self.taps::<S, true>(simd) } else { self.taps::<S, false>(simd) }
+    }
+
+    #[inline(always)]
+    fn taps<S: Simd, const WHOLE: bool>(self, simd: S) {
+        match self.taps.len() {
+            0 => {}
+            1 => simd.apart(TapSums::<1, WHOLE>(self)),
+            2 => simd.apart(TapSums::<2, WHOLE>(self)),
+            3 => simd.apart(TapSums::<3, WHOLE>(self)),
+            4 => simd.apart(TapSums::<4, WHOLE>(self)),
+            5 => simd.apart(TapSums::<5, WHOLE>(self)),
+            6 => simd.apart(TapSums::<6, WHOLE>(self)),
+            7 => simd.apart(TapSums::<7, WHOLE>(self)),
+            8 => simd.apart(TapSums::<8, WHOLE>(self)),
+            _ => simd.apart(TapSums::<TAPS, WHOLE>(self)),
+        }
+    }
+}
+
+/// [`Sums`] of `T` taps, of a whole vector or a partial one.
+struct TapSums<'a, const T: usize, const WHOLE: bool>(Sums<'a>);
+
+impl<const T: usize, const WHOLE: bool> Task for TapSums<'_, T, WHOLE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Sums { stretch, taps, mut source, mut grad, images, lens, lanes, out, padded } = self.0;
+        let lanes = if WHOLE { S::LANES } else { lanes };
+        assert!(taps.len() == T && taps.iter().all(|&(tap, _)| tap * padded + S::LANES <= out.len()));
+        let offsets: [isize; T] = std::array::from_fn(|t| taps[t].1);
+        let mut sums = [simd.splat(0.0); T];
+        for _ in 0..images {
+            let (mut from, mut to) = (source, grad);
+            for _ in 0..stretch.pixels {
+                // SAFETY: made by `Sums::compute` alone, whose caller vouches for all pixels.
+                unsafe {
+                    let grad = simd.load_lanes(to, lanes);
+                    for t in 0..T {
+                        sums[t] = simd.mul_add(simd.load_lanes(from.offset(offsets[t]), lanes), grad, sums[t]);
+                    }
+                }
+                from = from.wrapping_add(stretch.steps[0]);
+                to = to.wrapping_add(stretch.steps[1]);
+            }
+            source = source.wrapping_add(lens[0]);
+            grad = grad.wrapping_add(lens[1]);
+        }
+        for t in 0..T {
+            let slot = out[taps[t].0 * padded..].as_mut_ptr();
+            // SAFETY: a whole vector is left at each place, as was checked.
+            unsafe { simd.store(slot, simd.add(simd.load(slot), sums[t])) };
         }
     }
 }

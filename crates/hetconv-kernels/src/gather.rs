@@ -132,9 +132,22 @@ impl Task for Part<'_> {
         // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
         // it before the next ones, which are then brought near.
         let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
-        let ahead = &self.source[BAND.min(self.source.len())..];
-        let mut prefetch = Prefetch::new(ahead.as_ptr(), ahead.len(), tiles * blocks.len());
+        // What lies behind a part of a batch is most likely this thread's next part.
+        let far = BAND.min(self.source.len());
+        let values = if self.band.count == 1 { self.source.len() } else { self.source.len() - far };
+        let mut near = [
+            Prefetch::new(self.source.as_ptr().wrapping_add(far), values, tiles * blocks.len()),
+            Prefetch::new(self.source.as_ptr(), 0, 1),
+        ];
         for first in blocks.clone().step_by(together) {
+            // Blocks that come one after another find their weights near.
+            if let Some(next) = weights.layout.blocks[first..blocks.end].get(together)
+                && together == 1
+                && next.weights.len() <= BAND
+            {
+                let of_next = weights.packed[next.weights.clone()].as_ptr();
+                near[1] = Prefetch::new(of_next, next.weights.len(), tiles);
+            }
             for (region, walks) in regions.iter().zip(&weights.walks) {
                 let pixels = self.pixels(region);
                 for start in pixels.clone().step_by(most) {
@@ -143,7 +156,7 @@ impl Task for Part<'_> {
                     let of_group = weights.layout.blocks[group.clone()].iter().zip(&walks[group.clone()]);
                     for (index, (block, walk)) in group.zip(of_group) {
                         let moments = moments.get_mut(index - blocks.start);
-                        self.tiles(simd, region, pixels.clone(), block, walk, &mut prefetch, &mut turned, moments);
+                        self.tiles(simd, region, pixels.clone(), block, walk, &mut near, &mut turned, moments);
                     }
                 }
             }
@@ -172,7 +185,7 @@ impl Part<'_> {
         pixels: Range<usize>,
         block: &Block,
         walk: &Walk,
-        prefetch: &mut Prefetch,
+        near: &mut [Prefetch; 2],
         turned: &mut Turned,
         mut moments: Option<&mut Moments>,
     ) {
@@ -194,7 +207,8 @@ impl Part<'_> {
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
         let mut left = pixels.len();
-        let rows = left.div_ceil(left.div_ceil(Tile::most_rows::<S>(block)).max(1));
+        let most = Tile::most_rows::<S>(block).min(if region.crowded { CROWDED_ROWS } else { MAX_ROWS });
+        let rows = left.div_ceil(left.div_ceil(most).max(1));
         let image = pixels.start / region.pixels.len();
         let mut source = self.source.as_ptr().wrapping_add(image * image_lens[0]);
         let mut target = self.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
@@ -212,7 +226,7 @@ impl Part<'_> {
                 tile.sources[row] = source.wrapping_add(from);
                 tile.targets[row] = target.wrapping_add(to);
             }
-            prefetch.advance(simd);
+            near.iter_mut().for_each(|near| near.advance(simd));
             for &target in &tile.targets[..tile.rows] {
                 for vector in 0..block.vectors {
                     simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
@@ -224,6 +238,9 @@ impl Part<'_> {
         }
     }
 }
+
+/// Rows of a tile whose sources share a set of the first-level cache: they leave room for weights.
+const CROWDED_ROWS: usize = 6;
 
 /// Values of the source that all blocks read before the next ones are begun: twice as many stay in a core's second-level
 /// cache.

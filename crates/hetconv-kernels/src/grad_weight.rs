@@ -209,11 +209,12 @@ impl Part<'_> {
         let (blocks, filters) = (self.blocks, self.grad.spec.out_channels);
         let GradWeight { layout, cut, .. } = *self.grad;
         let pixels = grad_output.len() / filters;
-        // The next run's input and grad-output, while one is worked on.
-        let (runs, tiles) = (pixels.div_ceil(RUN).max(1), self.tiles_of_run());
+        // The next run's input and grad-output, while one is worked on: a little with every pixel of every tile.
+        let runs = pixels.div_ceil(RUN).max(1);
+        let turns = self.tiles_of_run() * (pixels / runs);
         let next = |values: &[f32]| {
             let of_run = values.len() / runs;
-            Prefetch::new(values.as_ptr().wrapping_add(of_run), of_run, tiles)
+            Prefetch::new(values.as_ptr().wrapping_add(of_run), of_run, turns)
         };
         let mut near = [next(input), next(grad_output)];
         for (index, taps) in cut.runs.iter().enumerate().take(pixels.div_ceil(RUN)) {
@@ -235,8 +236,8 @@ impl Part<'_> {
                         let place = self.place(block, tap) + (channels.start - range.start) * block.stride;
                         let first = input.as_ptr().wrapping_add(channels.start);
                         let x = [first, first.wrapping_offset(shift)];
-                        let tile = Tile { pairs, x, panel: panel.as_ptr(), out: &mut self.out[place..] };
-                        near.iter_mut().for_each(|near| near.advance(simd));
+                        let (panel, out) = (panel.as_ptr(), &mut self.out[place..]);
+                        let tile = Tile { pairs, x, panel, out, near: &mut near };
                         // SAFETY: pairs name pixels of `input`, whose channels the range lies in, and rows of the panel.
                         unsafe { tile.compute(simd, block, channels.len()) };
                     }
@@ -428,6 +429,8 @@ struct Tile<'a> {
     panel: *const f32,
     /// `[channels, stride]`.
     out: &'a mut [f32],
+    /// What is read later, asked for meanwhile.
+    near: &'a mut [Prefetch; 2],
 }
 
 impl Tile<'_> {
@@ -485,7 +488,7 @@ impl<const R: usize, const V: usize, const SAME: bool, const HALF: bool> TileRow
     /// As [`Tile::compute`], for `R` channels and `V` vectors of `S`.
     #[inline(always)]
     unsafe fn compute<S: Simd>(self, simd: S) {
-        let Tile { pairs, x: [first, second], panel, out } = self.0;
+        let Tile { pairs, x: [first, second], panel, out, near } = self.0;
         let stride = V * S::LANES;
         assert!(out.len() >= R * stride);
         for vector in 0..R * V {
@@ -495,6 +498,7 @@ impl<const R: usize, const V: usize, const SAME: bool, const HALF: bool> TileRow
         // SAFETY: the caller vouches for the pairs; `out` holds R·V vectors.
         unsafe {
             for &(from, row) in pairs {
+                near.iter_mut().for_each(|near| near.advance(simd));
                 let (x, others) = (first.add(from as usize), second.add(from as usize));
                 let row = panel.add(row as usize * stride);
                 let grad: [S::V; V] = std::array::from_fn(|v| simd.load(row.add(v * S::LANES)));

@@ -104,3 +104,55 @@ impl Moments {
         }
     }
 }
+
+/// Sums and sums of squares of all channels, row by row: `f32` over some pixels, `f64` beyond.
+pub(crate) struct ChannelMoments {
+    /// `[2, channels]`, channels padded to whole vectors.
+    sums: Vec<f32>,
+    total: Vec<f64>,
+    pixels: usize,
+}
+
+impl ChannelMoments {
+    /// Pixels after which the `f32` sums are added to the others.
+    const PIXELS: usize = 64;
+
+    pub fn new(padded: usize) -> Self {
+        Self { sums: vec![0.0; 2 * padded], total: vec![0.0; 2 * padded], pixels: 0 }
+    }
+
+    /// Where the sum and the sum of squares of a channel stand, with those of the channels behind it.
+    #[inline(always)]
+    pub fn sums(&mut self, channel: usize) -> [*mut f32; 2] {
+        let padded = self.sums.len() / 2;
+        let (sums, squares) = self.sums.split_at_mut(padded);
+        [sums[channel..].as_mut_ptr(), squares[channel..].as_mut_ptr()]
+    }
+
+    /// Counts pixels that were added to the sums.
+    #[inline(always)]
+    pub fn count(&mut self, pixels: usize) {
+        self.pixels += pixels;
+        if self.pixels >= Self::PIXELS {
+            self.flush();
+        }
+    }
+
+    #[inline(always)]
+    fn flush(&mut self) {
+        for (total, sum) in self.total.iter_mut().zip(&mut self.sums) {
+            *total += f64::from(*sum);
+            *sum = 0.0;
+        }
+        self.pixels = 0;
+    }
+
+    /// Adds everything counted to sums and sums of squares, `[2, channels]`.
+    pub fn add_to(mut self, sums: &mut [f64]) {
+        self.flush();
+        let (channels, padded) = (sums.len() / 2, self.total.len() / 2);
+        for (sums, total) in sums.chunks_exact_mut(channels).zip(self.total.chunks_exact(padded)) {
+            sums.iter_mut().zip(total).for_each(|(sum, total)| *sum += total);
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Batch-norm, fused with the residual add and the ReLU that follow it: one pass over the data each way, after one that
 //! gathers the sums. Rows are pixels of all images, columns are channels in stored order.
+//!
+//! What was just written is read from its end, which the caches still hold, to its beginning.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -73,7 +75,7 @@ fn two_sums(channels: usize, rows: usize, accumulate: impl Fn(usize, usize, &mut
         let end = ((part + 1) * rows_per_part).min(rows);
         let mut total = vec![0.0f64; 2 * channels];
         let mut sums = vec![0.0f32; 2 * channels];
-        for start in (part * rows_per_part..end).step_by(SUM_ROWS) {
+        for start in (part * rows_per_part..end).step_by(SUM_ROWS).rev() {
             sums.fill(0.0);
             accumulate(start, (start + SUM_ROWS).min(end), &mut sums);
             for (total, &sum) in total.iter_mut().zip(&sums) {
@@ -82,7 +84,7 @@ fn two_sums(channels: usize, rows: usize, accumulate: impl Fn(usize, usize, &mut
         }
         total
     };
-    let partial: Vec<Vec<f64>> = (0..parts).into_par_iter().map(of_part).collect();
+    let partial: Vec<Vec<f64>> = (0..parts).into_par_iter().rev().map(of_part).collect();
     (0..2 * channels).map(|column| partial.iter().map(|part| part[column]).sum()).collect()
 }
 
@@ -137,7 +139,7 @@ pub fn scale_shift(
     assert!(scale.len() == channels && shift.len() == channels, "scale and shift need {channels} values");
     let stretch = (STRETCH / channels).max(1) * channels;
     let fill = |y: &mut [MaybeUninit<f32>]| {
-        y.par_chunks_mut(stretch).enumerate().for_each(|(part, y)| {
+        y.par_chunks_mut(stretch).enumerate().rev().for_each(|(part, y)| {
             let range = part * stretch..part * stretch + y.len();
             let (x, residual) = (&x[range.clone()], residual.map(|r| &r[range]));
             isa.run(ScaleShift { channels, x, residual, scale, shift, relu, y });

@@ -168,7 +168,8 @@ impl Prepared {
     ) {
         match &self.kernel() {
             Kernel::Depthwise(gather) => {
-                self.isa.run(depthwise::Part { gather, images, band, source, residual, target });
+                let moments = None;
+                self.isa.run(depthwise::Part { gather, images, band, source, residual, target, moments });
             }
             Kernel::Direct(gather) => {
                 let blocks = group.of(gather.weights.layout.blocks.len(), 1);

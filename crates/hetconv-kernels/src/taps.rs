@@ -8,6 +8,9 @@
 
 use hetconv_core::Conv2dGeometry;
 
+use crate::pack::LINE;
+use crate::tile::MAX_ROWS;
+
 /// For every target index of one axis, the taps that fall inside and the source index each of them reads.
 pub(crate) type Axis = Vec<Vec<(usize, usize)>>;
 
@@ -18,6 +21,21 @@ pub(crate) struct Region {
     pub taps: Vec<(usize, isize)>,
     /// First values of the first tap's source pixel and of the target pixel, within one image.
     pub pixels: Vec<(usize, usize)>,
+    /// Whether so many sources of a tile fall into one set of the first-level cache that they would drive each other out.
+    pub crowded: bool,
+}
+
+/// Whether a tile of the first pixels of a region, images `image_len` values apart, takes all ways of a set.
+fn crowded(pixels: &[(usize, usize)], image_len: usize) -> bool {
+    // 32 KiB in 8 ways.
+    const WAYS: usize = 8;
+    const WAY: usize = 1024;
+    if pixels.is_empty() {
+        return false;
+    }
+    let set = |i: usize| (i / pixels.len() * image_len + pixels[i % pixels.len()].0) % WAY / LINE;
+    let sharing = |i: usize| (0..MAX_ROWS).filter(|&j| set(j) == set(i)).count();
+    (0..MAX_ROWS).any(|i| sharing(i) >= WAYS)
 }
 
 /// Output index → input indices along one axis (0 vertical, 1 horizontal).
@@ -53,21 +71,14 @@ pub(crate) fn regions(
     kernel_width: usize,
     rows: &Axis,
     columns: &Axis,
-    source_width: usize,
-    channels: [usize; 2],
+    [source_height, source_width]: [usize; 2],
+    [source_channels, target_channels]: [usize; 2],
 ) -> Vec<Region> {
-    let [source_channels, target_channels] = channels;
     let (row_groups, column_groups) = (alike(rows), alike(columns));
     let mut regions = Vec::new();
     for (row_taps, row_members) in &row_groups {
         for (column_taps, column_members) in &column_groups {
-            let mut taps = Vec::new();
-            for &(ky, dy) in row_taps {
-                for &(kx, dx) in column_taps {
-                    taps.push((ky * kernel_width + kx, (dy * source_width as isize + dx) * source_channels as isize));
-                }
-            }
-            let first = |axis: &Axis, index: usize| axis[index].first().map_or(0, |&(_, source)| source);
+            let taps = joined(kernel_width, row_taps, column_taps, source_width, source_channels);
             let mut pixels = Vec::with_capacity(row_members.len() * column_members.len());
             for rows_of_patch in row_members.chunks(PATCH[0]) {
                 for columns_of_patch in column_members.chunks(PATCH[1]) {
@@ -78,10 +89,98 @@ pub(crate) fn regions(
                     }
                 }
             }
-            regions.push(Region { taps, pixels });
+            let crowded = crowded(&pixels, source_height * source_width * source_channels);
+            regions.push(Region { taps, pixels, crowded });
         }
     }
     regions
+}
+
+/// Target pixels of one row that read the same taps, at equal distances.
+#[derive(Debug)]
+pub(crate) struct Stretch {
+    /// Index of their [`Rows::taps`].
+    pub taps: usize,
+    /// First values of the first tap's source pixel and of the target pixel, for the first of them.
+    pub first: [usize; 2],
+    /// Values from one source and target pixel to the next ones.
+    pub steps: [usize; 2],
+    /// How many there are.
+    pub pixels: usize,
+}
+
+/// The same as regions, row by row: for layers that read a source only once, in the order of memory.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    /// Lists as [`Region::taps`].
+    pub taps: Vec<Vec<(usize, isize)>>,
+    /// The stretches of every target row.
+    pub rows: Vec<Vec<Stretch>>,
+}
+
+impl Rows {
+    /// The target rows of an image; `channels` are those of a source and of a target pixel.
+    pub fn new(
+        kernel_width: usize,
+        rows: &Axis,
+        columns: &Axis,
+        source_width: usize,
+        [source_channels, target_channels]: [usize; 2],
+    ) -> Self {
+        let (row_groups, column_groups) = (alike(rows), alike(columns));
+        let mut taps = Vec::new();
+        let mut of_rows: Vec<Vec<Stretch>> = rows.iter().map(|_| Vec::new()).collect();
+        for (row_taps, row_members) in &row_groups {
+            for (column_taps, column_members) in &column_groups {
+                let joined = joined(kernel_width, row_taps, column_taps, source_width, source_channels);
+                let source =
+                    |y, x| if joined.is_empty() { 0 } else { first(rows, y) * source_width + first(columns, x) };
+                for &y in row_members {
+                    let pixel =
+                        |&x: &usize| [source(y, x) * source_channels, (y * columns.len() + x) * target_channels];
+                    let pixels: Vec<[usize; 2]> = column_members.iter().map(pixel).collect();
+                    of_rows[y].extend(stretches(taps.len(), &pixels));
+                }
+                taps.push(joined);
+            }
+        }
+        Self { taps, rows: of_rows }
+    }
+}
+
+/// Cuts pixels where their distances change.
+fn stretches(taps: usize, mut pixels: &[[usize; 2]]) -> Vec<Stretch> {
+    let mut cut = Vec::new();
+    while let [first, rest @ ..] = pixels {
+        let distance = |a: &[usize; 2], b: &[usize; 2]| [b[0] - a[0], b[1] - a[1]];
+        let steps = rest.first().map_or([0; 2], |second| distance(first, second));
+        let count = 1 + pixels.windows(2).take_while(|pair| distance(&pair[0], &pair[1]) == steps).count();
+        cut.push(Stretch { taps, first: *first, steps, pixels: count });
+        pixels = &pixels[count..];
+    }
+    cut
+}
+
+/// The first source index that a target index reads.
+fn first(axis: &Axis, index: usize) -> usize {
+    axis[index].first().map_or(0, |&(_, source)| source)
+}
+
+/// The taps of two axes together, as in [`Region::taps`].
+fn joined(
+    kernel_width: usize,
+    rows: &RelativeTaps,
+    columns: &RelativeTaps,
+    source_width: usize,
+    source_channels: usize,
+) -> Vec<(usize, isize)> {
+    let mut taps = Vec::with_capacity(rows.len() * columns.len());
+    for &(ky, dy) in rows {
+        for &(kx, dx) in columns {
+            taps.push((ky * kernel_width + kx, (dy * source_width as isize + dx) * source_channels as isize));
+        }
+    }
+    taps
 }
 
 /// Taps of one axis with source offsets relative to the first of them.
@@ -132,13 +231,41 @@ mod tests {
     fn a_padded_window_has_nine_regions_that_cover_every_pixel_once() {
         let geometry = Conv2dGeometry::same(3, 1);
         let (rows, columns) = (forward_axis(&geometry, 0, 5, 5), forward_axis(&geometry, 1, 4, 4));
-        let regions = regions(3, &rows, &columns, 4, [7, 1]);
+        let regions = regions(3, &rows, &columns, [5, 4], [7, 1]);
         assert_eq!(regions.len(), 9);
         let mut targets: Vec<usize> = regions.iter().flat_map(|r| r.pixels.iter().map(|p| p.1)).collect();
         targets.sort_unstable();
         assert_eq!(targets, (0..20).collect::<Vec<_>>());
         let taps: usize = regions.iter().map(|r| r.taps.len() * r.pixels.len()).sum();
         assert_eq!(taps, (2 + 3 * 3 + 2) * (2 + 3 * 2 + 2));
+    }
+
+    #[test]
+    fn rows_hold_the_pixels_of_the_regions() {
+        for (stride, dilation, size) in [(1, 1, [5, 7]), (2, 1, [6, 9]), (3, 2, [11, 10]), (2, 3, [9, 4])] {
+            let geometry = Conv2dGeometry::square(3, stride, 2, dilation);
+            let output = geometry.output_size(size).unwrap();
+            let axes = |make: fn(&Conv2dGeometry, usize, usize, usize) -> Axis| {
+                [0, 1].map(|axis| make(&geometry, axis, size[axis], output[axis]))
+            };
+            for ([rows, columns], source) in [(axes(forward_axis), size), (axes(backward_axis), output)] {
+                let mut of_regions = Vec::new();
+                for region in regions(3, &rows, &columns, source, [5, 5]) {
+                    of_regions.extend(region.pixels.iter().map(|&pixel| (pixel, region.taps.clone())));
+                }
+                let mut of_rows = Vec::new();
+                let table = Rows::new(3, &rows, &columns, source[1], [5, 5]);
+                for stretch in table.rows.iter().flatten() {
+                    for pixel in 0..stretch.pixels {
+                        let [from, to] = [0, 1].map(|i| stretch.first[i] + pixel * stretch.steps[i]);
+                        of_rows.push(((from, to), table.taps[stretch.taps].clone()));
+                    }
+                }
+                of_regions.sort();
+                of_rows.sort();
+                assert_eq!(of_rows, of_regions, "{geometry:?} of {size:?}");
+            }
+        }
     }
 
     #[test]

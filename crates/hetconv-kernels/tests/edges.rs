@@ -35,6 +35,45 @@ fn nothing_at_all_one_pixel_and_one_channel() {
     });
 }
 
+/// Depthwise rows: pixels at and around those that are summed together, vectors at and around whole ones, more taps than have
+/// sums in registers, images that are grouped and images that are not, and every distance between pixels.
+#[test]
+fn edges_of_depthwise_rows() {
+    each_isa("depthwise rows", |isa| {
+        let lanes = isa.lanes();
+        let mut seed = 0;
+        for channels in [1, lanes - 1, lanes, lanes + 1, 2 * lanes] {
+            for width in (1..=15).chain([18, 19, 20, 33]) {
+                for (kernel, stride, padding, dilation) in [
+                    ([3, 3], [1, 1], [1, 1, 1, 1], [1, 1]),
+                    ([3, 3], [2, 2], [1, 1, 1, 1], [1, 1]),
+                    ([5, 5], [1, 2], [2, 2, 2, 2], [1, 1]),
+                    ([1, 3], [3, 1], [0, 5, 0, 4], [1, 2]),
+                ] {
+                    let geometry = Conv2dGeometry { kernel, stride, padding, dilation };
+                    if geometry.output_size([3, width]).is_err() {
+                        continue;
+                    }
+                    let spec = ConvSpec::natural(channels, channels, geometry, ConvKind::Grouped(channels));
+                    check(&spec, isa, 1 + seed as usize % 3, [3, width], seed);
+                    seed += 1;
+                }
+            }
+        }
+    });
+}
+
+/// Pixels that lie a multiple of a cache's way apart are computed by smaller tiles.
+#[test]
+fn sources_that_share_a_set() {
+    each_isa("sources that share a set", |isa| {
+        for (kind, stride) in [(ConvKind::Standard, 1), (het(64, 40, 8), 1), (het(64, 40, 4), 2)] {
+            check(&ConvSpec::by_class(64, 40, Conv2dGeometry::same(3, stride), kind), isa, 14, [4, 4], 11);
+        }
+        check(&ConvSpec::natural(64, 33, Conv2dGeometry::same(1, 1), ConvKind::Standard), isa, 7, [1, 16], 12);
+    });
+}
+
 /// Winograd's pieces are 4×4: images at and around their multiples, and every padding.
 #[test]
 fn edges_of_winograd_pieces() {

@@ -1,0 +1,345 @@
+//! The convolution as its callers see it.
+
+mod passes;
+mod spec;
+
+use std::sync::OnceLock;
+
+use hetconv_core::{Activation, Conv2dGeometry, ConvKind};
+
+pub(crate) use passes::Images;
+pub use spec::{ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
+
+use crate::depthwise::{self, Depthwise};
+use crate::gather::{self, Gather};
+use crate::grad_weight::Cut;
+use crate::isa::Isa;
+use crate::pack::{Classes, Direction, Layout};
+use crate::prepared::Prepared;
+use crate::taps::{self, Axis, Region, Rows};
+use crate::winograd::{self, Winograd};
+
+/// How forward and grad-input are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// A sum of products, one pass over the output. A value that is not finite reaches the outputs whose windows hold it;
+    /// where a vector covers several classes, also those of the other classes.
+    Direct,
+    /// F(4×4, 3×3): 36 products where the direct pass has 144, for 3×3 taps at stride 1. Results differ by rounding, some
+    /// 10⁻⁶ of their rms, and a value that is not finite spreads over a 6×6 neighbourhood.
+    Winograd,
+}
+
+/// A convolution prepared for one image size: the tables that its three kernels read.
+#[derive(Debug)]
+pub struct Conv {
+    spec: ConvSpec,
+    classes: Classes,
+    in_size: [usize; 2],
+    out_size: [usize; 2],
+    forward: Vec<Region>,
+    /// Made when first needed, as are the pairs: inference needs neither.
+    backward: OnceLock<Vec<Region>>,
+    /// For every tap, the pairs of input and output pixel it joins.
+    pairs: OnceLock<Vec<Vec<(usize, usize)>>>,
+    /// What grad-weight needs besides.
+    cut: OnceLock<Cut>,
+    /// What depthwise kernels read instead of regions, for each direction.
+    rows: [OnceLock<Rows>; 2],
+    depthwise: bool,
+}
+
+impl Conv {
+    /// Prepares a convolution for images of `[height, width]` pixels.
+    ///
+    /// # Errors
+    /// [`ConvError`] if the window does not fit or the parts of the specification contradict each other.
+    pub fn new(spec: ConvSpec, in_size: [usize; 2]) -> Result<Self, ConvError> {
+        let out_size = spec.geometry.output_size(in_size)?;
+        spec.check()?;
+        let classes = Classes::new(&spec);
+        let geometry = &spec.geometry;
+        let axis = |axis: usize| taps::forward_axis(geometry, axis, in_size[axis], out_size[axis]);
+        let channels = [spec.in_channels, spec.out_channels];
+        let groups = match spec.kind {
+            ConvKind::Grouped(groups) => groups,
+            _ => 0,
+        };
+        Ok(Self {
+            forward: taps::regions(geometry.kernel[1], &axis(0), &axis(1), in_size, channels),
+            backward: OnceLock::new(),
+            pairs: OnceLock::new(),
+            cut: OnceLock::new(),
+            rows: [OnceLock::new(), OnceLock::new()],
+            depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
+            classes,
+            in_size,
+            out_size,
+            spec,
+        })
+    }
+
+    fn regions(&self, direction: Direction) -> &[Region] {
+        match direction {
+            Direction::Forward => &self.forward,
+            Direction::GradInput => self.backward.get_or_init(|| {
+                let (geometry, [m, n]) = (&self.spec.geometry, [self.spec.in_channels, self.spec.out_channels]);
+                let axis = |axis: usize| taps::backward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
+                taps::regions(geometry.kernel[1], &axis(0), &axis(1), self.out_size, [n, m])
+            }),
+        }
+    }
+
+    fn rows(&self, direction: Direction) -> &Rows {
+        let (geometry, channels) = (&self.spec.geometry, [self.spec.in_channels; 2]);
+        let make = |axis_of: fn(&Conv2dGeometry, usize, usize, usize) -> Axis, width: usize| {
+            let [rows, columns] = [0, 1].map(|axis| axis_of(geometry, axis, self.in_size[axis], self.out_size[axis]));
+            Rows::new(geometry.kernel[1], &rows, &columns, width, channels)
+        };
+        match direction {
+            Direction::Forward => self.rows[0].get_or_init(|| make(taps::forward_axis, self.in_size[1])),
+            Direction::GradInput => self.rows[1].get_or_init(|| make(taps::backward_axis, self.out_size[1])),
+        }
+    }
+
+    fn pairs(&self) -> &[Vec<(usize, usize)>] {
+        self.pairs.get_or_init(|| {
+            let geometry = &self.spec.geometry;
+            let axis = |axis: usize| taps::forward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
+            let (rows, columns, width) = (axis(0), axis(1), geometry.kernel[1]);
+            let of_tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, self.in_size[1]);
+            (0..geometry.taps()).map(of_tap).collect()
+        })
+    }
+
+    /// What was asked for.
+    pub fn spec(&self) -> &ConvSpec {
+        &self.spec
+    }
+
+    /// Input height and width, in pixels.
+    pub fn in_size(&self) -> [usize; 2] {
+        self.in_size
+    }
+
+    /// Output height and width, in pixels.
+    pub fn out_size(&self) -> [usize; 2] {
+        self.out_size
+    }
+
+    /// MACs of the layer for one image, as the paper counts them: taps on padding included.
+    pub fn macs(&self) -> usize {
+        let ConvSpec { in_channels, out_channels, geometry, kind, .. } = &self.spec;
+        let weights = kind.weights(*in_channels, *out_channels, geometry.taps());
+        weights * self.out_size[0] * self.out_size[1]
+    }
+
+    /// MACs of the layer's own pattern that forward executes for one image: taps on padding are skipped.
+    pub fn executed_macs(&self) -> usize {
+        let center = self.spec.geometry.center_tap().filter(|_| self.classes.dense_center);
+        let mut class_sizes = vec![0usize; self.classes.count];
+        for &class in &self.classes.channels {
+            class_sizes[class as usize] += 1;
+        }
+        let ring: usize = self.classes.filters.iter().map(|&class| class_sizes[class as usize]).sum();
+        let of_tap = |tap: usize| {
+            if Some(tap) == center { self.spec.in_channels * self.spec.out_channels } else { ring }
+        };
+        let of_region =
+            |region: &Region| region.pixels.len() * region.taps.iter().map(|&(tap, _)| of_tap(tap)).sum::<usize>();
+        self.forward.iter().map(of_region).sum()
+    }
+
+    pub(crate) fn in_len(&self, batch: usize) -> usize {
+        batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels
+    }
+
+    pub(crate) fn out_len(&self, batch: usize) -> usize {
+        batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels
+    }
+
+    /// Whether no two channels meet; then the kernel is a simpler one.
+    pub fn is_depthwise(&self) -> bool {
+        self.depthwise
+    }
+
+    /// The algorithms that can compute this layer.
+    pub fn algorithms(&self) -> &'static [Algorithm] {
+        let transformed = !self.depthwise && winograd::fits(&self.spec.geometry);
+        if transformed { &[Algorithm::Direct, Algorithm::Winograd] } else { &[Algorithm::Direct] }
+    }
+
+    /// The algorithm that takes less time by a fixed cost, in a large batch.
+    pub fn fastest(&self, isa: Isa, direction: Direction) -> Algorithm {
+        self.fastest_for(isa, direction, usize::MAX)
+    }
+
+    /// As [`Conv::fastest`], in a batch of so many images: all of them share the reading of weights that no cache holds.
+    pub fn fastest_for(&self, isa: Isa, direction: Direction, images: usize) -> Algorithm {
+        /// What it costs to read a vector of weights from far, in products.
+        const READ: f64 = 10.0;
+        if !self.algorithms().contains(&Algorithm::Winograd) {
+            return Algorithm::Direct;
+        }
+        let layout = |algorithm| Layout::new(&self.spec, &self.classes, direction, algorithm, isa);
+        let (direct, transformed) = (layout(Algorithm::Direct), layout(Algorithm::Winograd));
+        let read = |values: usize| READ * (values / isa.lanes()) as f64 / images as f64;
+        let direct = self.direct_cost(&direct, direction, isa) + read(direct.len);
+        let transformed = self.winograd_cost(&transformed, direction, isa) + read(winograd::weights_len(&transformed));
+        if transformed < direct { Algorithm::Winograd } else { Algorithm::Direct }
+    }
+
+    /// Whole-vector products of an image.
+    pub(crate) fn direct_cost(&self, layout: &Layout, direction: Direction, isa: Isa) -> f64 {
+        layout.products(self.regions(direction), isa)
+    }
+
+    /// What an image costs, in whole-vector products.
+    pub(crate) fn winograd_cost(&self, layout: &Layout, direction: Direction, isa: Isa) -> f64 {
+        let (inputs, size) = match direction {
+            Direction::Forward => (self.spec.in_channels, self.out_size),
+            Direction::GradInput => (self.spec.out_channels, self.in_size),
+        };
+        winograd::cost(layout, inputs, size, isa)
+    }
+
+    /// Packs weights for one direction, algorithm and instruction set.
+    ///
+    /// # Panics
+    /// If the weights are not this layer's, or the algorithm is none of its [`Conv::algorithms`].
+    pub fn pack(
+        &self,
+        isa: Isa,
+        direction: Direction,
+        algorithm: Algorithm,
+        weights: ConvWeights<'_>,
+    ) -> PackedWeights {
+        PackedWeights { isa, direction, form: self.form(isa, direction, algorithm, weights) }
+    }
+
+    fn form(&self, isa: Isa, direction: Direction, algorithm: Algorithm, weights: ConvWeights<'_>) -> PackedForm {
+        self.spec.check_weights(&weights);
+        assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
+        let (spec, classes) = (&self.spec, &self.classes);
+        let layout = || Layout::new(spec, classes, direction, algorithm, isa);
+        match (algorithm, weights) {
+            (Algorithm::Direct, ConvWeights::Dense(weight)) if self.depthwise => {
+                PackedForm::Depthwise(Depthwise::new(spec, isa).pack(weight))
+            }
+            (Algorithm::Direct, _) => {
+                let layout = layout();
+                let packed = crate::pack::pack(spec, classes, &layout, direction, weights);
+                PackedForm::Direct(gather::Weights::new(layout, packed, self.regions(direction)))
+            }
+            (Algorithm::Winograd, _) => {
+                PackedForm::Winograd(winograd::Weights::new(spec, classes, layout(), direction, isa, weights))
+            }
+        }
+    }
+
+    /// A bias in the order of the outputs, padded to what the kernel reads.
+    fn stored_bias(&self, isa: Isa, bias: Option<&[f32]>, channels: usize) -> Vec<f32> {
+        let len = if self.depthwise { Depthwise::new(&self.spec, isa).padded() } else { channels };
+        let mut stored = vec![0.0; len];
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), self.spec.out_channels, "bias length");
+            for (slot, &filter) in stored.iter_mut().zip(self.spec.out_order.channels()) {
+                *slot = bias[filter as usize];
+            }
+        }
+        stored
+    }
+
+    /// A kernel made of this convolution's tables.
+    pub(crate) fn kernel<'a>(
+        &'a self,
+        direction: Direction,
+        form: &'a PackedForm,
+        bias: &'a [f32],
+        activation: Option<Activation>,
+    ) -> Kernel<'a> {
+        let [m, n] = [self.spec.in_channels, self.spec.out_channels];
+        let (source_size, target_size, source_channels, target_channels) = match direction {
+            Direction::Forward => (self.in_size, self.out_size, m, n),
+            Direction::GradInput => (self.out_size, self.in_size, n, m),
+        };
+        let [source_pixels, target_pixels] = [source_size, target_size].map(|size| size[0] * size[1]);
+        match form {
+            PackedForm::Depthwise(packed) => Kernel::Depthwise(depthwise::Gather {
+                rows: self.rows(direction),
+                packed,
+                bias,
+                activation,
+                channels: m,
+                source_pixels,
+                target_pixels,
+            }),
+            PackedForm::Direct(weights) => Kernel::Direct(Gather {
+                weights,
+                regions: self.regions(direction),
+                bias,
+                activation,
+                source_pixels,
+                target_pixels,
+                source_channels,
+                target_channels,
+            }),
+            PackedForm::Winograd(weights) => {
+                let padding = [0, 1].map(|axis| self.spec.geometry.padding[axis] as isize);
+                let before = match direction {
+                    Direction::Forward => padding,
+                    Direction::GradInput => padding.map(|padding| 2 - padding),
+                };
+                Kernel::Winograd(Winograd {
+                    weights,
+                    bias,
+                    activation,
+                    source_size,
+                    target_size,
+                    before,
+                    source_channels,
+                    target_channels,
+                })
+            }
+        }
+    }
+
+    /// Prepares the layer for inference: weights and bias packed, everything made that a pass needs.
+    ///
+    /// # Panics
+    /// As [`Conv::pack`], or if the bias is not `[N]`.
+    pub fn prepare(
+        self,
+        isa: Isa,
+        algorithm: Algorithm,
+        weights: ConvWeights<'_>,
+        bias: Option<&[f32]>,
+        activation: Option<Activation>,
+    ) -> Prepared {
+        let form = self.form(isa, Direction::Forward, algorithm, weights);
+        let bias = self.stored_bias(isa, bias, self.spec.out_channels);
+        Prepared::new(self, isa, algorithm, form, bias, activation)
+    }
+}
+
+/// A layer's weights in the order that a kernel reads them; see [`Conv::pack`].
+#[derive(Debug)]
+pub struct PackedWeights {
+    isa: Isa,
+    direction: Direction,
+    form: PackedForm,
+}
+
+#[derive(Debug)]
+pub(crate) enum PackedForm {
+    Depthwise(Vec<f32>),
+    Direct(gather::Weights),
+    Winograd(winograd::Weights),
+}
+
+/// One of the three kernels of forward and grad-input, with its arguments but for the activations.
+pub(crate) enum Kernel<'a> {
+    Depthwise(depthwise::Gather<'a>),
+    Direct(Gather<'a>),
+    Winograd(Winograd<'a>),
+}

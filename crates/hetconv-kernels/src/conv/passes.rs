@@ -1,0 +1,168 @@
+//! The passes over a batch: forward, grad-input, grad-weight, grad-bias.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::{Algorithm, Conv, ConvWeightsMut, Kernel, PackedWeights};
+use crate::depthwise::Depthwise;
+use crate::fresh::{fresh, place};
+use crate::grad_weight::{Cut, GradWeight};
+use crate::isa::Isa;
+use crate::moments::ColumnSums;
+use crate::norm::column_sums;
+use crate::pack::{Direction, Layout};
+use crate::parallel::reduction_parts;
+
+/// The two activations of grad-weight.
+pub(crate) struct Images<'a> {
+    pub batch: usize,
+    pub input: &'a [f32],
+    pub grad_output: &'a [f32],
+    pub in_size: [usize; 2],
+    pub out_size: [usize; 2],
+}
+
+impl Conv {
+    /// Computes `output` `[batch, out height, out width, N]` from `input` `[batch, height, width, M]`.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
+    pub fn forward(
+        &self,
+        batch: usize,
+        input: &[f32],
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        self.gather(Direction::Forward, batch, input, weights, bias, place(output), false);
+    }
+
+    /// As [`Conv::forward`], into a vector of its own, and returns with it the sums of each channel's outputs and of their
+    /// squares.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    pub fn forward_with_sums(
+        &self,
+        batch: usize,
+        input: &[f32],
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+    ) -> (Vec<f32>, ColumnSums) {
+        let mut sums = None;
+        let len = batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels;
+        let fill = |output: &mut [_]| {
+            sums = self.gather(Direction::Forward, batch, input, weights, bias, output, true);
+        };
+        // SAFETY: every target pixel is in one region, and every output in one block.
+        let output = unsafe { fresh(len, fill) };
+        let sums = sums.unwrap_or_else(|| column_sums(weights.isa, self.spec.out_channels, &output));
+        (output, sums)
+    }
+
+    /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
+    pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights) -> Vec<f32> {
+        let len = batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels;
+        let fill = |grad_input: &mut [_]| {
+            self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
+        };
+        // SAFETY: as in `forward_with_sums`.
+        unsafe { fresh(len, fill) }
+    }
+
+    /// As [`Conv::grad_input`], overwriting `grad_input`.
+    ///
+    /// # Panics
+    /// As [`Conv::grad_input`].
+    pub fn grad_input_into(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
+        self.gather(Direction::GradInput, batch, grad_output, weights, None, place(grad_input), false);
+    }
+
+    /// Forward or grad-input of one batch, with the channels' sums if they are wanted and the kernel counts them.
+    #[allow(clippy::too_many_arguments)]
+    fn gather(
+        &self,
+        direction: Direction,
+        batch: usize,
+        source: &[f32],
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+        target: &mut [MaybeUninit<f32>],
+        sums: bool,
+    ) -> Option<ColumnSums> {
+        assert_eq!(weights.direction, direction, "direction of packed weights");
+        let [source_len, target_len] = match direction {
+            Direction::Forward => [self.in_len(batch), self.out_len(batch)],
+            Direction::GradInput => [self.out_len(batch), self.in_len(batch)],
+        };
+        assert_eq!(source.len(), source_len, "length of the activation that is read");
+        assert_eq!(target.len(), target_len, "length of the activation that is written");
+        let target_channels = match direction {
+            Direction::Forward => self.spec.out_channels,
+            Direction::GradInput => self.spec.in_channels,
+        };
+        let bias = self.stored_bias(weights.isa, bias, target_channels);
+        match self.kernel(direction, &weights.form, &bias, None) {
+            Kernel::Depthwise(gather) => gather.run(weights.isa, batch, source, target, sums),
+            Kernel::Direct(gather) => gather.run(weights.isa, batch, source, target, sums),
+            Kernel::Winograd(winograd) => winograd.run(weights.isa, batch, source, target, sums),
+        }
+    }
+
+    /// Computes the loss's gradient by the weights, overwriting `grad`.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer.
+    pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
+        assert_eq!(input.len(), self.in_len(batch), "input length");
+        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
+        self.spec.check_weights(&grad.as_ref());
+        let images = Images { batch, input, grad_output, in_size: self.in_size, out_size: self.out_size };
+        if self.depthwise {
+            let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
+            return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, self.rows(Direction::Forward), grad);
+        }
+        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, Algorithm::Direct, isa);
+        let cut = || Cut::new(&self.spec, self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
+        let grad_weight = GradWeight {
+            layout: &layout,
+            cut: self.cut.get_or_init(cut),
+            regions: &self.forward,
+            images: &images,
+            spec: &self.spec,
+            classes: &self.classes,
+        };
+        grad_weight.run(isa, grad);
+    }
+
+    /// Computes the loss's gradient by the bias `[N]`, overwriting `grad`.
+    ///
+    /// # Panics
+    /// If a slice has the wrong length for `batch` and the layer.
+    pub fn grad_bias(&self, _isa: Isa, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
+        let channels = self.spec.out_channels;
+        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
+        assert_eq!(grad.len(), channels, "bias length");
+        let rows = grad_output.len() / channels;
+        let parts = reduction_parts(rows, channels);
+        let rows_per_part = rows.div_ceil(parts).max(1);
+        let partial = |part: &[f32]| {
+            let mut sums = vec![0.0f64; channels];
+            for row in part.chunks_exact(channels) {
+                for (sum, &value) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(value);
+                }
+            }
+            sums
+        };
+        let sums: Vec<Vec<f64>> = grad_output.par_chunks(rows_per_part * channels).map(partial).collect();
+        for (position, &filter) in self.spec.out_order.channels().iter().enumerate() {
+            grad[filter as usize] = sums.iter().map(|part| part[position]).sum::<f64>() as f32;
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What a convolution is: its shape, its kind, its weights.
+
+use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
+
+/// A convolution: its shape, its kind and the channel orders of its two activations.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvSpec {
+    /// M.
+    pub in_channels: usize,
+    /// N.
+    pub out_channels: usize,
+    /// Kernel, stride, padding, dilation.
+    pub geometry: Conv2dGeometry,
+    /// Standard, grouped or HetConv.
+    pub kind: ConvKind,
+    /// Order in which the input's channels are stored.
+    pub in_order: ChannelOrder,
+    /// Order in which the filters' results are stored.
+    pub out_order: ChannelOrder,
+}
+
+/// Why a convolution cannot be computed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ConvError {
+    /// The window does not fit the image.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// Channel numbers, orders, groups or pattern that contradict each other.
+    #[error("{0}")]
+    Inconsistent(String),
+}
+
+/// A layer's weights, in canonical form and natural order.
+#[derive(Clone, Copy, Debug)]
+pub enum ConvWeights<'a> {
+    /// Standard and grouped: `[N, M/groups, kh, kw]`.
+    Dense(&'a [f32]),
+    /// HetConv.
+    Het {
+        /// Centre taps `[N, M]`.
+        center: &'a [f32],
+        /// The other taps of the spatial channels `[N, S, kh·kw−1]`.
+        ring: &'a [f32],
+    },
+}
+
+/// Where a layer's weight gradients go; shaped as [`ConvWeights`].
+#[derive(Debug)]
+pub enum ConvWeightsMut<'a> {
+    /// Standard and grouped: `[N, M/groups, kh, kw]`.
+    Dense(&'a mut [f32]),
+    /// HetConv.
+    Het {
+        /// Centre taps `[N, M]`.
+        center: &'a mut [f32],
+        /// The other taps of the spatial channels `[N, S, kh·kw−1]`; spare slots become +0.
+        ring: &'a mut [f32],
+    },
+}
+
+impl ConvWeightsMut<'_> {
+    pub(super) fn as_ref(&self) -> ConvWeights<'_> {
+        match self {
+            Self::Dense(weight) => ConvWeights::Dense(weight),
+            Self::Het { center, ring } => ConvWeights::Het { center, ring },
+        }
+    }
+}
+
+impl ConvSpec {
+    /// A convolution whose activations are stored in natural order.
+    pub fn natural(in_channels: usize, out_channels: usize, geometry: Conv2dGeometry, kind: ConvKind) -> Self {
+        let (in_order, out_order) = (ChannelOrder::natural(in_channels), ChannelOrder::natural(out_channels));
+        Self { in_channels, out_channels, geometry, kind, in_order, out_order }
+    }
+
+    /// A convolution whose activations are stored class by class.
+    pub fn by_class(in_channels: usize, out_channels: usize, geometry: Conv2dGeometry, kind: ConvKind) -> Self {
+        let natural = Self::natural(in_channels, out_channels, geometry, kind);
+        match &natural.kind {
+            ConvKind::Het(pattern) => Self {
+                in_order: ChannelOrder::by_class(pattern.channel_classes()),
+                out_order: ChannelOrder::by_class(pattern.filter_classes()),
+                ..natural
+            },
+            _ => natural,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), ConvError> {
+        let (m, n) = (self.in_channels, self.out_channels);
+        let wrong = |message: String| Err(ConvError::Inconsistent(message));
+        if m == 0 || n == 0 {
+            return wrong(format!("a convolution needs channels and filters, got {m} and {n}"));
+        }
+        if self.in_order.len() != m || self.out_order.len() != n {
+            let (a, b) = (self.in_order.len(), self.out_order.len());
+            return wrong(format!("channel orders of {a} and {b} for a convolution of {m} channels and {n} filters"));
+        }
+        match &self.kind {
+            ConvKind::Standard => Ok(()),
+            ConvKind::Grouped(groups) => {
+                if *groups == 0 || !m.is_multiple_of(*groups) || !n.is_multiple_of(*groups) {
+                    return wrong(format!("{groups} groups do not divide {m} channels and {n} filters"));
+                }
+                Ok(())
+            }
+            ConvKind::Het(pattern) => {
+                if self.geometry.center_tap().is_none() {
+                    let [h, w] = self.geometry.kernel;
+                    return wrong(format!("HetConv needs an odd kernel to have a centre, got {h}×{w}"));
+                }
+                if (pattern.in_channels(), pattern.out_channels()) != (m, n) {
+                    let (a, b) = (pattern.in_channels(), pattern.out_channels());
+                    return wrong(format!(
+                        "a pattern of {a} channels and {b} filters for a convolution of {m} and {n}"
+                    ));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lengths of the canonical weight tensors: `weight` alone, or `center` and `ring`.
+    pub fn weight_lengths(&self) -> (usize, usize) {
+        let (m, n, taps) = (self.in_channels, self.out_channels, self.geometry.taps());
+        match &self.kind {
+            ConvKind::Standard => (n * m * taps, 0),
+            ConvKind::Grouped(groups) => (n * (m / groups) * taps, 0),
+            ConvKind::Het(pattern) => (n * m, n * pattern.max_spatial() * (taps - 1)),
+        }
+    }
+
+    pub(super) fn check_weights(&self, weights: &ConvWeights<'_>) {
+        let lengths = match (weights, &self.kind) {
+            (ConvWeights::Dense(weight), ConvKind::Standard | ConvKind::Grouped(_)) => (weight.len(), 0),
+            (ConvWeights::Het { center, ring }, ConvKind::Het(_)) => (center.len(), ring.len()),
+            _ => panic!("weights of another kind of convolution"),
+        };
+        assert_eq!(lengths, self.weight_lengths(), "weight lengths");
+    }
+}

@@ -1,0 +1,89 @@
+//! What a layer's channels and filters have in common, and where its canonical weights stand.
+
+use hetconv_core::ConvKind;
+
+use crate::conv::ConvSpec;
+
+/// What the three kinds of convolution have in common: classes on both sides, and whether the centre tap ignores them.
+#[derive(Debug)]
+pub(crate) struct Classes {
+    pub channels: Vec<u32>,
+    pub filters: Vec<u32>,
+    pub count: usize,
+    pub dense_center: bool,
+    /// Rank of every channel within its class: its place in a filter's weights.
+    slots: Vec<usize>,
+    /// Extent of the place axis: M/groups, or the ring's S.
+    width: usize,
+}
+
+impl Classes {
+    pub fn new(spec: &ConvSpec) -> Self {
+        let (m, n) = (spec.in_channels, spec.out_channels);
+        match &spec.kind {
+            ConvKind::Standard => Self::grouped(m, n, 1),
+            ConvKind::Grouped(groups) => Self::grouped(m, n, *groups),
+            ConvKind::Het(pattern) => Self {
+                channels: pattern.channel_classes().to_vec(),
+                filters: pattern.filter_classes().to_vec(),
+                count: pattern.classes(),
+                dense_center: true,
+                slots: pattern.ring_slots(),
+                width: pattern.max_spatial(),
+            },
+        }
+    }
+
+    fn grouped(m: usize, n: usize, groups: usize) -> Self {
+        let width = m / groups;
+        Self {
+            channels: (0..m).map(|c| (c / width) as u32).collect(),
+            filters: (0..n).map(|f| (f / (n / groups)) as u32).collect(),
+            count: groups,
+            dense_center: false,
+            slots: (0..m).map(|c| c % width).collect(),
+            width,
+        }
+    }
+}
+
+/// Taps whose weights stand side by side in one canonical tensor.
+pub(super) struct TapGroup {
+    pub taps: Vec<usize>,
+    pub is_center: bool,
+}
+
+impl Classes {
+    /// HetConv's centre and its ring, or all taps of any other convolution.
+    pub(super) fn tap_groups(&self, spec: &ConvSpec) -> Vec<TapGroup> {
+        let taps = spec.geometry.taps();
+        match spec.geometry.center_tap().filter(|_| self.dense_center) {
+            None => vec![TapGroup { taps: (0..taps).collect(), is_center: false }],
+            Some(center) => vec![
+                TapGroup { taps: vec![center], is_center: true },
+                TapGroup { taps: (0..taps).filter(|&tap| tap != center).collect(), is_center: false },
+            ],
+        }
+    }
+
+    /// Where the weights of a filter and a channel start within the filter's row of a group's tensor; `None` where the
+    /// layer has none.
+    #[inline(always)]
+    pub(super) fn place(&self, group: &TapGroup, filter: usize, channel: usize) -> Option<usize> {
+        if group.is_center {
+            return Some(channel);
+        }
+        let same = self.filters[filter] == self.channels[channel];
+        same.then(|| self.slots[channel] * group.taps.len())
+    }
+
+    /// Whether a group is one tap of every filter and every channel: a matrix `[N, M]`.
+    pub(super) fn is_matrix(&self, group: &TapGroup) -> bool {
+        group.taps.len() == 1 && (group.is_center || self.count == 1)
+    }
+
+    /// Length of a filter's row in a group's tensor.
+    pub(super) fn row(&self, group: &TapGroup) -> usize {
+        if group.is_center { self.channels.len() } else { self.width * group.taps.len() }
+    }
+}
