@@ -170,9 +170,10 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push(std::mem::take(&mut self.values));
-        if idle.len() > KEPT {
-            let smallest = (0..idle.len()).min_by_key(|&index| idle[index].len());
-            smallest.map(|index| idle.swap_remove(index));
+        if idle.len() > KEPT
+            && let Some(smallest) = (0..idle.len()).min_by_key(|&index| idle[index].len())
+        {
+            idle.swap_remove(smallest);
         }
     }
 }
