@@ -143,11 +143,14 @@ class Run:
             csv.writer(file).writerows([COLUMNS, *self.rows])
 
     def load(self, model, optimizer, device):
-        """Where to go on; the beginning, without a checkpoint."""
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
+        """Where to go on; the beginning, without a checkpoint. The first process has it and hands it to the others."""
+        path, found = self.folder / "checkpoint.pt", [None]
+        if self.main and path.exists():
+            found = [torch.load(path, map_location="cpu")]
+        dist.broadcast_object_list(found, src=0, device=device)
+        (state,) = found
+        if state is None:
             return 0
-        state = torch.load(path, map_location=device)
         if state["settings"] != self.settings:
             raise SystemExit(f"{path} is of a run with other settings: {json.dumps(state['settings'])}")
         model.load_state_dict(state["model"])
@@ -184,6 +187,8 @@ def main():
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
     )
     alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=arguments.timeout), **alone)
     try:

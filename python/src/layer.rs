@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use crate::error::error;
 use crate::memory::{values, values_mut};
-use crate::reorder::{natural, stored};
+use crate::reorder::Reorder;
 use crate::threads;
 
 /// Image sizes that a layer keeps its tables for.
@@ -21,6 +21,9 @@ const KEPT: usize = 8;
 pub struct Layer {
     spec: ConvSpec,
     isa: Isa,
+    /// Between the natural order and the kernels', of the input's and the output's channels.
+    input: Reorder,
+    output: Reorder,
     prepared: Mutex<Vec<Arc<Conv>>>,
 }
 
@@ -40,7 +43,9 @@ impl Layer {
         // What contradicts itself does so for every image; this one the window always fits.
         let [height, width] = [0, 1].map(|axis| spec.geometry.dilation[axis] * (spec.geometry.kernel[axis] - 1) + 1);
         Conv::new(spec.clone(), [height, width]).map_err(error)?;
-        Ok(Self { spec, isa: Isa::selected().map_err(error)?, prepared: Mutex::default() })
+        let isa = Isa::selected().map_err(error)?;
+        let (input, output) = (Reorder::new(isa, &spec.in_order), Reorder::new(isa, &spec.out_order));
+        Ok(Self { spec, isa, input, output, prepared: Mutex::default() })
     }
 
     /// Class of every channel.
@@ -92,8 +97,8 @@ impl Layer {
             let weights = self.weights_at(center, ring);
             let packed =
                 conv.pack(self.isa, Direction::Forward, self.algorithm(&conv, Direction::Forward, exact), weights);
-            let input = stored(input, &self.spec.in_order);
-            natural(&self.spec.out_order, output, |output| conv.forward(batch, &input, &packed, bias, output));
+            let input = self.input.stored(input);
+            self.output.natural(output, |output| conv.forward(batch, &input, &packed, bias, output));
         })
     }
 
@@ -120,10 +125,8 @@ impl Layer {
             let direction = Direction::GradInput;
             let algorithm = self.algorithm(&conv, direction, exact);
             let packed = conv.pack(self.isa, direction, algorithm, self.weights_at(center, ring));
-            let grad_output = stored(grad_output, &self.spec.out_order);
-            natural(&self.spec.in_order, grad_input, |target| {
-                conv.grad_input_into(batch, &grad_output, &packed, target)
-            });
+            let grad_output = self.output.stored(grad_output);
+            self.input.natural(grad_input, |target| conv.grad_input_into(batch, &grad_output, &packed, target));
         })
     }
 
@@ -148,7 +151,7 @@ impl Layer {
             let (input, grad_output) = unsafe { (values(input, in_len), values(grad_output, out_len)) };
             // SAFETY: as in `forward`.
             let (center, ring) = unsafe { (values_mut(center, center_len), values_mut(ring, ring_len)) };
-            let (input, grad_output) = (stored(input, &self.spec.in_order), stored(grad_output, &self.spec.out_order));
+            let (input, grad_output) = (self.input.stored(input), self.output.stored(grad_output));
             conv.grad_weight(self.isa, batch, &input, &grad_output, ConvWeightsMut::Het { center, ring });
         })
     }

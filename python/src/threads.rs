@@ -110,7 +110,7 @@ fn run_region<T: Send, F: FnOnce() -> T + Send>(address: usize, threads: usize, 
     };
     // SAFETY: whoever gave the address vouches for it. The region is over, on all threads, when the call returns.
     unsafe {
-        let gomp_parallel: GompParallel = mem::transmute(address);
+        let gomp_parallel = mem::transmute::<*const (), GompParallel>(address as *const ());
         gomp_parallel(Region::<F, T>::enter, (&raw mut region).cast(), threads as c_uint, 0);
     }
     match region.result.into_inner().unwrap_or_else(PoisonError::into_inner) {
