@@ -5,7 +5,7 @@ use std::error::Error;
 use hetconv::graph::{ModelName, zoo};
 use hetconv::units::count;
 
-pub fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let macs = |name: &str| -> Result<u64, Box<dyn Error>> {
         let name: ModelName = name.parse()?;
         Ok(zoo::build(&name, name.usual_classes())?.cost()?.macs)

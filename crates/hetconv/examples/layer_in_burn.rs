@@ -5,7 +5,7 @@ use std::error::Error;
 use burn::tensor::{Device, Distribution, Tensor, activation::relu};
 use hetconv::burn::HetConv2dConfig;
 
-pub fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::flex().autodiff();
     // 64 channels to 128 filters, 3×3, P = 4, stride 2.
     let layer = HetConv2dConfig::new([64, 128], [3, 3], 4).with_stride([2, 2]).init(&device);

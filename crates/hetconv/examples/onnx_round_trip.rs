@@ -5,7 +5,7 @@ use std::error::Error;
 use hetconv::graph::{ModelFile, Normalisation, Weights, zoo};
 use hetconv::onnx::{ConvertOptions, ExportOptions, ImportOptions, convert, export, import};
 
-pub fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let graph = zoo::build(&"small-cifar".parse()?, 10)?;
     let weights = Weights::init(&graph, 1)?;
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };

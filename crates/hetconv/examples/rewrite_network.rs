@@ -5,7 +5,7 @@ use std::error::Error;
 use hetconv::core::Conv2dGeometry;
 use hetconv::graph::{GraphBuilder, RewriteOptions, Substitution, rewrite};
 
-pub fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let mut b = GraphBuilder::new("mine");
     let x = b.input("input", [3, 64, 64]);
     let x = b.conv_bn_relu("stem", x, 32, Conv2dGeometry::same(3, 2));

@@ -8,7 +8,7 @@ use hetconv::burn::{GraphModule, Sgd, SgdConfig};
 use hetconv::graph::{ModelFile, Normalisation, Weights, zoo};
 use hetconv::runtime::{Options, Plan, Session};
 
-pub fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let graph = zoo::build(&"small-cifar_p4".parse()?, 10)?;
     let mut network = GraphModule::new(&graph, &Weights::init(&graph, 1)?, &Device::flex())?;
     let mut optimizer = Sgd::new(SgdConfig::default());

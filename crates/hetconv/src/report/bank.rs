@@ -87,7 +87,8 @@ mod tests {
         let pattern = HetPattern::shifted(7, 5, 3).unwrap();
         let drawing = filter_bank(&pattern, 3, 64);
         let place = |class: &str| {
-            let elements = drawing.body.split(&format!("<rect class=\"{class}\" x=\"")).skip(1);
+            let begin = format!("<rect class=\"{class}\" x=\"");
+            let elements = drawing.body.split(&begin).skip(1);
             let cell = (WIDTH - LEFT - 4.0_f64).min(7.0 * 40.0) / 7.0;
             let number = |text: &str| text.split('"').next().unwrap().parse::<f64>().unwrap();
             elements

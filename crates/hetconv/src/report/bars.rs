@@ -34,15 +34,14 @@ impl Bars {
         // A count stands behind its bar.
         let length = |count: u64| (WIDTH - left - 66.0) * count as f64 / most as f64;
         let mut svg = String::new();
-        let mut x = left;
         for (which, name) in self.names.iter().enumerate() {
+            let y = LINE * which as f64;
             let _ = writeln!(svg, "<g class=\"s{which}\">");
-            rect(&mut svg, ["bar full", "bar outlined"][1 - which], [x, 5.0], [24.0, BAR]);
+            rect(&mut svg, ["bar full", "bar outlined"][1 - which], [left, y + 5.0], [24.0, BAR]);
             svg.push_str("</g>\n");
-            text(&mut svg, "label", "start", [x + 30.0, 14.0], name);
-            x += 44.0 + width_of(name);
+            text(&mut svg, "label", "start", [left + 30.0, y + 14.0], name);
         }
-        let top = LINE + 8.0;
+        let top = 2.0 * LINE + 6.0;
         for (i, (name, counts)) in self.rows.iter().enumerate() {
             let y = top + ROW * i as f64;
             text(&mut svg, "tick", "end", [left - 8.0, y + BAR + 5.0], name);

@@ -198,6 +198,9 @@ struct Speedup {
     files: String,
 }
 
+/// What a curve shows of a number of parts.
+type Column = fn(&Speedup) -> Option<f64>;
+
 /// How each of the measured columns is measured.
 const WAYS: [What; 3] = [What::Inference, What::ExactInference, What::TrainingStep];
 
@@ -254,7 +257,7 @@ pub fn speedups(results: &Results) -> Result<Entry> {
     let cells = |line: &Speedup| [Some(line.theory), line.forward, line.exact_forward, line.training_step].map(times);
     let labels: Vec<String> = lines.iter().map(|line| line.parts.to_string()).collect();
     let (text, page_table) = tables(&heads, &[], labels.iter().zip(lines.iter().map(cells)));
-    let columns: [(&str, fn(&Speedup) -> Option<f64>); 4] = [
+    let columns: [(&str, Column); 4] = [
         ("theory", |line| Some(line.theory)),
         ("forward", |line| line.forward),
         ("no Winograd", |line| line.exact_forward),

@@ -181,7 +181,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 /// The names asked for, each once, in the paper's order.
 fn items(asked: &[String]) -> Result<Vec<&'static str>> {
     let known: Vec<&str> = TABLES.iter().map(|table| table.name).chain(FIGURES).collect();
-    for item in asked.iter().filter(|item| *item != "all" && !known.contains(&item.as_str())) {
+    if let Some(item) = asked.iter().find(|item| *item != "all" && !known.contains(&item.as_str())) {
         bad_usage!(
             "there is no `{item}`; did you mean `{}`? There are {}, and all",
             nearest(item, known.iter().copied()),

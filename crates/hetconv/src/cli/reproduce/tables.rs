@@ -68,9 +68,30 @@ pub fn filled(spec: &Table, results: &Results) -> Result<Vec<Filled>> {
                 }
             }
         }
+        found.iter_mut().for_each(|filled| filled.line.files = compact(&filled.line.files));
         filled.extend(found);
     }
     Ok(filled)
+}
+
+/// A list of files and lines, the lines of one file together: `a.csv:2; b.csv:3; a.csv:5` is `a.csv:2,5; b.csv:3`.
+fn compact(files: &str) -> String {
+    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    for origin in files.split("; ").filter(|origin| !origin.is_empty()) {
+        let is_line = |line: &str| line.bytes().all(|byte| byte.is_ascii_digit());
+        let (file, line) = match origin.rsplit_once(':').filter(|(_, line)| is_line(line)) {
+            Some((file, line)) => (file, Some(line)),
+            None => (origin, None),
+        };
+        match found.iter_mut().find(|(known, _)| *known == file) {
+            Some((_, lines)) => lines.extend(line),
+            None => found.push((file, line.into_iter().collect())),
+        }
+    }
+    let text = |(file, lines): &(&str, Vec<&str>)| {
+        if lines.is_empty() { (*file).to_owned() } else { format!("{file}:{}", lines.join(",")) }
+    };
+    found.iter().map(text).collect::<Vec<_>>().join("; ")
 }
 
 fn fill(spec: &Table, row: &Row, results: &Results) -> Result<Vec<Filled>> {
@@ -244,4 +265,15 @@ fn to_standard(filled: Filled, group: &[&StoredRun], results: &Results) -> Resul
             .map(|(epochs, step)| epochs as f64 * steps_per_epoch * step / 1e3);
     }
     Ok(Filled { line, variant })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_one_file_stand_together() {
+        assert_eq!(compact("a.csv:2; b/summary.json; a.csv:15; c:x"), "a.csv:2,15; b/summary.json; c:x");
+        assert_eq!(compact(""), "");
+    }
 }
