@@ -194,7 +194,8 @@ impl Part<'_> {
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
         let mut left = pixels.len();
-        let rows = left.div_ceil(left.div_ceil(Tile::most_rows::<S>(block)).max(1));
+        let most_rows = Tile::most_rows::<S>(block).min(uncrowded_rows(region));
+        let rows = left.div_ceil(left.div_ceil(most_rows).max(1));
         let image = pixels.start / region.pixels.len();
         let mut source = self.source.as_ptr().wrapping_add(image * image_lens[0]);
         let mut target = self.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
@@ -215,7 +216,9 @@ impl Part<'_> {
             prefetch.advance(simd);
             for &target in &tile.targets[..tile.rows] {
                 for vector in 0..block.vectors {
-                    simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
+                    let target = target.wrapping_add(vector * S::LANES);
+                    simd.prefetch_to_write(target);
+                    tile.epilogue.prefetch(simd, target);
                 }
             }
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
@@ -223,6 +226,18 @@ impl Part<'_> {
             unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };
         }
     }
+}
+
+/// Pixels of a region whose sources do not crowd one set of the first-level cache, of eight lines 4 KiB apart: values at the
+/// same channel of pixels with a multiple of 1024 channels are just that far apart.
+fn uncrowded_rows(region: &Region) -> usize {
+    const LINES: usize = 6;
+    const WAY_BITS: u32 = 10;
+    let distance = match region.pixels.as_slice() {
+        [(first, _), (second, _), ..] => second.abs_diff(*first),
+        _ => 1,
+    };
+    LINES << (WAY_BITS - distance.trailing_zeros().min(WAY_BITS))
 }
 
 /// Values of the source that all blocks read before the next ones are begun: twice as many stay in a core's second-level
