@@ -1,9 +1,10 @@
 """Checks that what the peers compute is what this project computes, so that their times can be compared.
 
-    python3 bench/peers/check.py [--hetconv PATH]
+    python3 bench/peers/check.py [--zoo [NAME ...]] [--hetconv PATH]
 
 Layers: both forms of HetConv against the golden vectors (result and gradients). Networks: `hetconv predict` against the
-exact network, and every engine on the exported file against the network it was exported from.
+exact network, and every engine on the exported file against the network it was exported from. With `--zoo`: `hetconv run` on
+every network of the zoo against PyTorch and ONNX Runtime.
 """
 
 import argparse
@@ -95,6 +96,33 @@ def networks(hetconv, folder):
                 close(f"{name} {form} on {engine}", call(pixels.numpy()).reshape(logits.shape), logits, 1e-4)
 
 
+def zoo(hetconv, names, folder):
+    """`hetconv run` on every network, exact and fast, against PyTorch on the same graph and ONNX Runtime on the export."""
+    import graph
+    import numpy
+    import onnxruntime
+    import torch
+
+    source, result, onnx = (str(Path(folder, name)) for name in ("x.npy", "y.npy", "model.onnx"))
+    for name in names or json.loads(subprocess.check_output([hetconv, "list", "--format", "json"])):
+        model = run.fresh_model(name, Path(folder, "fresh"))
+        file, _, pixels = settle(*graph.read(model), folder)
+        model.unlink()
+        numpy.save(source, pixels.numpy())
+        with torch.inference_mode():
+            expected = {"PyTorch": graph.Network(*graph.read(file), "dense").eval()(pixels).numpy()}
+        Path(onnx).unlink(missing_ok=True)
+        subprocess.run([hetconv, "export", file, "--output", onnx], check=True, stdout=subprocess.DEVNULL)
+        session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+        expected["ONNX Runtime"] = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0]
+        for options, tolerance in ((["--exact"], 1e-4), ([], 1e-3)):
+            command = [hetconv, "run", file, "--input", source, "--output", result, *options]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            for engine, logits in expected.items():
+                what = " ".join([name, *options, "against", engine])
+                close(what, numpy.load(result).reshape(logits.shape), logits, tolerance)
+
+
 def settle(description, tensors, folder):
     """Gives a fresh network statistics and moderate logits, and an image; returns the file, the image and its pixels.
 
@@ -140,11 +168,16 @@ def bitmap(rows, height, width):
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", nargs="*", metavar="NAME", help="check the runtime on these networks [all], nothing else")
     parser.add_argument("--hetconv", help="the binary [default: a release build of this repository]")
     options = parser.parse_args()
-    golden_layers()
+    hetconv = options.hetconv or run.build()
     with tempfile.TemporaryDirectory() as folder:
-        networks(options.hetconv or run.build(), folder)
+        if options.zoo is None:
+            golden_layers()
+            networks(hetconv, folder)
+        else:
+            zoo(hetconv, options.zoo, folder)
     print("all close")
 
 

@@ -10,6 +10,7 @@ Every measurement is a process of its own. PyTorch and the others run once in ea
 
 import argparse
 import csv
+import filecmp
 import itertools
 import json
 import os
@@ -135,21 +136,26 @@ def inference(options):
             Contender("hetconv-exact", "", (*ours, "--exact"), read),
             *torch_peers(
                 *("inference", "--file", file, "--batch", options.batch),
-                **{"form": forms(file), "layout": ["nchw", "nhwc"], "mode": ["eager", "freeze", "compile"]},
-            )
+                **{"form": forms(file), "layout": ["nchw", "nhwc"], "mode": options.modes},
+            ),
         ]
         for form in forms(file):
             onnx = export(file, form, options.batch)
             contenders += [peer(engine, form, onnx, "--batch", options.batch) for engine in ONNX_ENGINES]
-        yield contenders
+        yield [contender for contender in contenders if contender.is_ours() or contender.engine in options.engines]
 
 
-def fresh_model(name):
+def fresh_model(name, folder=CACHE):
     """A model file with fresh weights."""
-    file = CACHE / f"{name}.safetensors"
+    file, new = folder / f"{name}.safetensors", folder / f"{name}.new.safetensors"
     cargo = ["cargo", "run", "--release", "--locked", "--package", "hetconv-graph", "--example", "fresh_model", "--"]
-    CACHE.mkdir(exist_ok=True)
-    subprocess.run([*cargo, name, file], cwd=ROOT, check=True, capture_output=True)
+    folder.mkdir(exist_ok=True)
+    subprocess.run([*cargo, name, new], cwd=ROOT, check=True, capture_output=True)
+    # What was made from a file that has not changed is still good.
+    if file.exists() and filecmp.cmp(file, new, shallow=False):
+        new.unlink()
+    else:
+        new.replace(file)
     return file
 
 
@@ -162,6 +168,8 @@ def forms(file):
 def export(file, form, batch):
     """The model as an ONNX file."""
     onnx = CACHE / f"{file.stem}-{form}-b{batch}.onnx"
+    if onnx.exists() and onnx.stat().st_mtime > file.stat().st_mtime:
+        return onnx
     command = [install.python(), HERE / "engine_torch.py", "export", "--file", file, "--onnx", onnx, "--form", form]
     subprocess.run([*command, "--batch", str(batch), "--threads", "1"], check=True, capture_output=True)
     return onnx
@@ -262,6 +270,8 @@ def main():
     parser.add_argument("--shapes", type=words, default=SHAPES, help="layers, in the words of hetconv benchmark")
     parser.add_argument("--parts", type=numbers, default="1,2,4,8,32", help="P of the layers")
     parser.add_argument("--threads", type=numbers, default=str(os.cpu_count()), help="numbers of threads")
+    parser.add_argument("--engines", type=words, default=",".join(["torch", *ONNX_ENGINES]), help="peers of inference")
+    parser.add_argument("--modes", type=words, default="eager,freeze,compile", help="of PyTorch, for inference")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--format", choices=["table", "json", "csv"], default="table")
     parser.add_argument("--hetconv", help="the binary [default: a release build of this repository]")

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Hands large blocks out again; everything else is the inner allocator's.
 ///
-/// Large blocks start at a cache line, so vectors never straddle two.
+/// Large blocks start at a cache line, so vectors never straddle two; very large ones at a large page, which the system is
+/// asked to use (where it does, the CPU looks up 512 times fewer pages).
 ///
 /// ```
 /// use hetconv_kernels::alloc::Recycler;
@@ -35,6 +36,9 @@ pub struct Recycler<A> {
 /// The smallest block that is kept, in bytes.
 const SMALLEST: usize = 1 << STEPS_FROM;
 const STEPS_FROM: u32 = 13;
+
+/// Bytes of a large page.
+const PAGE: usize = 2 << 20;
 
 /// Classes between a power of two and the next: a block is at most an eighth larger than asked for.
 const STEPS: usize = 8;
@@ -86,9 +90,24 @@ impl<A> Recycler<A> {
         let step = 1usize << (power - STEPS.ilog2());
         let size = layout.size().checked_next_multiple_of(step)?;
         let class = (size.ilog2() - STEPS_FROM) as usize * STEPS + (size >> (size.ilog2() - STEPS.ilog2())) % STEPS;
-        Some((self.classes.get(class)?, Layout::from_size_align(size, 64).ok()?))
+        let align = if size >= PAGE { PAGE } else { 64 };
+        Some((self.classes.get(class)?, Layout::from_size_align(size, align).ok()?))
     }
 }
+
+/// Asks for large pages where a new block fills whole ones: the rest stays in small ones, so that no memory is wasted.
+#[cfg(target_os = "linux")]
+fn advise_large_pages(address: *mut u8, block: Layout) {
+    let whole = block.size() / PAGE * PAGE;
+    if whole > 0 && !address.is_null() {
+        // SAFETY: a block that was just allocated, at a large page; the advice changes nothing that can be seen, and a system
+        // that knows no large pages refuses it.
+        unsafe { libc::madvise(address.cast(), whole, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_large_pages(_: *mut u8, _: Layout) {}
 
 // SAFETY: blocks come from the inner allocator and are given back with the layout they were made with, which depends on
 // the caller's layout alone. A kept block is in one list, and leaves it before it is handed out.
@@ -108,7 +127,9 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Recycler<A> {
         });
         if kept.is_null() {
             // SAFETY: the size is not zero.
-            return unsafe { self.inner.alloc(block) };
+            let address = unsafe { self.inner.alloc(block) };
+            advise_large_pages(address, block);
+            return address;
         }
         self.kept.fetch_sub(block.size(), Ordering::Relaxed);
         kept
@@ -191,6 +212,25 @@ mod tests {
         assert!(recycler.class(Layout::from_size_align(SMALLEST - 1, 4).unwrap()).is_none());
         assert!(recycler.class(Layout::from_size_align(SMALLEST, 128).unwrap()).is_none());
         assert!(recycler.class(Layout::from_size_align(usize::MAX / 4, 4).unwrap()).is_none());
+    }
+
+    #[test]
+    fn very_large_blocks_start_at_a_large_page() {
+        let recycler = Recycler::new(System);
+        for size in [PAGE, PAGE + 5, 3 * PAGE] {
+            let layout = Layout::from_size_align(size, 4).unwrap();
+            // SAFETY: the block is used within its size and given back once.
+            unsafe {
+                let block = recycler.alloc_zeroed(layout);
+                assert_eq!(block.align_offset(PAGE), 0);
+                block.add(size - 1).write(1);
+                assert_eq!(
+                    std::slice::from_raw_parts(block, size).iter().map(|&byte| usize::from(byte)).sum::<usize>(),
+                    1
+                );
+                recycler.dealloc(block, layout);
+            }
+        }
     }
 
     #[test]

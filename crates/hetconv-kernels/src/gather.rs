@@ -229,7 +229,9 @@ impl Part<'_> {
             near.iter_mut().for_each(|near| near.advance(simd));
             for &target in &tile.targets[..tile.rows] {
                 for vector in 0..block.vectors {
-                    simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
+                    let target = target.wrapping_add(vector * S::LANES);
+                    simd.prefetch_to_write(target);
+                    tile.epilogue.prefetch(simd, target);
                 }
             }
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie

@@ -54,6 +54,19 @@ pub fn memory_bandwidth() -> f64 {
     rate(2 * BYTES, (0..6).map(&mut trial))
 }
 
+/// The rate at which the threads of the current pool together read memory that no cache holds, in 10⁹ bytes per second.
+pub fn read_bandwidth() -> f64 {
+    const VALUES: usize = 32 << 20;
+    let source = vec![1u64; VALUES];
+    let trial = |_| {
+        let start = Instant::now();
+        let sum = source.par_chunks(VALUES / 64).map(|part| part.iter().fold(0, |a: u64, b| a.wrapping_add(*b)));
+        black_box(sum.reduce(|| 0, u64::wrapping_add));
+        start.elapsed()
+    };
+    rate(8 * VALUES, (0..6).map(trial))
+}
+
 /// Billions per second in the fastest trial.
 fn rate(work: usize, trials: impl Iterator<Item = Duration>) -> f64 {
     let fastest = trials.map(|time| time.as_secs_f64()).fold(f64::INFINITY, f64::min);

@@ -6,6 +6,7 @@ use crate::conv::{Algorithm, Conv, Kernel, PackedForm};
 use crate::isa::Isa;
 use crate::pack::Direction;
 use crate::parallel::{Band, Target};
+use crate::taps::Region;
 use crate::team::Team;
 use crate::tile::MAX_ROWS;
 use crate::{depthwise, gather, winograd};
@@ -24,17 +25,32 @@ pub struct Prepared {
     activation: Option<Activation>,
     /// Whole-vector products of an image, roughly.
     products: f64,
+    segment: Option<Segment>,
 }
 
-/// How a pass is split: into bands of pixels, each by groups of blocks.
+/// Channels of wider pixels.
+#[derive(Debug)]
+struct Segment {
+    /// Channels of a pixel.
+    pitch: usize,
+    /// The first of them that is written.
+    first: usize,
+    /// What the direct pass reads and writes then.
+    regions: Vec<Region>,
+}
+
+/// How a pass is split: into bands of pixels, and by groups of blocks.
 #[derive(Clone, Copy)]
 struct Split {
     bands: usize,
     groups: usize,
+    /// Whether the bands of a group follow each other, rather than the groups of a band: neighbouring parts go to the same
+    /// thread.
+    by_group: bool,
 }
 
 impl Split {
-    const NONE: Self = Self { bands: 1, groups: 1 };
+    const NONE: Self = Self { bands: 1, groups: 1, by_group: false };
 
     fn parts(self) -> usize {
         self.bands * self.groups
@@ -42,8 +58,11 @@ impl Split {
 
     /// Band and group of a part.
     fn part(self, index: usize) -> [Band; 2] {
-        let band = Band { index: index / self.groups, count: self.bands };
-        [band, Band { index: index % self.groups, count: self.groups }]
+        let (band, group) = match self.by_group {
+            true => (index % self.bands, index / self.bands),
+            false => (index / self.groups, index % self.groups),
+        };
+        [Band { index: band, count: self.bands }, Band { index: group, count: self.groups }]
     }
 }
 
@@ -69,7 +88,31 @@ impl Prepared {
             // A vector is read for every product.
             PackedForm::Depthwise(_) => 2.0 * conv.executed_macs() as f64 / isa.lanes() as f64,
         };
-        Self { conv, isa, algorithm, form, bias, activation, products }
+        Self { conv, isa, algorithm, form, bias, activation, products, segment: None }
+    }
+
+    /// The same, writing its outputs as the channels from `first` on of pixels that have `pitch` of them; the others are
+    /// left as they are. Then there is no residual.
+    ///
+    /// # Panics
+    /// If the pixels are too narrow, or the convolution is depthwise.
+    #[must_use]
+    pub fn into_segment(mut self, pitch: usize, first: usize) -> Self {
+        let channels = self.conv.spec().out_channels;
+        assert!(first + channels <= pitch, "a segment of a pixel");
+        self.segment = None;
+        let wider = |region: &Region| {
+            let mut region = region.clone();
+            region.pixels.iter_mut().for_each(|(_, target)| *target = *target / channels * pitch);
+            region
+        };
+        let regions = match self.kernel() {
+            Kernel::Direct(gather) => gather.regions.iter().map(wider).collect(),
+            Kernel::Winograd(_) => Vec::new(),
+            Kernel::Depthwise(_) => panic!("a depthwise convolution writes whole pixels"),
+        };
+        self.segment = Some(Segment { pitch, first, regions });
+        self
     }
 
     /// The convolution's shape.
@@ -80,6 +123,20 @@ impl Prepared {
     /// How it is computed.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
+    }
+
+    /// MACs of one image that its algorithm carries out: none on padding, and with Winograd's those of the transformed
+    /// domain. Zeros of the layout are not counted.
+    pub fn executed_macs(&self) -> usize {
+        match self.kernel() {
+            Kernel::Winograd(winograd) => winograd.macs(),
+            _ => self.conv.executed_macs(),
+        }
+    }
+
+    /// Channels of a pixel of the target.
+    pub fn pitch(&self) -> usize {
+        self.segment.as_ref().map_or(self.conv.spec().out_channels, |segment| segment.pitch)
     }
 
     /// Values of the packed weights and the bias.
@@ -121,9 +178,8 @@ impl Prepared {
         residual: Option<&[f32]>,
         target: &mut [f32],
     ) {
-        self.check(images, source, residual, target);
+        let target = self.check(images, source, residual, target);
         let split = self.split(images);
-        let target = Target(target.as_mut_ptr());
         team.each(split.parts(), scratch, |part, scratch| {
             self.part(split.part(part), scratch.as_mut(), images, source, residual, target);
         });
@@ -141,19 +197,36 @@ impl Prepared {
         residual: Option<&[f32]>,
         target: &mut [f32],
     ) {
-        self.check(images, source, residual, target);
-        self.part([Band::WHOLE; 2], scratch, images, source, residual, Target(target.as_mut_ptr()));
+        let target = self.check(images, source, residual, target);
+        self.part([Band::WHOLE; 2], scratch, images, source, residual, target);
     }
 
-    fn check(&self, images: usize, source: &[f32], residual: Option<&[f32]>, target: &[f32]) {
+    /// Where the first pixel's outputs are written, after a look at all lengths.
+    fn check(&self, images: usize, source: &[f32], residual: Option<&[f32]>, target: &mut [f32]) -> Target {
         let [source_len, target_len] = [self.conv.in_len(images), self.conv.out_len(images)];
+        let (target_len, first) = match &self.segment {
+            Some(segment) => (target_len / self.conv.spec().out_channels * segment.pitch, segment.first),
+            None => (target_len, 0),
+        };
         assert_eq!(source.len(), source_len, "length of the source");
         assert_eq!(target.len(), target_len, "length of the target");
         assert!(residual.is_none_or(|residual| residual.len() == target_len), "length of the residual");
+        assert!(residual.is_none() || self.segment.is_none(), "a residual of a segment");
+        Target(target[first.min(target_len)..].as_mut_ptr())
     }
 
     fn kernel(&self) -> Kernel<'_> {
-        self.conv.kernel(Direction::Forward, &self.form, &self.bias, self.activation)
+        let mut kernel = self.conv.kernel(Direction::Forward, &self.form, &self.bias, self.activation);
+        if let Some(segment) = &self.segment {
+            match &mut kernel {
+                Kernel::Direct(gather) => {
+                    (gather.regions, gather.target_channels) = (segment.regions.as_slice(), segment.pitch)
+                }
+                Kernel::Winograd(winograd) => winograd.target_channels = segment.pitch,
+                Kernel::Depthwise(_) => unreachable!("no segment is made of it"),
+            }
+        }
+        kernel
     }
 
     /// One part; other parts write other values of the target.
@@ -199,11 +272,11 @@ impl Prepared {
             match far {
                 true => {
                     let groups = parts.min(most_groups);
-                    Split { bands: (parts / groups).clamp(1, most_bands), groups }
+                    Split { bands: (parts / groups).clamp(1, most_bands), groups, by_group: true }
                 }
                 false => {
                     let bands = parts.min(most_bands);
-                    Split { bands, groups: (parts / bands).clamp(1, most_groups) }
+                    Split { bands, groups: (parts / bands).clamp(1, most_groups), by_group: false }
                 }
             }
         };

@@ -15,7 +15,7 @@ use crate::tile::MAX_ROWS;
 pub(crate) type Axis = Vec<Vec<(usize, usize)>>;
 
 /// Target pixels that read the same taps at the same offsets.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Region {
     /// Tap (row-major index in the window) and the first value of its source pixel relative to that of the first tap's.
     pub taps: Vec<(usize, isize)>,

@@ -3,14 +3,20 @@
 //! A layer of a small network takes some ten microseconds, about as long as it takes to wake a sleeping thread. So the
 //! workers of a [`Team`] spin for a moment before they sleep, and whoever comes late is not waited for: the work is cut
 //! into parts that do not depend on the number of threads, and the caller computes them all if nobody helps.
+//!
+//! Each thread begins with a stretch of neighbouring parts of its own, the same one in every piece of work: what it wrote in
+//! one layer is then in its own core's cache when it reads the next. Whoever is done takes parts from the others' ends.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, TryLockError};
 use std::thread::JoinHandle;
+
+use crate::parallel::Band;
 
 /// The caller and some workers.
 ///
@@ -56,14 +62,42 @@ struct Shared {
     state: AtomicUsize,
     /// Valid while the state is open or workers have joined.
     work: UnsafeCell<Option<*const Work<'static>>>,
-    parts: AtomicUsize,
-    next: AtomicUsize,
+    stretches: Box<[Stretch]>,
     /// What a part panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
+}
+
+/// The parts that are left of a thread's stretch: the first of them, and how many, in one number. A line of the cache for
+/// each.
+#[derive(Default)]
+#[repr(align(64))]
+struct Stretch(AtomicU64);
+
+impl Stretch {
+    /// Bits that hold the number of parts.
+    const BITS: u32 = 32;
+
+    fn set(&self, parts: Range<usize>) {
+        self.0.store((parts.start as u64) << Self::BITS | parts.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Takes a part from the front, or from the end.
+    fn take(&self, front: bool) -> Option<usize> {
+        let mask = (1 << Self::BITS) - 1;
+        let less = |left: u64| match left & mask {
+            0 => None,
+            _ if front => Some(left - 1 + (1 << Self::BITS)),
+            _ => Some(left - 1),
+        };
+        let left = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok()?;
+        let (first, count) = (left >> Self::BITS, left & mask);
+        let part = if front { first } else { first + count - 1 };
+        Some(part as usize)
+    }
 }
 
 // SAFETY: `work` is written by the thread that holds `Team::busy` while the state is closed and nobody has joined, and
@@ -78,8 +112,7 @@ impl Team {
         let shared = Arc::new(Shared {
             state: AtomicUsize::new(0),
             work: UnsafeCell::new(None),
-            parts: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            stretches: (0..threads.clamp(1, MAX_THREADS)).map(|_| Stretch::default()).collect(),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
@@ -154,9 +187,11 @@ impl Team {
             (0..parts).for_each(|part| work(part, 0));
             return;
         }
+        assert!(parts <= u32::MAX as usize, "more parts than can be numbered");
         let shared = &*self.shared;
-        shared.parts.store(parts, Ordering::Relaxed);
-        shared.next.store(0, Ordering::Relaxed);
+        for (thread, stretch) in shared.stretches.iter().enumerate() {
+            stretch.set(Band { index: thread, count: shared.stretches.len() }.of(parts, 1));
+        }
         // SAFETY: the state is closed and nobody has joined, so nobody reads. The lifetime is forgotten until the state is
         // closed again, below.
         unsafe {
@@ -216,16 +251,15 @@ impl Shared {
         }
     }
 
-    /// Takes parts until there are none left.
+    /// Takes parts until there are none left: its own in their order, then the others' from behind.
     fn compute(&self, work: &Work<'_>, thread: usize) {
-        let parts = self.parts.load(Ordering::Relaxed);
-        loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed);
-            if part >= parts {
-                return;
-            }
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(part, thread))) {
-                self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+        let threads = self.stretches.len();
+        for ahead in 0..threads {
+            let stretch = &self.stretches[(thread + ahead) % threads];
+            while let Some(part) = stretch.take(ahead == 0) {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(part, thread))) {
+                    self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+                }
             }
         }
     }

@@ -46,6 +46,15 @@ pub(crate) struct Epilogue {
 }
 
 impl Epilogue {
+    /// Brings near what will be added at `target`.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, simd: S, target: *mut f32) {
+        if let Some((residual, first)) = self.residual {
+            let offset = (target as isize).wrapping_sub(first as isize);
+            simd.prefetch(residual.wrapping_byte_offset(offset));
+        }
+    }
+
     /// Applies it to the sums of a vector of outputs at `target`, of which there are `lanes`.
     ///
     /// # Safety

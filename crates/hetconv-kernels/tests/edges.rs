@@ -3,8 +3,8 @@
 mod common;
 
 use common::{Numbers, Weights, check, each_isa};
-use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa};
+use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa, Team};
 
 fn het(m: usize, n: usize, parts: usize) -> ConvKind {
     ConvKind::Het(HetPattern::shifted(m, n, parts).expect("legal"))
@@ -199,6 +199,7 @@ impl Drop for Guarded {
 #[cfg(unix)]
 #[test]
 fn nothing_is_read_or_written_past_its_end() {
+    let team = Team::new(2);
     each_isa("closed pages", |isa| {
         for (m, n, kind) in [
             (64, 64, het(64, 64, 4)),
@@ -209,8 +210,11 @@ fn nothing_is_read_or_written_past_its_end() {
             (31, 5, ConvKind::Standard),
             (40, 40, ConvKind::Grouped(40)),
         ] {
-            for (stride, size) in [(1, [5, 6]), (2, [5, 6]), (1, [1, 1]), (1, [8, 8])] {
-                let spec = ConvSpec::by_class(m, n, Conv2dGeometry::same(3, stride), kind.clone());
+            // The window of 1×1 last: HetConv has a centre alone there.
+            for (kernel, stride, size) in
+                [(3, 1, [5, 6]), (3, 2, [5, 6]), (3, 1, [1, 1]), (3, 1, [8, 8]), (1, 1, [7, 7]), (1, 2, [7, 7])]
+            {
+                let spec = ConvSpec::by_class(m, n, Conv2dGeometry::same(kernel, stride), kind.clone());
                 let conv = Conv::new(spec.clone(), size).expect("fits");
                 let mut numbers = Numbers(5);
                 let mut weights = Weights::new(&spec, || numbers.next());
@@ -222,6 +226,14 @@ fn nothing_is_read_or_written_past_its_end() {
                 for &algorithm in conv.algorithms() {
                     let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
                     conv.forward(2, input.get_mut(), &packed, Some(bias.get_mut()), output.get_mut());
+                    let again = Conv::new(spec.clone(), size).expect("as before");
+                    let activation = Some(Activation::Relu);
+                    let prepared = again.prepare(isa, algorithm, weights.get(), Some(bias.get_mut()), activation);
+                    let mut scratch = [(); 2].map(|()| Guarded::new(&vec![0.0; prepared.scratch_len(2).max(1)]));
+                    let mut scratch = scratch.each_mut().map(Guarded::get_mut);
+                    let residual = Some(&*grad.get_mut());
+                    prepared.run(&team, &mut scratch, 2, input.get_mut(), residual, output.get_mut());
+                    prepared.run_alone(scratch[0], 2, input.get_mut(), residual, output.get_mut());
                     let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
                     std::hint::black_box(conv.grad_input(2, grad.get_mut(), &packed));
                 }

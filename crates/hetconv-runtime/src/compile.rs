@@ -1,5 +1,6 @@
 //! From a graph to a plan.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
@@ -32,10 +33,18 @@ pub(crate) fn compile(graph: &Graph, weights: &Weights, options: &Options) -> Re
         outputs: Vec::new(),
         layers: Vec::new(),
     };
-    let mut compiler =
-        Compiler { source, shapes: &shapes, orders: &orders, options, plan, of_node: vec![None; graph.nodes.len()] };
-    for chain in chains(graph, &orders) {
-        compiler.chain(&chain)?;
+    let chains = chains(graph, &orders);
+    let mut compiler = Compiler {
+        source,
+        shapes: &shapes,
+        orders: &orders,
+        options,
+        plan,
+        of_node: vec![None; graph.nodes.len()],
+        segments: segments(graph, &orders, &shapes, &chains),
+    };
+    for chain in &chains {
+        compiler.chain(chain)?;
     }
     for (number, &output) in graph.outputs.iter().enumerate() {
         compiler.output(number, output);
@@ -51,6 +60,38 @@ struct Compiler<'a> {
     plan: Plan,
     /// The value that holds each node's result, once it is computed.
     of_node: Vec<Option<usize>>,
+    segments: HashMap<ValueId, Segment>,
+}
+
+/// The place of a convolution's result in that of a concatenation.
+#[derive(Clone, Copy)]
+struct Segment {
+    concat: ValueId,
+    /// Its first channel.
+    first: usize,
+}
+
+/// The convolutions that write their results where a concatenation would copy them: those that it alone reads.
+fn segments(graph: &Graph, orders: &ChannelPlan, shapes: &[Shape], chains: &[Chain]) -> HashMap<ValueId, Segment> {
+    let consumers = graph.consumers();
+    let concats = chains.iter().filter(|chain| graph.nodes[chain.first].op == Op::Concat && chain.activation.is_none());
+    let mut segments = HashMap::new();
+    for concat in concats.map(|chain| chain.first) {
+        let mut first = 0;
+        for (side, &input) in graph.nodes[concat].inputs.iter().enumerate() {
+            let whole = |chain: &&Chain| chain.last == input && chain.sum.is_none();
+            let is_layer = chains.iter().find(whole).is_some_and(|chain| match &graph.nodes[chain.first].op {
+                Op::Conv2d { kind, in_channels, .. } => *kind != ConvKind::Grouped(*in_channels),
+                _ => false,
+            });
+            let alone = consumers[input] == [concat] && !graph.outputs.contains(&input);
+            if is_layer && alone && orders.gather(concat, side).is_none() {
+                segments.insert(input, Segment { concat, first });
+            }
+            first += shapes[input].channels();
+        }
+    }
+    segments
 }
 
 impl Compiler<'_> {
@@ -61,6 +102,14 @@ impl Compiler<'_> {
 
     fn shaped(&self, node: ValueId) -> Value {
         Value { size: self.shapes[node].size(), channels: self.shapes[node].channels() }
+    }
+
+    /// The value of a node that is computed now, or has been begun.
+    fn begun(&mut self, node: ValueId) -> usize {
+        let begun = self.of_node[node];
+        let value = begun.unwrap_or_else(|| self.value(self.shaped(node)));
+        self.of_node[node] = Some(value);
+        value
     }
 
     fn computed(&self, node: ValueId) -> usize {
@@ -76,12 +125,13 @@ impl Compiler<'_> {
         let sources = gather.iter().map(|&position| Some(position)).collect();
         let select = Select { sources, channels: value.channels, stride: 1, in_size: value.size };
         let output = self.value(value);
-        self.push(Kind::Select(select), vec![stored], output, None);
+        self.push(node, Kind::Select(select), vec![stored], output, None);
         output
     }
 
-    fn push(&mut self, kind: Kind, operands: Vec<usize>, output: usize, activation: Option<Activation>) {
-        self.plan.steps.push(Step { kind, operands, output, activation });
+    fn push(&mut self, node: ValueId, kind: Kind, operands: Vec<usize>, output: usize, activation: Option<Activation>) {
+        let node = self.source.graph.nodes[node].name.clone();
+        self.plan.steps.push(Step { node, kind, operands, output, activation });
     }
 
     fn output(&mut self, number: usize, node: ValueId) {
@@ -91,13 +141,17 @@ impl Compiler<'_> {
         // Flattened images are features of one pixel, though their value is not.
         self.plan.outputs.push(self.shaped(node));
         let output = self.value(value);
-        self.push(Kind::Output { number, positions }, vec![stored], output, None);
+        self.push(node, Kind::Output { number, positions }, vec![stored], output, None);
     }
 
     fn chain(&mut self, chain: &Chain) -> Result<(), CompileError> {
         let graph = self.source.graph;
         let node = &graph.nodes[chain.first];
         let mut activation = chain.activation;
+        if node.op == Op::Concat && chain.activation.is_none() {
+            self.concat(chain.first);
+            return Ok(());
+        }
         let sides = 0..node.inputs.len();
         let mut operands: Vec<usize> = sides.map(|side| self.operand(chain.first, side)).collect();
         let value = self.shaped(chain.first);
@@ -119,7 +173,7 @@ impl Compiler<'_> {
             }
             Op::Add => Kind::Add,
             Op::Mul => Kind::Mul,
-            Op::Concat => Kind::Concat,
+            Op::Concat => Kind::Concat(self.firsts(chain.first)),
             Op::MaxPool { geometry } => {
                 let input = self.shaped(node.inputs[0]);
                 Kind::Pool(Pool::max(geometry, input.size, input.channels))
@@ -142,8 +196,11 @@ impl Compiler<'_> {
                 Kind::Select(Select { sources, channels: input.channels, stride: *stride, in_size: input.size })
             }
         };
-        let output = self.value(value);
-        self.push(kind, operands, output, activation);
+        let output = match self.segments.get(&chain.last).copied() {
+            Some(segment) => self.begun(segment.concat),
+            None => self.value(value),
+        };
+        self.push(chain.first, kind, operands, output, activation);
         self.of_node[chain.last] = Some(output);
         let step = &self.plan.steps[self.plan.steps.len() - 1];
         if let Kind::Conv(prepared) = &step.kind {
@@ -151,10 +208,35 @@ impl Compiler<'_> {
                 name: node.name.clone(),
                 algorithm: algorithm_name(prepared.algorithm(), prepared.conv().is_depthwise()),
                 packed_bytes: 4 * prepared.packed_len(),
-                executed_macs: prepared.conv().executed_macs(),
+                executed_macs: prepared.executed_macs(),
             });
         }
         Ok(())
+    }
+
+    /// The first channel of each operand of a concatenation.
+    fn firsts(&self, node: ValueId) -> Vec<usize> {
+        let mut end = 0;
+        let after = |&input: &ValueId| {
+            end += self.shapes[input].channels();
+            end - self.shapes[input].channels()
+        };
+        self.source.graph.nodes[node].inputs.iter().map(after).collect()
+    }
+
+    /// A concatenation: what is not yet in its place is copied.
+    fn concat(&mut self, node: ValueId) {
+        let (mut operands, mut firsts) = (Vec::new(), Vec::new());
+        for (side, first) in self.firsts(node).into_iter().enumerate() {
+            if !self.segments.contains_key(&self.source.graph.nodes[node].inputs[side]) {
+                operands.push(self.operand(node, side));
+                firsts.push(first);
+            }
+        }
+        let output = self.begun(node);
+        if !operands.is_empty() {
+            self.push(node, Kind::Concat(firsts), operands, output, None);
+        }
     }
 
     /// A batch-norm with nothing to fold it into.
@@ -184,7 +266,15 @@ impl Compiler<'_> {
             _ => ConvWeights::Dense(&[]),
         };
         let isa = self.plan.isa;
-        let prepare = |conv: Conv, algorithm| conv.prepare(isa, algorithm, weights(), Some(&bias), activation);
+        let segment = self.segments.get(&chain.last);
+        let segment = segment.map(|segment| (self.shapes[segment.concat].channels(), segment.first));
+        let prepare = |conv: Conv, algorithm| {
+            let prepared = conv.prepare(isa, algorithm, weights(), Some(&bias), activation);
+            match segment {
+                Some((pitch, first)) => prepared.into_segment(pitch, first),
+                None => prepared,
+            }
+        };
         let conv = make()?;
         if self.options.tune && !self.options.exact && conv.algorithms().len() > 1 {
             let mut fastest: Option<(Duration, Prepared)> = None;
@@ -238,7 +328,7 @@ fn time(prepared: &Prepared, batch: usize) -> Duration {
     let len = |size: [usize; 2], channels: usize| batch * size[0] * size[1] * channels;
     let mut source = Aligned::zeroed(len(conv.in_size(), conv.spec().in_channels));
     source.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f32 / 8.0 - 1.0);
-    let mut target = Aligned::zeroed(len(conv.out_size(), conv.spec().out_channels));
+    let mut target = Aligned::zeroed(len(conv.out_size(), prepared.pitch()));
     let mut scratch = Aligned::zeroed(prepared.scratch_len(batch));
     let mut pass = || {
         let started = Instant::now();

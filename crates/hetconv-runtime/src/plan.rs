@@ -6,7 +6,7 @@ use hetconv_kernels::{Algorithm, Isa};
 use crate::CompileError;
 use crate::compile::{algorithms, compile};
 use crate::schedule::Schedule;
-use crate::step::{Step, Value};
+use crate::step::{Kind, Step, Value};
 
 /// What a network is compiled for.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +57,7 @@ pub struct Layer {
     pub algorithm: &'static str,
     /// Bytes of its packed weights and bias.
     pub packed_bytes: usize,
-    /// MACs of its own pattern for one image, those on padding left out.
+    /// MACs that its algorithm carries out for one image, none of them on padding.
     pub executed_macs: usize,
 }
 
@@ -107,6 +107,16 @@ impl Plan {
     /// Every convolution and linear layer, in the order in which they are computed.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// What a session computes, one after another: for each step the first of the nodes that it stands for, and the layer
+    /// if it is one. Steps of an input, an output or a change of order are named as the node whose value they move.
+    pub fn steps(&self) -> impl Iterator<Item = (&str, Option<&Layer>)> {
+        let mut layers = self.layers.iter();
+        self.steps.iter().map(move |step| {
+            let layer = matches!(step.kind, Kind::Conv(_)).then(|| layers.next()).flatten();
+            (step.node.as_str(), layer)
+        })
     }
 
     /// Bytes of all packed weights and biases.

@@ -54,11 +54,12 @@ fn room(value: &Value, images: usize) -> usize {
     (value.len() * images).next_multiple_of(16)
 }
 
-/// The step that writes each value, and the last that reads it.
+/// The first step that writes each value, and the last that reads it.
 fn spans(plan: &Plan) -> Vec<Range<usize>> {
-    let mut spans = vec![0..0; plan.values.len()];
+    let mut spans = vec![usize::MAX..0; plan.values.len()];
     for (index, step) in plan.steps.iter().enumerate() {
-        spans[step.output] = index..index;
+        let span = &mut spans[step.output];
+        *span = span.start.min(index)..index;
         step.operands.iter().for_each(|&operand| spans[operand].end = index);
     }
     spans
@@ -96,9 +97,11 @@ impl Schedule {
 fn segments(plan: &Plan, spans: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut segments = Vec::new();
     let mut start = 0;
+    let mut written = vec![0; plan.values.len()];
+    plan.steps.iter().enumerate().for_each(|(index, step)| written[step.output] = index);
     for (index, step) in plan.steps.iter().enumerate() {
         let alive = |&value: &usize| spans[value].start <= index && spans[value].end > index;
-        let cut = (0..spans.len()).filter(alive).all(|value| value == step.output);
+        let cut = (0..spans.len()).filter(alive).all(|value| value == step.output && written[value] == index);
         if cut || index + 1 == plan.steps.len() {
             segments.push(start..index + 1);
             start = index + 1;

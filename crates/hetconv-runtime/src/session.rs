@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use hetconv_kernels::{Aligned, Team};
 
@@ -19,6 +21,22 @@ pub struct Session {
     arena: Aligned,
     workers: Vec<Worker>,
     outputs: Vec<Aligned>,
+    clock: Option<Clock>,
+}
+
+/// The time of every step: nanoseconds of all threads together.
+#[derive(Debug)]
+struct Clock(Vec<AtomicU64>);
+
+impl Clock {
+    /// Runs a step, of this number, that occupies so many threads.
+    fn time(clock: Option<&Self>, step: usize, threads: usize, run: impl FnOnce()) {
+        let Some(clock) = clock else { return run() };
+        let started = Instant::now();
+        run();
+        let nanoseconds = started.elapsed().as_nanos() as u64 * threads as u64;
+        clock.0[step].fetch_add(nanoseconds, Ordering::Relaxed);
+    }
 }
 
 /// What one thread works in.
@@ -96,7 +114,16 @@ impl Session {
         let workers = (0..team.threads()).map(worker).collect();
         let outputs = plan.outputs.iter().map(|value| Aligned::zeroed(batch * value.len())).collect();
         let arena = Aligned::zeroed(schedule.arena_len);
-        Ok(Self { plan: Arc::clone(plan), team: Arc::clone(team), batch, schedule, arena, workers, outputs })
+        Ok(Self {
+            plan: Arc::clone(plan),
+            team: Arc::clone(team),
+            batch,
+            schedule,
+            arena,
+            workers,
+            outputs,
+            clock: None,
+        })
     }
 
     /// The plan it runs.
@@ -124,13 +151,28 @@ impl Session {
         Ok(self.output(0))
     }
 
+    /// Runs the network and returns the time of each of [`Plan::steps`]. Where several threads work on different images,
+    /// a step's time is the mean of theirs.
+    ///
+    /// # Errors
+    /// As [`Session::run_all`].
+    pub fn time_steps(&mut self, inputs: &[&[f32]]) -> Result<Vec<Duration>, RunError> {
+        self.clock = Some(Clock(self.plan.steps.iter().map(|_| AtomicU64::new(0)).collect()));
+        let ran = self.run_all(inputs);
+        let clock = self.clock.take();
+        ran?;
+        let threads = self.team.threads() as u64;
+        let mean = |nanoseconds: AtomicU64| Duration::from_nanos(nanoseconds.into_inner() / threads);
+        Ok(clock.into_iter().flat_map(|clock| clock.0).map(mean).collect())
+    }
+
     /// Runs the network; its results are [`Session::output`]s.
     ///
     /// # Errors
     /// Inputs of the wrong number or length.
     pub fn run_all(&mut self, inputs: &[&[f32]]) -> Result<(), RunError> {
-        let Self { plan, team, batch, schedule, arena, workers, outputs } = self;
-        let (plan, batch) = (&**plan, *batch);
+        let Self { plan, team, batch, schedule, arena, workers, outputs, clock } = self;
+        let (plan, batch, clock) = (&**plan, *batch, clock.as_ref());
         if inputs.len() != plan.inputs.len() {
             return Err(RunError::Inputs { expected: plan.inputs.len(), found: inputs.len() });
         }
@@ -141,7 +183,6 @@ impl Session {
             }
         }
         for group in &schedule.groups {
-            let steps = &plan.steps[group.steps.clone()];
             if let Some(chunk) = &group.chunk {
                 let (target, others) = Others::split(arena, &schedule.places[chunk.target]);
                 let target_len = plan.values[chunk.target].len();
@@ -149,7 +190,7 @@ impl Session {
                     let len = plan.values[source].len();
                     (others.get(&schedule.places[source], batch * len), len)
                 });
-                let few = Few { plan, steps, chunk, inputs, source };
+                let few = Few { plan, steps: group.steps.clone(), chunk, inputs, source, clock };
                 team.chunks(
                     &mut target[..batch * target_len],
                     chunk.images * target_len,
@@ -160,18 +201,21 @@ impl Session {
                 );
                 continue;
             }
-            for step in steps {
+            for index in group.steps.clone() {
+                let step = &plan.steps[index];
                 if let Kind::Output { number, .. } = step.kind {
                     let (_, others) = Others::split(arena, &(0..0));
                     let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
                     let target = &mut outputs[number];
-                    step.compute(plan.isa, &plan.values, 0, &read, target);
+                    Clock::time(clock, index, team.threads(), || {
+                        step.compute(plan.isa, &plan.values, 0, &read, target);
+                    });
                     continue;
                 }
                 let (target, others) = Others::split(arena, &schedule.places[step.output]);
                 let target = &mut target[..batch * plan.values[step.output].len()];
                 let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
-                whole(plan, step, batch, team, workers, &read, target);
+                Clock::time(clock, index, team.threads(), || whole(plan, step, batch, team, workers, &read, target));
             }
         }
         Ok(())
@@ -234,19 +278,21 @@ fn whole<'a>(
 /// A group's steps on a few images.
 struct Few<'a> {
     plan: &'a Plan,
-    steps: &'a [Step],
+    steps: Range<usize>,
     chunk: &'a Chunk,
     inputs: &'a [&'a [f32]],
     /// What the group reads, of all images, and its length for one.
     source: Option<(&'a [f32], usize)>,
+    clock: Option<&'a Clock>,
 }
 
 impl Few<'_> {
     /// Computes the target of `images` from the `first` on.
     fn run(&self, first: usize, images: usize, target: &mut [f32], worker: &mut Worker) {
-        let Self { plan, steps, chunk, .. } = *self;
+        let Self { plan, ref steps, chunk, clock, .. } = *self;
         let Worker { scratch, arena } = worker;
-        for step in steps {
+        for index in steps.clone() {
+            let step = &plan.steps[index];
             let value = step.output;
             let own = if value == chunk.target { 0..0 } else { chunk.places[value].clone() };
             let (written, others) = Others::split(arena, &own);
@@ -266,13 +312,13 @@ impl Few<'_> {
                 (Some(operand), _) => others.get(&chunk.places[*operand], images * plan.values[*operand].len()),
                 (None, _) => &[],
             };
-            match &step.kind {
+            Clock::time(clock, index, 1, || match &step.kind {
                 Kind::Conv(prepared) => {
                     let residual = (step.operands.len() > 1).then(|| read(1));
                     prepared.run_alone(scratch, images, read(0), residual, written);
                 }
                 _ => step.compute(plan.isa, &plan.values, 0, &read, written),
-            }
+            });
         }
     }
 }

@@ -8,6 +8,8 @@ use hetconv_kernels::{Isa, Prepared, elementwise};
 /// One operation.
 #[derive(Debug)]
 pub(crate) struct Step {
+    /// The first of the nodes that it computes.
+    pub node: String,
     pub kind: Kind,
     /// The values it reads.
     pub operands: Vec<usize>,
@@ -39,7 +41,8 @@ pub(crate) enum Kind {
     Copy,
     Add,
     Mul,
-    Concat,
+    /// Operands side by side, each from this channel on; other channels are written by whoever computes them.
+    Concat(Vec<usize>),
     /// As [`Kind::Output`], in natural order.
     Flatten,
     Softmax,
@@ -131,15 +134,13 @@ impl Step {
                     row.chunks_exact_mut(channels).for_each(|pixel| elementwise::multiply_by(isa, pixel, gate));
                 }
             }
-            Kind::Concat => {
-                let mut from = 0;
-                for operand in 0..self.operands.len() {
+            Kind::Concat(firsts) => {
+                for (operand, &from) in firsts.iter().enumerate() {
                     let narrow = of(operand).channels;
                     let source = read(operand)[first * width * narrow..].chunks_exact(narrow);
                     for (pixel, source) in target.chunks_exact_mut(channels).zip(source) {
                         pixel[from..from + narrow].copy_from_slice(source);
                     }
-                    from += narrow;
                 }
             }
             Kind::Softmax => {

@@ -169,6 +169,17 @@ impl Winograd<'_> {
         self.target_size[0] * self.target_size[1] * self.target_channels
     }
 
+    /// MACs of an image: those of the transformed domain, of pieces that hang over included, and those of the tiles.
+    pub fn macs(&self) -> usize {
+        let pixels = self.target_size[0] * self.target_size[1];
+        let of_block = |block: &Block| {
+            let range = block.range().len();
+            let outside = if block.center.is_empty() { 0 } else { block.center.len() - range };
+            (self.pieces() * POINTS * range + pixels * outside) * block.outputs.len()
+        };
+        self.weights.layout.blocks.iter().map(of_block).sum()
+    }
+
     /// Pieces along both axes.
     fn grid(&self) -> [usize; 2] {
         self.target_size.map(|size| size.div_ceil(OUT))
@@ -443,6 +454,7 @@ impl Part<'_> {
                     for vector in 0..block.vectors {
                         let target = target.wrapping_add((y * row + x) * target_channels + vector * S::LANES);
                         simd.prefetch_to_write(target);
+                        Epilogue { residual, activation }.prefetch(simd, target);
                     }
                 }
             }

@@ -7,46 +7,76 @@ use anyhow::Result;
 use hetconv::kernels::{Isa, measure};
 use hetconv::runtime::{Options, Plan, Session, Team};
 use hetconv::train::{Purpose, stream, uniform};
+use hetconv::units::milliseconds;
+use serde::Serialize;
 
-use super::Benchmark;
+use super::{Benchmark, layers};
 use crate::cli::model;
 use crate::cli::output::Output;
 
 const WARM_UP: usize = 3;
 
-pub fn run(network: &str, options: Options, runs: Option<usize>, output: &Output) -> Result<()> {
+pub fn run(network: &str, options: Options, runs: Option<usize>, of_layers: bool, output: &Output) -> Result<()> {
     let isa = Isa::selected()?;
     let batch = options.batch;
     let (graph, weights) = model::with_weights(network)?;
     let macs = graph.cost()?.macs;
+    let started = Instant::now();
     let plan = Arc::new(Plan::compile(&graph, &weights, &options)?);
+    let compile_ms = started.elapsed().as_secs_f64() * 1e3;
     drop(weights);
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
     let mut session = Session::with_team(&plan, batch, &Arc::new(Team::new(rayon::current_num_threads())))?;
-    let times = time(&mut session, runs)?;
+    let inputs = random_inputs(&session);
+    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+    let times = time(&mut session, &inputs, runs)?;
+    let layers = match of_layers {
+        true => Some(layers::measure(&mut session, &inputs, times.len(), fma_peak_gflops)?),
+        false => None,
+    };
     let executed: usize = plan.layers().iter().map(|layer| layer.executed_macs).sum();
     let macs = [macs, executed as u64].map(|macs| macs * batch as u64);
-    let benchmark = Benchmark::new(graph.name, batch, times, macs, fma_peak_gflops, isa);
-    output.result(&benchmark, |benchmark| {
-        format!("{}\n{}", benchmark.text("per batch", "runs"), memory_and_algorithms(&plan, &session))
+    let whole = Benchmark::new(graph.name, batch, times, macs, fma_peak_gflops, isa);
+    let [arena_bytes, alive_bytes] = plan.arena_bytes(batch);
+    let (packed_bytes, scratch_bytes) = (plan.packed_bytes(), session.scratch_bytes());
+    let found = Inference { whole, compile_ms, packed_bytes, arena_bytes, alive_bytes, scratch_bytes, layers };
+    output.result(&found, |found| {
+        let layers = found.layers.as_ref().map_or(String::new(), |layers| format!("\n{}", layers::text(layers)));
+        let whole = found.whole.text("per batch", "runs");
+        let compiled = milliseconds(found.compile_ms);
+        format!("{whole}\nCompiled in {compiled}\n{}{layers}", memory_and_algorithms(&plan, &session))
     })
 }
 
-/// Milliseconds of every measured run.
-fn time(session: &mut Session, runs: Option<usize>) -> Result<Vec<f64>> {
-    const ENOUGH: Duration = Duration::from_secs(3);
+/// What is measured, as JSON has it.
+#[derive(Serialize)]
+struct Inference {
+    #[serde(flatten)]
+    whole: Benchmark,
+    /// From the weights in memory to the plan.
+    compile_ms: f64,
+    packed_bytes: usize,
+    arena_bytes: usize,
+    alive_bytes: usize,
+    scratch_bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<Vec<layers::Layer>>,
+}
+
+fn random_inputs(session: &Session) -> Vec<Vec<f32>> {
     let mut rng = stream(0, 0, 0, Purpose::Permutation);
-    let inputs: Vec<Vec<f32>> = session
-        .plan()
-        .input_shapes()
-        .map(|shape| {
-            let len = session.batch() * shape.iter().product::<usize>();
-            (0..len).map(|_| 2.0 * uniform(&mut rng) - 1.0).collect()
-        })
-        .collect();
-    let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
+    let mut random = |shape: [usize; 3]| {
+        let len = session.batch() * shape.iter().product::<usize>();
+        (0..len).map(|_| 2.0 * uniform(&mut rng) - 1.0).collect()
+    };
+    session.plan().input_shapes().map(&mut random).collect()
+}
+
+/// Milliseconds of every measured run.
+fn time(session: &mut Session, inputs: &[&[f32]], runs: Option<usize>) -> Result<Vec<f64>> {
+    const ENOUGH: Duration = Duration::from_secs(3);
     for _ in 0..WARM_UP {
-        session.run_all(&inputs)?;
+        session.run_all(inputs)?;
     }
     let mut times = Vec::new();
     let began = Instant::now();
@@ -55,7 +85,7 @@ fn time(session: &mut Session, runs: Option<usize>) -> Result<Vec<f64>> {
         None => times.len() < 10 || (began.elapsed() < ENOUGH && times.len() < 1000),
     } {
         let started = Instant::now();
-        session.run_all(&inputs)?;
+        session.run_all(inputs)?;
         times.push(started.elapsed().as_secs_f64() * 1e3);
     }
     Ok(times)

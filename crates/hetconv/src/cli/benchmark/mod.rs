@@ -2,6 +2,7 @@
 
 mod inference;
 mod kernels;
+mod layers;
 pub mod training;
 
 use anyhow::Result;
@@ -17,7 +18,8 @@ use super::output::Output;
 #[derive(clap::Args)]
 #[command(after_help = "\
 --model alone measures inference of whole batches, from images in memory to results in memory; the layers' algorithms are
-chosen by a fixed cost, among those without Winograd's with --exact, by timed trials with --tune.
+chosen by a fixed cost, among those without Winograd's with --exact, by timed trials with --tune. --layers adds every layer's
+time and its limit: the time of its executed MACs at the peak or of reading its weights from memory, whichever is longer.
 
 --kernels measures forward, grad-input and grad-weight of single layers, from one activation to the other; weights are
 packed beforehand, as a training step does once for all images. --training measures whole steps on random images:
@@ -27,6 +29,7 @@ The peak is that of all threads, measured just before.
 Examples:
   hetconv benchmark --model resnet34_p4
   hetconv benchmark --model runs/p4/model.safetensors --batch 64 --exact
+  hetconv benchmark --model resnet50_p4 --layers
   hetconv benchmark --kernels --threads 1
   hetconv benchmark --kernels --shapes 256x --parts 1,4 --format json
   hetconv benchmark --training --model vgg16-cifar_p4 --batch 128")]
@@ -56,6 +59,10 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["kernels", "training", "exact"])]
     tune: bool,
 
+    /// Add the time of every layer, and how far it is from what the machine allows
+    #[arg(long, conflicts_with_all = ["kernels", "training"])]
+    layers: bool,
+
     /// Steps or batches to measure, after three to warm up [default: some seconds' worth, at least 10]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "kernels")]
     steps: Option<u32>,
@@ -77,7 +84,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         Some(model) if args.training => training::run(model, batch(128), steps, output),
         Some(model) => {
             let options = Options { batch: batch(1), exact: args.exact, tune: args.tune, ..Options::default() };
-            inference::run(model, options, steps, output)
+            inference::run(model, options, steps, args.layers, output)
         }
         None => kernels::run(args.shapes.as_deref().unwrap_or_default(), &args.parts, output),
     }
