@@ -7,6 +7,9 @@ use hetconv_runtime::{Options, Plan, Session, Team};
 
 use crate::CalibrateError;
 
+/// Who gets computed values: the number of the first image, how many there are, and each value.
+type Found<'a> = dyn FnMut(usize, usize, &[&[f32]]) + 'a;
+
 /// The images that a network is calibrated on, `[images, channels, height, width]`.
 pub(crate) struct Images<'a> {
     values: &'a [f32],
@@ -30,17 +33,17 @@ impl<'a> Images<'a> {
         self.values.len() / self.image
     }
 
-    /// Computes some values of a network, batch by batch: `found` gets the number of the first image, how many there are,
-    /// and each value as `[images, channels, height, width]`.
+    /// Computes some values of a network, batch by batch; `found` gets each as `[images, channels, height,
+    /// width]`.
     pub fn run(
         &self,
         graph: &Graph,
         weights: &Weights,
         values: &[ValueId],
-        found: &mut dyn FnMut(usize, usize, &[&[f32]]),
+        found: &mut Found<'_>,
     ) -> Result<(), CalibrateError> {
         let (graph, weights) = up_to(graph, weights, values);
-        // Sums in the plain order, so that what is fitted does not depend on the batch.
+        // Winograd's rounding would be fitted, too.
         let plan = Plan::compile(&graph, &weights, &Options { batch: self.batch, exact: true, ..Options::default() })?;
         let plan = Arc::new(plan);
         let team = Arc::new(Team::new(rayon::current_num_threads()));

@@ -6,7 +6,7 @@
 //!
 //! A value that one layer writes and others read has one class per channel for all of them; else no order of its channels
 //! would have every layer's classes side by side. The values' classes are improved in turn, each with all others fixed, as
-//! long as more energy lies within classes.
+//! long as more energy lies within classes. That ends where no value alone can do better, which need not be the best there is.
 
 use std::collections::BTreeMap;
 
