@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1024, requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..))]
     calibration_images: u32,
 
+    /// Leave out so many percent of class folders that have no split: those that the network is evaluated on
+    #[arg(long, value_name = "PERCENT", requires = "calibrate", value_parser = clap::value_parser!(u8).range(1..=99))]
+    hold_out: Option<u8>,
+
     /// Mean of each channel, of pixels from 0 to 1, if the file does not say how images are to be normalised
     #[arg(long, value_name = "M,…", value_delimiter = ',', requires_all = ["calibrate", "std"])]
     mean: Vec<f32>,
@@ -244,7 +248,7 @@ impl Source {
             ([], []) => model.normalisation.clone(),
             (mean, std) => Normalisation { mean: mean.to_vec(), std: std.to_vec() },
         };
-        let images = images(model, data, &normalisation, args.calibration_images as usize)?;
+        let images = images(model, data, &normalisation, args)?;
         let pattern = |layer: &ConvertedLayer| -> Option<(String, HetPattern)> {
             Some((layer.name.clone(), options.pattern(&layer.name, layer.in_channels, layer.out_channels).ok()?))
         };
@@ -264,11 +268,12 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// Training images as the network takes them, `[images, channels, height, width]`.
-fn images(model: &ModelFile, data: &str, normalisation: &Normalisation, number: usize) -> Result<Vec<f32>> {
+fn images(model: &ModelFile, data: &str, normalisation: &Normalisation, args: &Args) -> Result<Vec<f32>> {
     let input = model.graph.input_shape().unwrap_or_default();
     let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
-    let set = open_data(data, &LoadOptions { image_size, limit_train: Some(number) })?;
-    let [height, width, channels] = set.train.images().shape();
+    let limit_train = Some(args.calibration_images as usize);
+    let set = open_data(data, &LoadOptions { image_size, limit_train, hold_out: args.hold_out })?;
+    let [height, width, channels] = set.train.shape();
     if input != [channels, height, width] {
         let [c, h, w] = input;
         bad_usage!("the network takes images of {c}×{h}×{w}, but {data} has {channels}×{height}×{width}");
