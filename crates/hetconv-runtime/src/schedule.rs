@@ -56,7 +56,7 @@ fn room(value: &Value, images: usize) -> usize {
 
 /// The first step that writes each value, and the last that reads it.
 fn spans(plan: &Plan) -> Vec<Range<usize>> {
-    let mut spans = vec![usize::MAX..0; plan.values.len()];
+    let mut spans = vec![Range { start: usize::MAX, end: 0 }; plan.values.len()];
     for (index, step) in plan.steps.iter().enumerate() {
         let span = &mut spans[step.output];
         *span = span.start.min(index)..index;
