@@ -1,10 +1,10 @@
 //! HetConv layers fitted to the convolutions of a trained network, without training.
 //!
 //! 1. *Classes.* Every value of the network has one class for each of its channels, which all converted layers that write
-//!    or read it share, so that channels can be stored class by class ([`assign`]). They begin as the patterns asked for and
+//!    or read it share, so that channels can be stored class by class. They begin as the patterns asked for and
 //!    change as long as more of what only off-centre taps can carry survives. Class sizes stay, and so does the cost.
 //! 2. *Weights.* Layer by layer, in the network's order, the taps that HetConv has are fitted by ridge regression: what the
-//!    layer reads comes from the network as converted so far, what it should give from the original one ([`refit`]). So a
+//!    layer reads comes from the network as converted so far, what it should give from the original one. So a
 //!    layer also makes up for what the layers before it lost.
 //!
 //! Everything is deterministic: the same network, images and options give the same weights, whatever the number of threads.
