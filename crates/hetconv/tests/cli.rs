@@ -1,26 +1,17 @@
 //! The command line as people and scripts meet it: results, exit statuses, messages.
 
+mod command;
+
 use std::path::Path;
 use std::process::Output;
 
 use assert_cmd::Command;
+use command::{hetconv, stderr};
 use hetconv::graph::{ModelFile, Normalisation, Weights, zoo};
 use serde_json::Value;
 
-/// Runs `hetconv` in a folder where nothing of this machine can be found.
-fn hetconv(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("hetconv").unwrap();
-    command.current_dir(folder).args(args);
-    command.env_remove("HETCONV_DATA").env_remove("HETCONV_ISA").env_remove("HETCONV_LOG").env("XDG_DATA_HOME", folder);
-    command.output().unwrap()
-}
-
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// The JSON on stdout of a command that succeeds.

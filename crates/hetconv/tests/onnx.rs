@@ -1,26 +1,16 @@
 //! ONNX files and conversion on the command line.
 
+mod command;
+
 use std::fs;
 use std::path::Path;
-use std::process::Output;
 
-use assert_cmd::Command;
+use command::{hetconv, stderr};
 use hetconv::graph::{Graph, GraphBuilder, ModelFile, Normalisation, Weights, zoo};
 use hetconv::onnx::proto::{ModelProto, StringStringEntryProto};
 use hetconv::onnx::{ExportOptions, export};
 use prost::Message;
 use serde_json::Value;
-
-fn hetconv(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("hetconv").unwrap();
-    command.current_dir(folder).args(args);
-    command.env_remove("HETCONV_DATA").env_remove("HETCONV_ISA").env_remove("HETCONV_LOG").env("XDG_DATA_HOME", folder);
-    command.output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
 
 #[track_caller]
 fn json(folder: &Path, args: &[&str]) -> Value {

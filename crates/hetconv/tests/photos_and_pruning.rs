@@ -1,34 +1,25 @@
 //! Training on photos of any size, and pruning, through the command line.
 
+mod command;
+
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use command::{command, hetconv, stderr};
 use hetconv::graph::{ModelFile, Op};
 use serde_json::Value;
-
-fn command(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hetconv"));
-    command.current_dir(folder).args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env_remove("HETCONV_DATA").env_remove("HETCONV_ISA").env_remove("HETCONV_LOG").env("XDG_DATA_HOME", folder);
-    command
-}
-
-fn hetconv(folder: &Path, args: &[&str]) -> Output {
-    command(folder, args).output().unwrap()
-}
 
 #[track_caller]
 fn json(folder: &Path, args: &[&str]) -> Value {
     let output = hetconv(folder, &[args, &["--format", "json"]].concat());
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[track_caller]
 fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
     let output = hetconv(folder, args);
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    let error = stderr(&output);
     assert_eq!(output.status.code(), Some(status), "{args:?}: {error}");
     error
 }

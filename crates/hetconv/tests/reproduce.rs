@@ -1,24 +1,13 @@
 //! `hetconv reproduce`: counts, published figures, runs and where they come from.
 
+mod command;
 mod common;
 
 use std::path::Path;
-use std::process::Output;
 
-use assert_cmd::Command;
+use command::{hetconv, stderr};
 use common::Browser;
 use serde_json::Value;
-
-fn hetconv(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::cargo_bin("hetconv").unwrap();
-    command.current_dir(folder).args(args);
-    command.env_remove("HETCONV_DATA").env_remove("HETCONV_ISA").env_remove("HETCONV_LOG").env("XDG_DATA_HOME", folder);
-    command.output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
 
 /// The JSON on stdout of a command that succeeds, and what it said besides.
 #[track_caller]
