@@ -212,28 +212,27 @@ impl Part<'_> {
         let image = pixels.start / region.pixels.len();
         let mut source = self.source.as_ptr().wrapping_add(image * image_lens[0]);
         let mut target = self.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
-        let mut in_image = region.pixels[pixels.start % region.pixels.len()..].iter();
+        let mut in_image = &region.pixels[pixels.start % region.pixels.len()..];
         while left > 0 {
             tile.rows = rows.min(left);
             left -= tile.rows;
-            for row in 0..tile.rows {
-                let (from, to) = *in_image.next().unwrap_or_else(|| {
+            let mut row = 0;
+            while row < tile.rows {
+                if in_image.is_empty() {
                     source = source.wrapping_add(image_lens[0]);
                     target = target.wrapping_add(image_lens[1]);
-                    in_image = region.pixels.iter();
-                    in_image.next().expect("a region has pixels")
-                });
-                tile.sources[row] = source.wrapping_add(from);
-                tile.targets[row] = target.wrapping_add(to);
+                    in_image = &region.pixels;
+                }
+                let (pixels, rest) = in_image.split_at(in_image.len().min(tile.rows - row));
+                let ends = tile.sources[row..].iter_mut().zip(&mut tile.targets[row..]);
+                for ((tile_source, tile_target), &(from, to)) in ends.zip(pixels) {
+                    *tile_source = source.wrapping_add(from);
+                    *tile_target = target.wrapping_add(to);
+                }
+                (row, in_image) = (row + pixels.len(), rest);
             }
             near.iter_mut().for_each(|near| near.advance(simd));
-            for &target in &tile.targets[..tile.rows] {
-                for vector in 0..block.vectors {
-                    let target = target.wrapping_add(vector * S::LANES);
-                    simd.prefetch_to_write(target);
-                    tile.epilogue.prefetch(simd, target);
-                }
-            }
+            tile.prefetch_targets(simd);
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
             // inside this part's images, whose lengths were checked by whoever made the part.
             unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };

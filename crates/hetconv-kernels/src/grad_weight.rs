@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, ConvWeightsMut, Images};
 use crate::isa::Isa;
-use crate::pack::{Block, Classes, Layout, Ring, Rows, rotated, rows_of_blocks, unpack};
+use crate::pack::{Block, Classes, Layout, Ring, Rows, partner, rows_of_blocks, unpack};
 use crate::parallel::parts_of_blocks;
 use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
@@ -264,7 +264,7 @@ impl Part<'_> {
     #[inline(always)]
     fn turns<S: Simd>(&mut self, simd: S, block: &Block, images: usize, input: &[f32], grad_output: &[f32]) {
         let Ring::Rotated { size, sources } = &block.ring else { return };
-        let lane = |rotation: usize, lane: usize| (rotated(lane, rotation, *size) % S::LANES) as u32;
+        let lane = |rotation: usize, lane: usize| (partner(lane, rotation) % S::LANES) as u32;
         let lanes: Vec<[u32; 16]> =
             (0..*size).map(|rotation| std::array::from_fn(|index| lane(rotation, index))).collect();
         for (region, pairs) in self.grad.regions.iter().zip(&self.grad.cut.regions) {

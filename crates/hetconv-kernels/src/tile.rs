@@ -12,7 +12,7 @@ use hetconv_core::Activation;
 
 use crate::elementwise::activate;
 use crate::moments::Moments;
-use crate::pack::{Block, rotated};
+use crate::pack::{Block, partner};
 use crate::simd::{Simd, Task};
 use crate::walk::{OwnSegment, Segment, Spread, Turn, Walk};
 
@@ -88,6 +88,20 @@ impl Tile<'_> {
         MAX_ROWS.min(S::SUMS / block.vectors)
     }
 
+    /// Brings near what will be written, and what is added to it.
+    #[inline(always)]
+    pub fn prefetch_targets<S: Simd>(&self, simd: S) {
+        let targets = &self.targets[..self.rows];
+        for vector in 0..self.block.vectors {
+            targets.iter().for_each(|target| simd.prefetch_to_write(target.wrapping_add(vector * S::LANES)));
+        }
+        if self.epilogue.residual.is_some() {
+            for vector in 0..self.block.vectors {
+                targets.iter().for_each(|target| self.epilogue.prefetch(simd, target.wrapping_add(vector * S::LANES)));
+            }
+        }
+    }
+
     /// Computes the tile's pixels.
     ///
     /// # Safety
@@ -117,6 +131,13 @@ impl Tile<'_> {
         // SAFETY: the caller's.
         unsafe { self.ranges(simd, moments) };
         self.starts = None;
+    }
+
+    /// Lanes of one of `V` vectors that hold outputs.
+    #[inline(always)]
+    fn lanes<S: Simd, const V: usize>(&self, vector: usize) -> usize {
+        let outputs = self.bias.len();
+        if outputs == V * S::LANES { S::LANES } else { outputs.saturating_sub(vector * S::LANES).min(S::LANES) }
     }
 
     /// # Safety
@@ -179,11 +200,18 @@ impl<const R: usize, const V: usize, const HALF: bool> Ranges<'_, '_, R, V, HALF
     unsafe fn compute<S: Simd>(self, simd: S) {
         let Self { tile, moments } = self;
         let sources: [*const f32; R] = std::array::from_fn(|r| tile.sources[r]);
-        let mut sums = [[simd.splat(0.0); V]; R];
-        // SAFETY: the caller's.
+        // SAFETY: the caller's; as many biases as outputs are readable.
         unsafe {
+            let bias: [S::V; V] = std::array::from_fn(|v| {
+                simd.load_lanes(tile.bias.as_ptr().wrapping_add(v * S::LANES), tile.lanes::<S, V>(v))
+            });
+            let mut sums = [bias; R];
             if let Some(starts) = &tile.starts {
-                sums = std::array::from_fn(|r| std::array::from_fn(|v| simd.load(starts[r].add(v * S::LANES))));
+                for r in 0..R {
+                    for v in 0..V {
+                        sums[r][v] = simd.add(sums[r][v], simd.load(starts[r].add(v * S::LANES)));
+                    }
+                }
             }
             for segment in &tile.walk.both {
                 add_segment::<S, R, V>(simd, tile.packed, &sources, segment, &mut sums);
@@ -277,7 +305,7 @@ unsafe fn add_own<S: Simd, const R: usize, const V: usize>(
     }
 }
 
-/// Adds the bias, counts the moments and writes the outputs.
+/// Applies the epilogue, counts the moments and writes the outputs.
 ///
 /// # Safety
 /// As [`Tile::compute`].
@@ -286,36 +314,70 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
     simd: S,
     tile: &Tile<'_>,
     mut sums: [[S::V; V]; R],
-    moments: Option<&mut Moments>,
+    mut moments: Option<&mut Moments>,
 ) {
-    let outputs = tile.bias.len();
-    let whole = outputs == V * S::LANES;
-    let lanes = |v: usize| if whole { S::LANES } else { outputs.saturating_sub(v * S::LANES).min(S::LANES) };
-    let plain = tile.epilogue.residual.is_none() && tile.epilogue.activation.is_none();
-    // SAFETY: as many biases as outputs are readable, and as many outputs writable at each target.
+    let whole = tile.bias.len() == V * S::LANES;
+    // SAFETY: as many outputs as biases are writable at each target; the residual is as long as the target.
     unsafe {
-        for v in 0..V {
-            let bias = simd.load_lanes(tile.bias.as_ptr().wrapping_add(v * S::LANES), lanes(v));
-            for r in 0..R {
-                sums[r][v] = simd.add(sums[r][v], bias);
-            }
-        }
-        if !plain {
-            for r in 0..R {
-                for v in 0..V {
-                    let target = tile.targets[r].wrapping_add(v * S::LANES);
-                    sums[r][v] = tile.epilogue.apply(simd, sums[r][v], target, lanes(v));
+        // Loops without a choice in them: the sums stay in their registers.
+        if let (true, Some(activation)) = (whole, Light::of(tile.epilogue.activation)) {
+            if let Some((residual, first)) = tile.epilogue.residual {
+                for r in 0..R {
+                    let residual = residual.offset(tile.targets[r].offset_from(first));
+                    for v in 0..V {
+                        sums[r][v] = simd.add(sums[r][v], simd.load(residual.add(v * S::LANES)));
+                    }
                 }
             }
+            for r in 0..R {
+                for v in 0..V {
+                    sums[r][v] = match activation {
+                        Light::None => sums[r][v],
+                        Light::Relu => activate(simd, Activation::Relu, sums[r][v]),
+                        Light::Relu6 => activate(simd, Activation::Relu6, sums[r][v]),
+                    };
+                }
+            }
+            for r in 0..R {
+                for v in 0..V {
+                    simd.store(tile.targets[r].add(v * S::LANES), sums[r][v]);
+                }
+            }
+            if let Some(moments) = &mut moments {
+                moments.add(simd, &sums);
+            }
+            return;
         }
+        let mut sums = sums;
         for r in 0..R {
             for v in 0..V {
-                simd.store_lanes(tile.targets[r].wrapping_add(v * S::LANES), sums[r][v], lanes(v));
+                let (target, lanes) = (tile.targets[r].wrapping_add(v * S::LANES), tile.lanes::<S, V>(v));
+                sums[r][v] = tile.epilogue.apply(simd, sums[r][v], target, lanes);
+                simd.store_lanes(target, sums[r][v], lanes);
             }
         }
+        if let Some(moments) = &mut moments {
+            moments.add(simd, &sums);
+        }
     }
-    if let Some(moments) = moments {
-        moments.add(simd, &sums);
+}
+
+/// Activations of an instruction or two.
+#[derive(Clone, Copy)]
+enum Light {
+    None,
+    Relu,
+    Relu6,
+}
+
+impl Light {
+    fn of(activation: Option<Activation>) -> Option<Self> {
+        match activation {
+            None => Some(Self::None),
+            Some(Activation::Relu) => Some(Self::Relu),
+            Some(Activation::Relu6) => Some(Self::Relu6),
+            Some(_) => None,
+        }
     }
 }
 
@@ -407,9 +469,9 @@ impl<const R: usize, const J: usize> Task for TurnRows<'_, R, J> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Turns { turns, plain, sources, packed, mut sums } = self.0;
-        // Lane i's product belongs to the output in lane `rotated(i)`, so an output finds it `J - j` turns on.
-        let back: [S::Lanes; J] = std::array::from_fn(|j| {
-            simd.lanes(&std::array::from_fn(|lane| (rotated(lane, J - j, J) % S::LANES) as u32))
+        // The lanes that change places for each bit of a turn.
+        let swaps: [S::Lanes; 3] = std::array::from_fn(|bit| {
+            simd.lanes(&std::array::from_fn(|lane| (partner(lane, 1 << bit) % S::LANES) as u32))
         });
         for sources in sources.as_chunks::<R>().0 {
             let mut turned = [[simd.splat(0.0); J]; R];
@@ -431,9 +493,12 @@ impl<const R: usize, const J: usize> Task for TurnRows<'_, R, J> {
                         add_turn(simd, value, packed.add(turn.weights), &mut turned);
                     }
                 }
-                for j in 1..J {
-                    for r in 0..R {
-                        turned[r][0] = simd.add(turned[r][0], simd.permute(turned[r][j], back[j]));
+                for bit in 0..J.ilog2() as usize {
+                    for j in (0..J).step_by(2 << bit) {
+                        for r in 0..R {
+                            let other = simd.permute(turned[r][j + (1 << bit)], swaps[bit]);
+                            turned[r][j] = simd.add(turned[r][j], other);
+                        }
                     }
                 }
                 for r in 0..R {

@@ -50,7 +50,7 @@ pub(crate) enum Ring {
     /// Input positions for each vector; of equal length, and equal with one vector. Weights are `[range, stride]`.
     Ranges([Range<usize>; 2]),
     /// For each vector, vectors of input positions. Weights are `[sources, size, lanes]`, one vector's behind the other's:
-    /// lane i of rotation j belongs to the input in lane i and the output in lane [`rotated`]`(i, j, size)`.
+    /// lane i of rotation j belongs to the input in lane i and the output in lane [`partner`]`(i, j)`.
     Rotated {
         /// Lanes that change places among themselves: 1, 2, 4 or 8.
         size: usize,
@@ -68,9 +68,10 @@ pub(crate) struct Source {
     pub lanes: Vec<Option<u32>>,
 }
 
-/// The output lane that input lane `lane` meets in rotation `turn` of groups of `size` lanes.
-pub(crate) fn rotated(lane: usize, turn: usize, size: usize) -> usize {
-    lane - lane % size + (lane + turn) % size
+/// The output lane that input lane `lane` meets in turn `turn`: within groups of a power of two of lanes, each lane meets
+/// each in as many turns, and two lanes meet each other in the same one.
+pub(crate) fn partner(lane: usize, turn: usize) -> usize {
+    lane ^ turn
 }
 
 impl Source {

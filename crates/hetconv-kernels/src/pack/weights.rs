@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::classes::TapGroup;
-use super::{Block, Classes, Direction, Layout, Ring, rotated};
+use super::{Block, Classes, Direction, Layout, Ring, partner};
 use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, ConvWeights, ConvWeightsMut};
 
@@ -34,7 +34,7 @@ impl Block {
                     for turn in 0..*size {
                         for (lane, held) in source.lanes.iter().enumerate() {
                             if let Some(held) = held {
-                                let output = first + vector * lanes + rotated(lane, turn, *size);
+                                let output = first + vector * lanes + partner(lane, turn);
                                 visitor.weight(
                                     (index * size + turn) * lanes + lane,
                                     output,
