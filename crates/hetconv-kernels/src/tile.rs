@@ -276,6 +276,23 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
     }
 }
 
+/// The same number, of which the compiler knows nothing: otherwise it adds it to each pointer that it is an offset of, and
+/// has no registers for so many pointers.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+fn in_a_register(mut number: isize) -> isize {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, preserves_flags, nostack)) };
+    number
+}
+
+/// The same number: with registers enough.
+#[inline(always)]
+#[cfg(not(target_arch = "x86_64"))]
+fn in_a_register(number: isize) -> isize {
+    number
+}
+
 /// Adds the products of a segment that each vector reads elsewhere.
 ///
 /// # Safety
@@ -298,7 +315,7 @@ unsafe fn add_own<S: Simd, const R: usize, const V: usize>(
                 for r in 0..R {
                     sums[r][v] = simd.mul_add(simd.splat(*sources[r].offset(indices[v])), weight, sums[r][v]);
                 }
-                indices[v] += 1;
+                indices[v] = in_a_register(indices[v] + 1);
             }
             weights = weights.add(V * S::LANES);
         }
