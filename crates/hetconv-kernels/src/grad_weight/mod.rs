@@ -1,17 +1,23 @@
 //! Grad-weight of every convolution but depthwise: for each tap, a sum over pixels of input × grad-output.
 //!
-//! The result has the layout of the packed forward weights. A tile is up to [`ROWS`] input channels by one [`Block`] of
+//! The result has the layout of the packed forward weights. A [`Tile`] is up to [`ROWS`] input channels by one [`Block`] of
 //! filters; it stays in registers over a run of pixels, and is then added to the buffer. A run's grad-output is copied
 //! into a *panel* first, so that all taps read it in sequence. Pixels that a tap would read from the padding are not in its
 //! list. A block that reads vectors takes all taps at once over the pixels of a [`Region`], which have the same taps, two
 //! rotations of the grad-output at a time. Small images are strung together, so that runs are long everywhere.
 
-// Sums are indexed by row and vector alike, as registers are.
-#![allow(clippy::needless_range_loop)]
+mod cut;
+mod tile;
+mod turns;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
+
+pub(crate) use cut::Cut;
+use cut::RUN;
+use tile::{ROWS, Tile};
+use turns::{MOST_TAPS, Turns};
 
 use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, ConvWeightsMut, Images};
@@ -21,14 +27,7 @@ use crate::parallel::parts_of_blocks;
 use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
-use crate::walk::{Spread, Turn, Walk};
-
-/// The most input channels of a tile.
-const ROWS: usize = 12;
-
-/// Output pixels of a run: long enough for a tile's sums to be read and written seldom, short enough for the panel and the
-/// input that meets it to stay in the second-level cache.
-const RUN: usize = 256;
+use crate::walk::Walk;
 
 /// A prepared grad-weight.
 pub(crate) struct GradWeight<'a> {
@@ -39,56 +38,6 @@ pub(crate) struct GradWeight<'a> {
     pub images: &'a Images<'a>,
     pub spec: &'a ConvSpec,
     pub classes: &'a Classes,
-}
-
-/// Where a product's two factors are: the first of its input channels, and the place of its output pixel in a run or, for a
-/// region, its first value.
-type Pairs = Vec<(u32, u32)>;
-
-/// How images of one size are strung together and cut.
-#[derive(Debug)]
-pub(crate) struct Cut {
-    /// Images of a group.
-    group: usize,
-    /// For every run of a group and every tap its pairs.
-    runs: Vec<Vec<Pairs>>,
-    /// For every region the pairs of a group, image by image.
-    regions: Vec<Pairs>,
-}
-
-impl Cut {
-    /// `pairs` are for every tap those of input and output pixel of one image, in the order of output pixels; `in_len` and
-    /// `out_len` the values of an image.
-    pub fn new(
-        spec: &ConvSpec,
-        pairs: &[Vec<(usize, usize)>],
-        regions: &[Region],
-        [in_len, out_len]: [usize; 2],
-    ) -> Self {
-        let out_pixels = out_len / spec.out_channels;
-        let group = (RUN / out_pixels.max(1)).max(if out_pixels <= RUN { 8 } else { 1 });
-        let value = |value: usize| u32::try_from(value).expect("an image group below 4 G values");
-        let mut runs = vec![vec![Pairs::new(); pairs.len()]; (group * out_pixels).div_ceil(RUN)];
-        for (tap, of_tap) in pairs.iter().enumerate() {
-            for image in 0..group {
-                for &(input, output) in of_tap {
-                    let output = image * out_pixels + output;
-                    let input = value(image * in_len + input * spec.in_channels);
-                    runs[output / RUN][tap].push((input, (output % RUN) as u32));
-                }
-            }
-        }
-        let of_region = |region: &Region| -> Pairs {
-            let of_image = |image| {
-                let pair = move |&(input, output): &(usize, usize)| {
-                    (value(image * in_len + input), value(image * out_len + output))
-                };
-                region.pixels.iter().map(pair)
-            };
-            (0..group).flat_map(of_image).collect()
-        };
-        Self { group, runs, regions: regions.iter().map(of_region).collect() }
-    }
 }
 
 impl GradWeight<'_> {
@@ -307,216 +256,4 @@ fn copy<S: Simd>(simd: S, from: &[f32], to: &mut [f32]) {
         unsafe { simd.store(to.as_mut_ptr().add(at), simd.load(from.as_ptr().add(at))) };
     }
     to[whole..from.len()].copy_from_slice(&from[whole..]);
-}
-
-/// The most taps whose sums are kept at once.
-const MOST_TAPS: usize = 8;
-
-/// Some taps of a vector that reads vectors, over pixels of one region, in one or two rotations.
-struct Turns<'a> {
-    pairs: &'a [(u32, u32)],
-    input: &'a [f32],
-    /// From the vector's first filter on.
-    grad_output: &'a [f32],
-    turns: &'a [Turn],
-    /// Whether all values come to their lanes as they are.
-    plain: bool,
-    /// For each rotation the lanes of grad-output that it takes.
-    lanes: &'a [[u32; 16]],
-    /// Place in the packed buffer that is the first in `out`, for the weights of the first rotation.
-    first: isize,
-    out: &'a mut [f32],
-}
-
-impl Turns<'_> {
-    /// Adds the products.
-    ///
-    /// # Safety
-    /// For every pair, a vector is readable at its second offset in `grad_output`, and at its first offset plus each tap's
-    /// in `input`.
-    #[inline(always)]
-    unsafe fn compute<S: Simd>(self, simd: S) {
-        if self.lanes.len() == 1 { self.taps::<S, 1>(simd) } else { self.taps::<S, 2>(simd) }
-    }
-
-    #[inline(always)]
-    fn taps<S: Simd, const J: usize>(self, simd: S) {
-        match self.turns.len() {
-            1 => simd.apart(TurnTaps::<J, 1>(self)),
-            2 => simd.apart(TurnTaps::<J, 2>(self)),
-            3 => simd.apart(TurnTaps::<J, 3>(self)),
-            4 => simd.apart(TurnTaps::<J, 4>(self)),
-            5 => simd.apart(TurnTaps::<J, 5>(self)),
-            6 => simd.apart(TurnTaps::<J, 6>(self)),
-            7 => simd.apart(TurnTaps::<J, 7>(self)),
-            _ => simd.apart(TurnTaps::<J, 8>(self)),
-        }
-    }
-}
-
-/// [`Turns`] of `T` taps in `J` rotations.
-struct TurnTaps<'a, const J: usize, const T: usize>(Turns<'a>);
-
-impl<const J: usize, const T: usize> Task for TurnTaps<'_, J, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Turns { pairs, input, grad_output, turns, plain, lanes, first, out } = self.0;
-        let place = |turn: &Turn| (turn.weights as isize - first) as usize;
-        assert!(turns.len() == T && turns.iter().all(|turn| place(turn) + J * S::LANES <= out.len()));
-        let lanes: [S::Lanes; J] = std::array::from_fn(|j| simd.lanes(&lanes[j]));
-        let offsets: [isize; T] = std::array::from_fn(|t| turns[t].source);
-        let mut sums = [[simd.splat(0.0); J]; T];
-        // SAFETY: made by `Turns::compute` alone, whose caller vouches for the pairs; the places in `out` were checked.
-        unsafe {
-            let grads = |to: u32| -> [S::V; J] {
-                let grad = simd.load(grad_output.as_ptr().add(to as usize));
-                std::array::from_fn(|j| simd.permute(grad, lanes[j]))
-            };
-            // Two loops, so that the choice is not made for every value.
-            if plain {
-                for &(from, to) in pairs {
-                    let from = input.as_ptr().add(from as usize);
-                    add_taps(simd, |t| simd.load(from.offset(offsets[t])), grads(to), &mut sums);
-                }
-            } else {
-                let spread: [(S::Lanes, S::V); T] = std::array::from_fn(|t| {
-                    let spread = turns[t].lanes.as_ref().unwrap_or(&Spread::PLAIN);
-                    (simd.lanes(&spread.lanes), simd.load(spread.live.as_ptr()))
-                });
-                for &(from, to) in pairs {
-                    let from = input.as_ptr().add(from as usize);
-                    let value = |t: usize| {
-                        let (lanes, live) = spread[t];
-                        simd.where_positive(live, simd.permute(simd.load(from.offset(offsets[t])), lanes))
-                    };
-                    add_taps(simd, value, grads(to), &mut sums);
-                }
-            }
-            for (turn, sums) in turns.iter().zip(&sums) {
-                for (j, &sum) in sums.iter().enumerate() {
-                    let out = out.as_mut_ptr().add(place(turn) + j * S::LANES);
-                    simd.store(out, simd.add(simd.load(out), sum));
-                }
-            }
-        }
-    }
-}
-
-/// Adds the products of one pixel, `value(tap)` by its rotated grad-output.
-#[inline(always)]
-fn add_taps<S: Simd, const J: usize, const T: usize>(
-    simd: S,
-    value: impl Fn(usize) -> S::V,
-    grads: [S::V; J],
-    sums: &mut [[S::V; J]; T],
-) {
-    for t in 0..T {
-        let value = value(t);
-        for j in 0..J {
-            sums[t][j] = simd.mul_add(value, grads[j], sums[t][j]);
-        }
-    }
-}
-
-/// Some input channels by one block of filters, over one run of pixels.
-struct Tile<'a> {
-    /// Places of input pixels, relative to `x`, and rows of the panel.
-    pairs: &'a [(u32, u32)],
-    /// The first channel of each vector.
-    x: [*const f32; 2],
-    panel: *const f32,
-    /// `[channels, stride]`.
-    out: &'a mut [f32],
-    /// What is read later, asked for meanwhile.
-    near: &'a mut [Prefetch; 2],
-}
-
-impl Tile<'_> {
-    /// Adds the run's products.
-    ///
-    /// # Safety
-    /// For every pair, as many channels are readable at its first place from each of `x`, and its row is one of the panel's.
-    #[inline(always)]
-    unsafe fn compute<S: Simd>(self, simd: S, block: &Block, channels: usize) {
-        let same = self.x[0] == self.x[1];
-        match (block.half, block.vectors, same) {
-            (false, 2, true) => self.rows::<S, 2, true, false>(simd, channels),
-            (false, 2, false) => self.rows::<S, 2, false, false>(simd, channels),
-            (false, _, _) => self.rows::<S, 1, true, false>(simd, channels),
-            (true, 2, true) => self.rows::<S, 2, true, true>(simd, channels),
-            (true, 2, false) => self.rows::<S, 2, false, true>(simd, channels),
-            (true, _, _) => self.rows::<S, 1, true, true>(simd, channels),
-        }
-    }
-
-    #[inline(always)]
-    fn rows<S: Simd, const V: usize, const SAME: bool, const HALF: bool>(self, simd: S, channels: usize) {
-        match channels {
-            1 => simd.apart(TileRows::<1, V, SAME, HALF>(self)),
-            2 => simd.apart(TileRows::<2, V, SAME, HALF>(self)),
-            3 => simd.apart(TileRows::<3, V, SAME, HALF>(self)),
-            4 => simd.apart(TileRows::<4, V, SAME, HALF>(self)),
-            5 => simd.apart(TileRows::<5, V, SAME, HALF>(self)),
-            6 => simd.apart(TileRows::<6, V, SAME, HALF>(self)),
-            7 => simd.apart(TileRows::<7, V, SAME, HALF>(self)),
-            8 => simd.apart(TileRows::<8, V, SAME, HALF>(self)),
-            9 => simd.apart(TileRows::<9, V, SAME, HALF>(self)),
-            10 => simd.apart(TileRows::<10, V, SAME, HALF>(self)),
-            11 => simd.apart(TileRows::<11, V, SAME, HALF>(self)),
-            _ => simd.apart(TileRows::<12, V, SAME, HALF>(self)),
-        }
-    }
-}
-
-/// [`Tile`] of `R` channels by `V` vectors, which read the same channels or each its own.
-struct TileRows<'a, const R: usize, const V: usize, const SAME: bool, const HALF: bool>(Tile<'a>);
-
-impl<const R: usize, const V: usize, const SAME: bool, const HALF: bool> Task for TileRows<'_, R, V, SAME, HALF> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // SAFETY: made by `Tile::rows` alone, whose caller vouches for the tile.
-        unsafe { if HALF { self.compute(simd.half()) } else { self.compute(simd) } }
-    }
-}
-
-impl<const R: usize, const V: usize, const SAME: bool, const HALF: bool> TileRows<'_, R, V, SAME, HALF> {
-    /// # Safety
-    /// As [`Tile::compute`], for `R` channels and `V` vectors of `S`.
-    #[inline(always)]
-    unsafe fn compute<S: Simd>(self, simd: S) {
-        let Tile { pairs, x: [first, second], panel, out, near } = self.0;
-        let stride = V * S::LANES;
-        assert!(out.len() >= R * stride);
-        for vector in 0..R * V {
-            simd.prefetch_to_write(out.as_ptr().wrapping_add(vector * S::LANES));
-        }
-        let mut sums = [[simd.splat(0.0); V]; R];
-        // SAFETY: the caller vouches for the pairs; `out` holds R·V vectors.
-        unsafe {
-            for &(from, row) in pairs {
-                near.iter_mut().for_each(|near| near.advance(simd));
-                let (x, others) = (first.add(from as usize), second.add(from as usize));
-                let row = panel.add(row as usize * stride);
-                let grad: [S::V; V] = std::array::from_fn(|v| simd.load(row.add(v * S::LANES)));
-                for r in 0..R {
-                    let value = simd.splat(*x.add(r));
-                    sums[r][0] = simd.mul_add(value, grad[0], sums[r][0]);
-                    for v in 1..V {
-                        let value = if SAME { value } else { simd.splat(*others.add(r)) };
-                        sums[r][v] = simd.mul_add(value, grad[v], sums[r][v]);
-                    }
-                }
-            }
-            for (r, row) in sums.iter().enumerate() {
-                for (v, &sum) in row.iter().enumerate() {
-                    let out = out.as_mut_ptr().add(r * stride + v * S::LANES);
-                    simd.store(out, simd.add(simd.load(out), sum));
-                }
-            }
-        }
-    }
 }
