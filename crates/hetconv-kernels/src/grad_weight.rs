@@ -19,6 +19,7 @@ use crate::isa::Isa;
 use crate::pack::{Block, Classes, Layout, Ring, Rows, rotated, rows_of_blocks, unpack};
 use crate::parallel::parts_of_blocks;
 use crate::prefetch::Prefetch;
+use crate::reorder::Reorder;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 use crate::walk::{Spread, Turn, Walk};
@@ -30,6 +31,10 @@ const ROWS: usize = 12;
 /// input that meets it to stay in the second-level cache.
 const RUN: usize = 256;
 
+/// Values of input and grad-output that are strung together at most, where a run is not longer: they stay in the second-level
+/// cache.
+const STRUNG: usize = 128 << 10;
+
 /// A prepared grad-weight.
 pub(crate) struct GradWeight<'a> {
     pub layout: &'a Layout,
@@ -37,6 +42,8 @@ pub(crate) struct GradWeight<'a> {
     /// The regions of the forward pass.
     pub regions: &'a [Region],
     pub images: &'a Images<'a>,
+    /// Into the kernel's orders, of input and grad-output.
+    pub orders: [&'a Reorder; 2],
     pub spec: &'a ConvSpec,
     pub classes: &'a Classes,
 }
@@ -66,7 +73,8 @@ impl Cut {
         [in_len, out_len]: [usize; 2],
     ) -> Self {
         let out_pixels = out_len / spec.out_channels;
-        let group = (RUN / out_pixels.max(1)).max(if out_pixels <= RUN { 8 } else { 1 });
+        let strung = if out_pixels <= RUN { (STRUNG / (in_len + out_len).max(1)).clamp(1, 8) } else { 1 };
+        let group = (RUN / out_pixels.max(1)).max(strung);
         let value = |value: usize| u32::try_from(value).expect("an image group below 4 G values");
         let mut runs = vec![vec![Pairs::new(); pairs.len()]; (group * out_pixels).div_ceil(RUN)];
         for (tap, of_tap) in pairs.iter().enumerate() {
@@ -178,17 +186,19 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let GradWeight { images, spec, cut, .. } = *self.grad;
+        let GradWeight { images, orders, spec, cut, .. } = *self.grad;
         let in_len = images.in_size[0] * images.in_size[1] * spec.in_channels;
         let out_pixels = images.out_size[0] * images.out_size[1];
         let panel = |block: &Block| Aligned::zeroed(RUN * block.stride);
         let mut panels: Vec<Aligned> = self.blocks.iter().map(panel).collect();
+        let out_len = out_pixels * spec.out_channels;
+        let mut rooms = [orders[0].room(cut.group * in_len), orders[1].room(cut.group * out_len)];
         for start in self.images.clone().step_by(cut.group) {
             let in_group = (self.images.end - start).min(cut.group);
-            let input = &images.input[start * in_len..(start + in_group) * in_len];
-            let pixels = in_group * out_pixels;
+            let [room_in, room_out] = &mut rooms;
+            let input = orders[0].brought(simd, &images.input[start * in_len..][..in_group * in_len], room_in);
             let grad_output =
-                &images.grad_output[start * out_pixels * spec.out_channels..][..pixels * spec.out_channels];
+                orders[1].brought(simd, &images.grad_output[start * out_len..][..in_group * out_len], room_out);
             self.ranges(simd, input, grad_output, &mut panels);
             for block in self.blocks {
                 self.turns(simd, block, in_group, input, grad_output);
