@@ -35,7 +35,11 @@ const RUN: usize = 256;
 /// cache.
 const STRUNG: usize = 128 << 10;
 
+/// Groups of blocks that each may bring what it reads into order.
+const FEW_GROUPS: usize = 2;
+
 /// A prepared grad-weight.
+#[derive(Clone, Copy)]
 pub(crate) struct GradWeight<'a> {
     pub layout: &'a Layout,
     pub cut: &'a Cut,
@@ -104,6 +108,16 @@ impl GradWeight<'_> {
     pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>) {
         let batch = self.images.batch;
         let groups = self.groups_of_blocks();
+        if groups.len() > FEW_GROUPS && self.orders.iter().any(|order| !order.is_none()) {
+            // Each group would bring the same values into order.
+            let [input, grad_output] = [(self.images.input, self.orders[0]), (self.images.grad_output, self.orders[1])];
+            let mut rooms = [input.1.room(input.0.len()), grad_output.1.room(grad_output.0.len())];
+            let [room_in, room_out] = &mut rooms;
+            let input = input.1.brought_by_all(isa, input.0, room_in);
+            let grad_output = grad_output.1.brought_by_all(isa, grad_output.0, room_out);
+            let images = Images { input, grad_output, ..*self.images };
+            return GradWeight { images: &images, orders: [&Reorder::NONE; 2], ..*self }.run(isa, grad);
+        }
         let parts = parts_of_blocks(batch, groups.len(), self.layout.len);
         let images = batch.div_ceil(parts).max(1);
         let of_part = |part: usize| (part * images).min(batch)..((part + 1) * images).min(batch);
@@ -196,9 +210,10 @@ impl Task for Part<'_> {
         for start in self.images.clone().step_by(cut.group) {
             let in_group = (self.images.end - start).min(cut.group);
             let [room_in, room_out] = &mut rooms;
-            let input = orders[0].brought(simd, &images.input[start * in_len..][..in_group * in_len], room_in);
-            let grad_output =
-                orders[1].brought(simd, &images.grad_output[start * out_len..][..in_group * out_len], room_out);
+            let input = &images.input[start * in_len..][..in_group * in_len];
+            let grad_output = &images.grad_output[start * out_len..][..in_group * out_len];
+            let input = orders[0].brought(simd, input, room_in);
+            let grad_output = orders[1].brought(simd, grad_output, room_out);
             self.ranges(simd, input, grad_output, &mut panels);
             for block in self.blocks {
                 self.turns(simd, block, in_group, input, grad_output);

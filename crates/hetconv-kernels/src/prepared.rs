@@ -239,7 +239,8 @@ impl Prepared {
         residual: Option<&[f32]>,
         target: Target,
     ) {
-        self.kernel().part(self.isa, [band, group], scratch, images, source, residual, target);
+        let goes_on = band.count == 1;
+        self.kernel().part(self.isa, [band, group], scratch, images, source, goes_on, residual, target);
     }
 
     /// The split for so many images. Where the weights are too large to be read by every part, parts share the source

@@ -48,7 +48,8 @@ impl Reorder {
         Scratch::new(if self.is_none() { 0 } else { values })
     }
 
-    /// Pixels in the other order: brought into the room that was made for them, or themselves if nothing moves.
+    /// Pixels in the other order: brought into the room that was made for them, or themselves if nothing moves. Inlined into
+    /// a task.
     #[inline(always)]
     pub fn brought<'a, S: Simd>(&self, simd: S, source: &'a [f32], room: &'a mut [f32]) -> &'a [f32] {
         if self.is_none() {
@@ -57,6 +58,15 @@ impl Reorder {
         let target = &mut room[..source.len()];
         Move { order: self, source, target }.run(simd);
         target
+    }
+
+    /// As [`Reorder::brought`], on all threads.
+    pub fn brought_by_all<'a>(&self, isa: Isa, source: &'a [f32], room: &'a mut [f32]) -> &'a [f32] {
+        if self.is_none() {
+            return source;
+        }
+        self.copy_all(isa, source, room);
+        room
     }
 
     /// Brings pixels into the other order, on this thread.
@@ -182,8 +192,8 @@ pub(crate) struct Scratch {
 
 static IDLE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// Blocks that are kept: two for each of some threads.
-const KEPT: usize = 32;
+/// Values that are kept at most: 256 MiB.
+const KEPT: usize = 64 << 20;
 
 impl Scratch {
     fn new(len: usize) -> Self {
@@ -207,9 +217,10 @@ impl Drop for Scratch {
         }
         let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
         idle.push(std::mem::take(&mut self.values));
-        if idle.len() > KEPT {
-            // The one that nobody wanted for longest.
-            idle.remove(0);
+        let mut kept: usize = idle.iter().map(Vec::len).sum();
+        // Those that nobody wanted for longest go.
+        while kept > KEPT {
+            kept -= idle.remove(0).len();
         }
     }
 }

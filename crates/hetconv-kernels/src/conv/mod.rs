@@ -358,7 +358,8 @@ impl Kernel<'_> {
         }
     }
 
-    /// Computes a band of the pixels of some images and a share of the outputs, on this thread.
+    /// Computes a band of the pixels of some images and a share of the outputs, on this thread. `goes_on` says whether what
+    /// lies behind the source is most likely read next.
     #[allow(clippy::too_many_arguments)]
     pub fn part(
         &self,
@@ -367,6 +368,7 @@ impl Kernel<'_> {
         scratch: &mut [f32],
         images: usize,
         source: &[f32],
+        goes_on: bool,
         residual: Option<&[f32]>,
         target: Target,
     ) {
@@ -377,7 +379,7 @@ impl Kernel<'_> {
             }
             Self::Direct(gather) => {
                 let blocks = share.of(gather.weights.layout.blocks.len(), 1);
-                isa.run(gather::Part { gather, images, blocks, band, source, residual, target, moments });
+                isa.run(gather::Part { gather, images, blocks, band, source, goes_on, residual, target, moments });
             }
             Self::Winograd(winograd) => {
                 let blocks = share.of(winograd.weights.layout.blocks.len(), 1);

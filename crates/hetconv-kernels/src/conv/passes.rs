@@ -16,6 +16,7 @@ use crate::parallel::reduction_parts;
 use crate::reorder::Reorder;
 
 /// The two activations of grad-weight.
+#[derive(Clone, Copy)]
 pub(crate) struct Images<'a> {
     pub batch: usize,
     pub input: &'a [f32],

@@ -117,13 +117,7 @@ impl Reordered {
         if batch.div_ceil(images.max(1)) < PARTS {
             // Too few to be worked on one by one: blocks of filters have to be shared out as well.
             let (mut stored, mut written) = (there.room(source.len()), back.room(target.len()));
-            let source = match there.is_none() {
-                true => source,
-                false => {
-                    there.copy_all(isa, source, &mut stored);
-                    &stored
-                }
-            };
+            let source = there.brought_by_all(isa, source, &mut stored);
             if back.is_none() {
                 return write(source, target);
             }
@@ -145,7 +139,7 @@ impl Reordered {
                 }
             };
             let results = if back.is_none() { &mut *target } else { &mut written[..target.len()] };
-            kernel.part(isa, [Band::WHOLE; 2], scratch, images, source, None, Target(results.as_mut_ptr()));
+            kernel.part(isa, [Band::WHOLE; 2], scratch, images, source, false, None, Target(results.as_mut_ptr()));
             if !back.is_none() {
                 back.copy(isa, &written[..target.len()], target);
             }

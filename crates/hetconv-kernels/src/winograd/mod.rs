@@ -135,7 +135,7 @@ impl Winograd<'_> {
         if target.is_empty() {
             return moments.then(|| ColumnSums::zero(self.target_channels));
         }
-        let images = images_per_part(batch, 4 * source_len.max(target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
+        let images = images_per_part(batch, 4 * (source_len + target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
         let image_parts = batch.div_ceil(images);
         let groups = groups_of_blocks(self.weights.layout.blocks.len(), image_parts);
         let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
