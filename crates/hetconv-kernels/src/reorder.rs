@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn channels_come_to_their_places() {
         for (channels, parts) in
-            [(2, 2), (5, 2), (8, 4), (30, 2), (64, 4), (68, 4), (66, 4), (128, 8), (136, 8), (48, 3)]
+            [(4, 2), (5, 2), (8, 4), (30, 2), (64, 4), (68, 4), (66, 4), (128, 8), (136, 8), (48, 3)]
         {
             let natural = ChannelOrder::natural(channels);
             let classes: Vec<u32> = (0..channels as u32).map(|channel| channel % parts).collect();

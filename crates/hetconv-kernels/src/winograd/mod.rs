@@ -207,7 +207,7 @@ impl Winograd<'_> {
     /// Values that a part of these blocks and of so many pieces, or fewer, needs for its own.
     pub fn scratch_len(&self, blocks: Range<usize>, pieces: usize) -> usize {
         let room = Room::new(self, blocks, pieces);
-        Room { together: room.most.min(pieces.next_multiple_of(MAX_ROWS)), ..room }.len()
+        Room { together: room.most.min(pieces.max(1).next_multiple_of(MAX_ROWS)), ..room }.len()
     }
 }
 
