@@ -104,8 +104,8 @@ def convert(
       filters), the largest smaller one is taken, and the report says so. `parts_by_name` gives other values by pattern.
     * `exclude`: names of modules that stay, as patterns (`"layer1.*"`), several of them, or a function of the name.
     * `init`: `"project"` keeps the taps that a layer still has, `"random"` draws fresh ones.
-    * `arrangement`: `"shifted"`, the paper's, or `"blocked"`, the authors' published code's, whose classes are contiguous:
-      PyTorch's memory has channels in that order, so the kernels read it without bringing channels together first.
+    * `arrangement`: `"shifted"`, the paper's, or `"blocked"`, the authors' published code's, whose classes are contiguous in
+      PyTorch's memory.
     * `example`: images to run once, in evaluation and without gradients, to count MACs.
 
     The model is changed in place; make its optimizer afterwards.
