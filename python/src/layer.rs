@@ -4,12 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use hetconv_core::{ConvKind, HetPattern};
 use hetconv_graph::Op;
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa};
+use hetconv_kernels::{Algorithm, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, Reordered};
 use pyo3::prelude::*;
 
 use crate::error::error;
 use crate::memory::{values, values_mut};
-use crate::reorder::Reorder;
 use crate::threads;
 
 /// Image sizes that a layer keeps its tables for.
@@ -21,10 +20,7 @@ const KEPT: usize = 8;
 pub struct Layer {
     spec: ConvSpec,
     isa: Isa,
-    /// Between the natural order and the kernels', of the input's and the output's channels.
-    input: Reorder,
-    output: Reorder,
-    prepared: Mutex<Vec<Arc<Conv>>>,
+    prepared: Mutex<Vec<Arc<Reordered>>>,
 }
 
 #[pymethods]
@@ -42,10 +38,9 @@ impl Layer {
         let spec = ConvSpec::by_class(in_channels, out_channels, geometry, kind);
         // What contradicts itself does so for every image; this one the window always fits.
         let [height, width] = [0, 1].map(|axis| spec.geometry.dilation[axis] * (spec.geometry.kernel[axis] - 1) + 1);
-        Conv::new(spec.clone(), [height, width]).map_err(error)?;
+        Reordered::new(spec.clone(), [height, width]).map_err(error)?;
         let isa = Isa::selected().map_err(error)?;
-        let (input, output) = (Reorder::new(isa, &spec.in_order), Reorder::new(isa, &spec.out_order));
-        Ok(Self { spec, isa, input, output, prepared: Mutex::default() })
+        Ok(Self { spec, isa, prepared: Mutex::default() })
     }
 
     /// Class of every channel.
@@ -97,8 +92,7 @@ impl Layer {
             let weights = self.weights_at(center, ring);
             let packed =
                 conv.pack(self.isa, Direction::Forward, self.algorithm(&conv, Direction::Forward, exact), weights);
-            let input = self.input.stored(input);
-            self.output.natural(output, |output| conv.forward(batch, &input, &packed, bias, output));
+            conv.forward(batch, input, &packed, bias, output);
         })
     }
 
@@ -125,8 +119,7 @@ impl Layer {
             let direction = Direction::GradInput;
             let algorithm = self.algorithm(&conv, direction, exact);
             let packed = conv.pack(self.isa, direction, algorithm, self.weights_at(center, ring));
-            let grad_output = self.output.stored(grad_output);
-            self.input.natural(grad_input, |target| conv.grad_input_into(batch, &grad_output, &packed, target));
+            conv.grad_input(batch, grad_output, &packed, grad_input);
         })
     }
 
@@ -151,8 +144,7 @@ impl Layer {
             let (input, grad_output) = unsafe { (values(input, in_len), values(grad_output, out_len)) };
             // SAFETY: as in `forward`.
             let (center, ring) = unsafe { (values_mut(center, center_len), values_mut(ring, ring_len)) };
-            let (input, grad_output) = (self.input.stored(input), self.output.stored(grad_output));
-            conv.grad_weight(self.isa, batch, &input, &grad_output, ConvWeightsMut::Het { center, ring });
+            conv.grad_weight(self.isa, batch, input, grad_output, ConvWeightsMut::Het { center, ring });
         })
     }
 }
@@ -166,12 +158,12 @@ impl Layer {
     }
 
     /// The convolution of an image size.
-    fn conv(&self, size: [usize; 2]) -> PyResult<Arc<Conv>> {
+    fn conv(&self, size: [usize; 2]) -> PyResult<Arc<Reordered>> {
         let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = prepared.iter().find(|conv| conv.in_size() == size) {
+        if let Some(found) = prepared.iter().find(|conv| conv.conv().in_size() == size) {
             return Ok(found.clone());
         }
-        let conv = Arc::new(Conv::new(self.spec.clone(), size).map_err(error)?);
+        let conv = Arc::new(Reordered::new(self.spec.clone(), size).map_err(error)?);
         if prepared.len() == KEPT {
             prepared.remove(0);
         }
@@ -179,8 +171,8 @@ impl Layer {
         Ok(conv)
     }
 
-    fn algorithm(&self, conv: &Conv, direction: Direction, exact: bool) -> Algorithm {
-        if exact { Algorithm::Direct } else { conv.fastest(self.isa, direction) }
+    fn algorithm(&self, conv: &Reordered, direction: Direction, exact: bool) -> Algorithm {
+        if exact { Algorithm::Direct } else { conv.conv().fastest(self.isa, direction) }
     }
 
     fn weights_at(&self, center: usize, ring: usize) -> ConvWeights<'_> {
@@ -191,7 +183,8 @@ impl Layer {
 }
 
 /// Values of the input and of the output.
-fn lengths(conv: &Conv, batch: usize) -> (usize, usize) {
+fn lengths(conv: &Reordered, batch: usize) -> (usize, usize) {
+    let conv = conv.conv();
     let pixels = |size: [usize; 2]| batch * size[0] * size[1];
     let spec = conv.spec();
     (pixels(conv.in_size()) * spec.in_channels, pixels(conv.out_size()) * spec.out_channels)

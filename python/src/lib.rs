@@ -7,7 +7,6 @@ mod error;
 mod layer;
 mod memory;
 mod model;
-mod reorder;
 mod runtime;
 mod threads;
 

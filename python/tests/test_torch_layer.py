@@ -226,10 +226,15 @@ def test_arguments_that_contradict_each_other_are_errors():
         (dict(kernel_size=3, parts=3, arrangement="blocked"), "divide"),
         (dict(kernel_size=3, arrangement="diagonal"), "diagonal"),
         (dict(kernel_size=3, padding_mode="mirror"), "mirror"),
+        (dict(kernel_size=3, arrangement="assigned"), "pair of lists"),
         (dict(kernel_size=3, arrangement=([0], [0])), "classes"),
+        (dict(kernel_size=3, arrangement=([0] * 8, [-1] * 8)), "from 0 on"),
+        (dict(kernel_size=3, padding=(1, -1)), "negative"),
     ]:
         with pytest.raises(ValueError, match=message):
             HetConv2d(8, 8, **arguments)
+    with pytest.raises(TypeError, match="integer"):
+        HetConv2d(8, 8, 3, parts=2.5)
     layer = HetConv2d(8, 8, 3)
     for wrong in (torch.randn(1, 4, 8, 8), torch.randn(1, 8, 2, 8), torch.randn(8, 8)):
         with pytest.raises(ValueError, match="input"):
@@ -298,7 +303,8 @@ def test_fresh_weights_have_one_fan_in_and_spare_slots_stay_empty():
 def test_the_number_of_threads_changes_no_bit():
     torch.manual_seed(7)
     layer = HetConv2d(32, 48, 3, padding=1, parts=8)
-    x = torch.randn(8, 32, 12, 12)
+    # As many images as are worked on a few at a time.
+    x = torch.randn(32, 32, 20, 20)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):

@@ -71,6 +71,18 @@ def test_convert_reports_every_convolution():
     assert net(torch.randn(2, 3, 8, 8)).shape == (2, 10)
 
 
+def test_macs_of_convolutions_that_the_example_does_not_use():
+    class Auxiliary(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x))
+
+    net = Auxiliary(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))
+    report = convert(net, parts=4, example=torch.randn(1, 3, 6, 6))
+    assert [layer.macs[0] for layer in report.layers] == [3 * 8 * 9 * 16, 8 * 8 * 9 * 4, 0]
+    assert report.layers[2].note == "not used for the example"
+    assert report.macs == (3 * 8 * 9 * 16 + 8 * 8 * 9 * 4, 3 * 8 * 9 * 16 + (8 * 8 + 8 * 2 * 8) * 4)
+
+
 def test_convert_as_told():
     net = model()
     report = convert(net, 8, ["2.*"], "random", arrangement="blocked", keep_first=False, parts_by_name={"3": 5})
@@ -88,6 +100,8 @@ def test_convert_as_told():
         convert(nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match="no convolutions"):
         convert(nn.Linear(3, 8))
+    with pytest.raises(ValueError, match="itself"):
+        convert(nn.Conv2d(8, 8, 3))
     for wrong in (dict(parts=0), dict(init="magic"), dict(arrangement="assigned")):
         with pytest.raises(ValueError):
             convert(model(), **wrong)

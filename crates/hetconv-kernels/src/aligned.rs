@@ -1,6 +1,8 @@
 //! Memory whose vectors never straddle a cache line.
 
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
+use std::slice;
 
 /// One cache line.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,20 @@ impl Aligned {
     pub fn zeroed(len: usize) -> Self {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
+
+    /// So many values, all of which `fill` writes; `len` is a multiple of 16.
+    ///
+    /// # Safety
+    /// `fill` writes every value.
+    pub(crate) unsafe fn fresh(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Self {
+        assert!(len.is_multiple_of(16), "whole lines");
+        let mut lines: Vec<Line> = Vec::with_capacity(len / 16);
+        // SAFETY: there is room for as many; values that may be uninitialised need no initialisation.
+        fill(unsafe { slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) });
+        // SAFETY: by the caller's word all of them were written.
+        unsafe { lines.set_len(len / 16) };
+        Self { lines, len }
+    }
 }
 
 impl Deref for Aligned {
@@ -26,14 +42,14 @@ impl Deref for Aligned {
 
     fn deref(&self) -> &[f32] {
         // SAFETY: a `Line` is sixteen `f32` without padding, and there are at least `len / 16` lines.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        unsafe { slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }
 
 impl DerefMut for Aligned {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`; the borrow is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        unsafe { slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
 

@@ -92,7 +92,9 @@ impl Gather<'_> {
             let source = &source[first * source_len..][..images * source_len];
             // SAFETY: the target has `batch` images.
             let target = unsafe { target.add(first * target_len) };
-            isa.run(Part { gather: self, images, blocks, band: Band::WHOLE, source, residual: None, target, moments });
+            // The next part is most likely this thread's.
+            let (band, goes_on) = (Band::WHOLE, true);
+            isa.run(Part { gather: self, images, blocks, band, source, goes_on, residual: None, target, moments });
         });
         sums.map(SumsOfParts::total)
     }
@@ -106,6 +108,8 @@ pub(crate) struct Part<'a> {
     /// Which pixels of each region.
     pub band: Band,
     pub source: &'a [f32],
+    /// Whether what lies behind the source is most likely read next.
+    pub goes_on: bool,
     /// What is added, as long as the images' targets.
     pub residual: Option<&'a [f32]>,
     /// The first image's target.
@@ -132,9 +136,8 @@ impl Task for Part<'_> {
         // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
         // it before the next ones, which are then brought near.
         let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
-        // What lies behind a part of a batch is most likely this thread's next part.
         let far = BAND.min(self.source.len());
-        let values = if self.band.count == 1 { self.source.len() } else { self.source.len() - far };
+        let values = if self.goes_on { self.source.len() } else { self.source.len() - far };
         let mut near = [
             Prefetch::new(self.source.as_ptr().wrapping_add(far), values, tiles * blocks.len()),
             Prefetch::new(self.source.as_ptr(), 0, 1),

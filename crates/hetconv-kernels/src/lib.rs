@@ -28,6 +28,7 @@ mod pack;
 mod parallel;
 mod prefetch;
 mod prepared;
+mod reorder;
 mod simd;
 mod taps;
 mod team;
@@ -45,7 +46,7 @@ pub mod reference;
 pub mod select;
 
 pub use aligned::Aligned;
-pub use conv::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
+pub use conv::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered};
 pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;
 pub use pack::Direction;

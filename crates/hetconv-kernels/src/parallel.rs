@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Parts that a pass over a batch has at least, if there is enough to split: enough for a straggler not to matter.
-const PARTS: usize = 16;
+pub(crate) const PARTS: usize = 16;
 
 /// A target that several threads write, each its own values.
 #[derive(Clone, Copy)]

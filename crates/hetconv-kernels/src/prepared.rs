@@ -9,7 +9,7 @@ use crate::parallel::{Band, Target};
 use crate::taps::Region;
 use crate::team::Team;
 use crate::tile::MAX_ROWS;
-use crate::{depthwise, gather, winograd};
+use crate::winograd;
 
 /// A convolution with its weights, bias and activation, packed for one instruction set; see [`Conv::prepare`].
 ///
@@ -239,24 +239,8 @@ impl Prepared {
         residual: Option<&[f32]>,
         target: Target,
     ) {
-        match &self.kernel() {
-            Kernel::Depthwise(gather) => {
-                let moments = None;
-                self.isa.run(depthwise::Part { gather, images, band, source, residual, target, moments });
-            }
-            Kernel::Direct(gather) => {
-                let blocks = group.of(gather.weights.layout.blocks.len(), 1);
-                let moments = None;
-                self.isa.run(gather::Part { gather, images, blocks, band, source, residual, target, moments });
-            }
-            Kernel::Winograd(winograd) => {
-                let blocks = group.of(winograd.weights.layout.blocks.len(), 1);
-                let (moments, scratch) = (None, scratch);
-                let part =
-                    winograd::Part { winograd, images, blocks, band, source, residual, target, moments, scratch };
-                self.isa.run(part);
-            }
-        }
+        let goes_on = band.count == 1;
+        self.kernel().part(self.isa, [band, group], scratch, images, source, goes_on, residual, target);
     }
 
     /// The split for so many images. Where the weights are too large to be read by every part, parts share the source

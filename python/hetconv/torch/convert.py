@@ -104,13 +104,13 @@ def convert(
       filters), the largest smaller one is taken, and the report says so. `parts_by_name` gives other values by pattern.
     * `exclude`: names of modules that stay, as patterns (`"layer1.*"`), several of them, or a function of the name.
     * `init`: `"project"` keeps the taps that a layer still has, `"random"` draws fresh ones.
-    * `arrangement`: `"shifted"`, the paper's, or `"blocked"`, the authors' published code's, whose classes are contiguous:
-      PyTorch's memory has channels in that order, so the kernels read it without bringing channels together first.
-    * `example`: images to run once, without gradients, to count MACs.
+    * `arrangement`: `"shifted"`, the paper's, or `"blocked"`, the authors' published code's, whose classes are contiguous in
+      PyTorch's memory.
+    * `example`: images to run once, in evaluation and without gradients, to count MACs.
 
     The model is changed in place; make its optimizer afterwards.
 
-    Raises `ValueError` if nothing was converted.
+    Raises `ValueError` if nothing was converted, and for arguments that mean nothing.
     """
     if parts < 1:
         raise ValueError(f"HetConv needs at least 1 part, got P = {parts}")
@@ -118,7 +118,11 @@ def convert(
         raise ValueError(f"init = {init!r}; accepted are 'project' and 'random'")
     if arrangement not in ("shifted", "blocked"):
         raise ValueError(f"arrangement = {arrangement!r}; accepted are 'shifted' and 'blocked'")
-    pixels = {} if example is None else _output_pixels(model, example)
+    if isinstance(model, nn.Conv2d):
+        raise ValueError(
+            "the model is itself a convolution, which nothing can take the place of: convert what contains it"
+        )
+    pixels = None if example is None else _output_pixels(model, example)
     excluded, own = _matcher(exclude), list((parts_by_name or {}).items())
     layers: list[ConvertedLayer] = []
 
@@ -134,9 +138,12 @@ def convert(
         het = None if used is None else _het(module, used, arrangement, init)
         before = module.weight.numel()
         weights = (before, before if het is None else het._native.weights)
-        count = pixels.get(module)
         note = reason or ("" if used == asked else f"P = {asked} does not fit")
-        macs = None if count is None else (count * weights[0], count * weights[1])
+        macs = None
+        if pixels is not None:
+            count = pixels.get(module, 0)
+            macs = (count * weights[0], count * weights[1])
+            note += "" if count else f"{', ' if note else ''}not used for the example"
         layers.append(ConvertedLayer(name, _shape(module), used, note, weights, macs))
         return het
 

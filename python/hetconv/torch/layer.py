@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -30,6 +31,8 @@ class HetConv2d(nn.Module):
     * `exact`: leave out Winograd's algorithm, whose results differ by rounding (some 1e-6 of their rms).
 
     `groups` has to be 1 and both sides of `kernel_size` odd.
+
+    Raises `hetconv.Error`, a `ValueError`, for parts or classes that do not fit the channels.
 
     Shapes: input `[batch, M, height, width]` (or without batch), result `[batch, N, out height, out width]`.
 
@@ -75,6 +78,10 @@ class HetConv2d(nn.Module):
         plain = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, 1, bias, padding_mode, device="meta"
         )
+        if isinstance(arrangement, str) and arrangement not in ("shifted", "blocked"):
+            raise ValueError(f"arrangement = {arrangement!r}; accepted are 'shifted', 'blocked' and a pair of lists")
+        if not isinstance(padding, str) and min(plain.padding) < 0:
+            raise ValueError(f"padding = {padding} is negative")
         top, bottom, left, right = 0, 0, 0, 0
         if padding == "same":
             left, right, top, bottom = plain._reversed_padding_repeated_twice
@@ -88,9 +95,11 @@ class HetConv2d(nn.Module):
             "dilation": list(plain.dilation),
         }
         if isinstance(arrangement, str):
-            arranged = {arrangement: {"parts": parts}}
+            arranged = {arrangement: {"parts": index(parts)}}
         else:
             channels, filters = (list(map(int, classes)) for classes in arrangement)
+            if min(channels + filters, default=0) < 0:
+                raise ValueError("classes are numbers from 0 on")
             arranged = {"assigned": {"channels": channels, "filters": filters}}
         operator = _operator(in_channels, out_channels, geometry, arranged, bias)
         self._build(operator, padding_mode, exact, device, dtype)

@@ -1,6 +1,7 @@
 //! The convolution as its callers see it.
 
 mod passes;
+mod reordered;
 mod spec;
 
 use std::sync::OnceLock;
@@ -8,6 +9,7 @@ use std::sync::OnceLock;
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind};
 
 pub(crate) use passes::Images;
+pub use reordered::Reordered;
 pub use spec::{ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
 
 use crate::depthwise::{self, Depthwise};
@@ -15,6 +17,7 @@ use crate::gather::{self, Gather};
 use crate::grad_weight::Cut;
 use crate::isa::Isa;
 use crate::pack::{Classes, Direction, Layout};
+use crate::parallel::{Band, Target};
 use crate::prepared::Prepared;
 use crate::taps::{self, Axis, Region, Rows};
 use crate::winograd::{self, Winograd};
@@ -342,4 +345,46 @@ pub(crate) enum Kernel<'a> {
     Depthwise(depthwise::Gather<'a>),
     Direct(Gather<'a>),
     Winograd(Winograd<'a>),
+}
+
+impl Kernel<'_> {
+    /// Values of the scratch that a part of so many images needs.
+    pub fn scratch_len(&self, images: usize) -> usize {
+        match self {
+            Self::Winograd(winograd) => {
+                winograd.scratch_len(0..winograd.weights.layout.blocks.len(), images * winograd.pieces())
+            }
+            _ => 0,
+        }
+    }
+
+    /// Computes a band of the pixels of some images and a share of the outputs, on this thread. `goes_on` says whether what
+    /// lies behind the source is most likely read next.
+    #[allow(clippy::too_many_arguments)]
+    pub fn part(
+        &self,
+        isa: Isa,
+        [band, share]: [Band; 2],
+        scratch: &mut [f32],
+        images: usize,
+        source: &[f32],
+        goes_on: bool,
+        residual: Option<&[f32]>,
+        target: Target,
+    ) {
+        let moments = None;
+        match self {
+            Self::Depthwise(gather) => {
+                isa.run(depthwise::Part { gather, images, band, source, residual, target, moments });
+            }
+            Self::Direct(gather) => {
+                let blocks = share.of(gather.weights.layout.blocks.len(), 1);
+                isa.run(gather::Part { gather, images, blocks, band, source, goes_on, residual, target, moments });
+            }
+            Self::Winograd(winograd) => {
+                let blocks = share.of(winograd.weights.layout.blocks.len(), 1);
+                isa.run(winograd::Part { winograd, images, blocks, band, source, residual, target, moments, scratch });
+            }
+        }
+    }
 }

@@ -13,8 +13,10 @@ use crate::moments::ColumnSums;
 use crate::norm::column_sums;
 use crate::pack::{Direction, Layout};
 use crate::parallel::reduction_parts;
+use crate::reorder::Reorder;
 
 /// The two activations of grad-weight.
+#[derive(Clone, Copy)]
 pub(crate) struct Images<'a> {
     pub batch: usize,
     pub input: &'a [f32],
@@ -119,11 +121,28 @@ impl Conv {
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer.
     pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
+        self.grad_weight_from(isa, batch, input, grad_output, grad, [&Reorder::NONE; 2]);
+    }
+
+    /// As [`Conv::grad_weight`], of activations that are first brought into the kernel's orders.
+    ///
+    /// # Panics
+    /// As [`Conv::grad_weight`].
+    pub(super) fn grad_weight_from(
+        &self,
+        isa: Isa,
+        batch: usize,
+        input: &[f32],
+        grad_output: &[f32],
+        grad: ConvWeightsMut<'_>,
+        orders: [&Reorder; 2],
+    ) {
         assert_eq!(input.len(), self.in_len(batch), "input length");
         assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
         self.spec.check_weights(&grad.as_ref());
         let images = Images { batch, input, grad_output, in_size: self.in_size, out_size: self.out_size };
         if self.depthwise {
+            assert!(orders.iter().all(|order| order.is_none()), "a depthwise convolution has one order");
             let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
             return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, self.rows(Direction::Forward), grad);
         }
@@ -134,6 +153,7 @@ impl Conv {
             cut: self.cut.get_or_init(cut),
             regions: &self.forward,
             images: &images,
+            orders,
             spec: &self.spec,
             classes: &self.classes,
         };

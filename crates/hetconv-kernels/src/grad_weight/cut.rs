@@ -7,6 +7,10 @@ use crate::taps::Region;
 /// input that meets it to stay in the second-level cache.
 pub(super) const RUN: usize = 256;
 
+/// Values of input and grad-output that are strung together at most, where a run is not longer: they stay in the second-level
+/// cache.
+const STRUNG: usize = 128 << 10;
+
 /// Where a product's two factors are: the first of its input channels, and the place of its output pixel in a run or, for a
 /// region, its first value.
 type Pairs = Vec<(u32, u32)>;
@@ -32,7 +36,8 @@ impl Cut {
         [in_len, out_len]: [usize; 2],
     ) -> Self {
         let out_pixels = out_len / spec.out_channels;
-        let group = (RUN / out_pixels.max(1)).max(if out_pixels <= RUN { 8 } else { 1 });
+        let strung = if out_pixels <= RUN { (STRUNG / (in_len + out_len).max(1)).clamp(1, 8) } else { 1 };
+        let group = (RUN / out_pixels.max(1)).max(strung);
         let value = |value: usize| u32::try_from(value).expect("an image group below 4 G values");
         let mut runs = vec![vec![Pairs::new(); pairs.len()]; (group * out_pixels).div_ceil(RUN)];
         for (tap, of_tap) in pairs.iter().enumerate() {

@@ -25,17 +25,24 @@ use crate::isa::Isa;
 use crate::pack::{Block, Classes, Layout, Ring, Rows, partner, rows_of_blocks, unpack};
 use crate::parallel::parts_of_blocks;
 use crate::prefetch::Prefetch;
+use crate::reorder::Reorder;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 use crate::walk::Walk;
 
+/// Groups of blocks that each may bring what it reads into order.
+const FEW_GROUPS: usize = 2;
+
 /// A prepared grad-weight.
+#[derive(Clone, Copy)]
 pub(crate) struct GradWeight<'a> {
     pub layout: &'a Layout,
     pub cut: &'a Cut,
     /// The regions of the forward pass.
     pub regions: &'a [Region],
     pub images: &'a Images<'a>,
+    /// Into the kernel's orders, of input and grad-output.
+    pub orders: [&'a Reorder; 2],
     pub spec: &'a ConvSpec,
     pub classes: &'a Classes,
 }
@@ -45,6 +52,17 @@ impl GradWeight<'_> {
     pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>) {
         let batch = self.images.batch;
         let groups = self.groups_of_blocks();
+        if groups.len() > FEW_GROUPS && self.orders.iter().any(|order| !order.is_none()) {
+            // Each group would bring the same values into order.
+            let [input, grad_output] = [(self.images.input, self.orders[0]), (self.images.grad_output, self.orders[1])];
+            let mut rooms = [input.1.room(input.0.len()), grad_output.1.room(grad_output.0.len())];
+            let [room_in, room_out] = &mut rooms;
+            let input = input.1.brought_by_all(isa, input.0, room_in);
+            let grad_output = grad_output.1.brought_by_all(isa, grad_output.0, room_out);
+            let images = Images { input, grad_output, ..*self.images };
+            return GradWeight { images: &images, orders: [&Reorder::NONE; 2], ..*self }.run(isa, grad);
+            let [room_in, room_out] = &mut rooms;
+        }
         let parts = parts_of_blocks(batch, groups.len(), self.layout.len);
         let images = batch.div_ceil(parts).max(1);
         let of_part = |part: usize| (part * images).min(batch)..((part + 1) * images).min(batch);
@@ -127,17 +145,20 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let GradWeight { images, spec, cut, .. } = *self.grad;
+        let GradWeight { images, orders, spec, cut, .. } = *self.grad;
         let in_len = images.in_size[0] * images.in_size[1] * spec.in_channels;
         let out_pixels = images.out_size[0] * images.out_size[1];
         let panel = |block: &Block| Aligned::zeroed(RUN * block.stride);
         let mut panels: Vec<Aligned> = self.blocks.iter().map(panel).collect();
+        let out_len = out_pixels * spec.out_channels;
+        let mut rooms = [orders[0].room(cut.group * in_len), orders[1].room(cut.group * out_len)];
         for start in self.images.clone().step_by(cut.group) {
             let in_group = (self.images.end - start).min(cut.group);
-            let input = &images.input[start * in_len..(start + in_group) * in_len];
-            let pixels = in_group * out_pixels;
-            let grad_output =
-                &images.grad_output[start * out_pixels * spec.out_channels..][..pixels * spec.out_channels];
+            let [room_in, room_out] = &mut rooms;
+            let input = &images.input[start * in_len..][..in_group * in_len];
+            let grad_output = &images.grad_output[start * out_len..][..in_group * out_len];
+            let input = orders[0].brought(simd, input, room_in);
+            let grad_output = orders[1].brought(simd, grad_output, room_out);
             self.ranges(simd, input, grad_output, &mut panels);
             for block in self.blocks {
                 self.turns(simd, block, in_group, input, grad_output);

@@ -82,6 +82,18 @@ impl Classes {
         group.taps.len() == 1 && (group.is_center || self.count == 1)
     }
 
+    /// Zeroes what belongs to no channel in a ring `[N, S, taps − 1]`.
+    pub(super) fn clear_spare(&self, spec: &ConvSpec, ring: &mut [f32]) {
+        let mut sizes = vec![0; self.count];
+        for &class in &self.channels {
+            sizes[class as usize] += 1;
+        }
+        let taps = spec.geometry.taps() - 1;
+        for (row, &class) in ring.chunks_exact_mut((self.width * taps).max(1)).zip(&self.filters) {
+            row[sizes[class as usize] * taps..].fill(0.0);
+        }
+    }
+
     /// Length of a filter's row in a group's tensor.
     pub(super) fn row(&self, group: &TapGroup) -> usize {
         if group.is_center { self.channels.len() } else { self.width * group.taps.len() }

@@ -195,7 +195,7 @@ impl Visitor for Pack<'_> {
 /// A block's filters in the canonical tensors: their rows of each group of taps, in the order of the block's outputs.
 pub(crate) struct Rows<'a>(Vec<Vec<&'a mut [f32]>>);
 
-/// The rows of every block of a layout of forward weights; those of a ring are zeroed.
+/// The rows of every block of a layout of forward weights; a ring's spare slots are zeroed.
 pub(crate) fn rows_of_blocks<'a>(
     spec: &ConvSpec,
     classes: &Classes,
@@ -205,7 +205,7 @@ pub(crate) fn rows_of_blocks<'a>(
     let (main, ring) = match grad {
         ConvWeightsMut::Dense(weight) => (weight, None),
         ConvWeightsMut::Het { center, ring } => {
-            ring.fill(0.0);
+            classes.clear_spare(spec, ring);
             (center, Some(ring))
         }
     };

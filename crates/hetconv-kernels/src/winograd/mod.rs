@@ -135,7 +135,7 @@ impl Winograd<'_> {
         if target.is_empty() {
             return moments.then(|| ColumnSums::zero(self.target_channels));
         }
-        let images = images_per_part(batch, 4 * source_len.max(target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
+        let images = images_per_part(batch, 4 * (source_len + target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
         let image_parts = batch.div_ceil(images);
         let groups = groups_of_blocks(self.weights.layout.blocks.len(), image_parts);
         let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
@@ -147,15 +147,29 @@ impl Winograd<'_> {
                 parts.push((first, blocks.clone(), of_parts.next()));
             }
         }
-        parts.into_par_iter().for_each(|(first, blocks, moments)| {
-            let images = images.min(batch - first);
-            let source = &source[first * source_len..][..images * source_len];
-            // SAFETY: the target has `batch` images.
-            let target = unsafe { whole.add(first * target_len) };
-            let mut scratch = Aligned::zeroed(self.scratch_len(blocks.clone(), images * self.pieces()));
-            let (band, scratch) = (Band::WHOLE, &mut scratch[..]);
-            isa.run(Part { winograd: self, images, blocks, band, source, residual: None, target, moments, scratch });
-        });
+        let most =
+            groups.iter().map(|blocks| self.scratch_len(blocks.clone(), images * self.pieces())).max().unwrap_or(0);
+        parts.into_par_iter().for_each_init(
+            || Aligned::zeroed(most),
+            |scratch, (first, blocks, moments)| {
+                let images = images.min(batch - first);
+                let source = &source[first * source_len..][..images * source_len];
+                // SAFETY: the target has `batch` images.
+                let target = unsafe { whole.add(first * target_len) };
+                let (band, scratch) = (Band::WHOLE, &mut scratch[..]);
+                isa.run(Part {
+                    winograd: self,
+                    images,
+                    blocks,
+                    band,
+                    source,
+                    residual: None,
+                    target,
+                    moments,
+                    scratch,
+                });
+            },
+        );
         sums.map(SumsOfParts::total)
     }
 
@@ -190,19 +204,21 @@ impl Winograd<'_> {
         pieces(self.target_size)
     }
 
-    /// Values that a part of these blocks and so many pieces needs for its own.
+    /// Values that a part of these blocks and of so many pieces, or fewer, needs for its own.
     pub fn scratch_len(&self, blocks: Range<usize>, pieces: usize) -> usize {
-        Room::new(self, blocks, pieces).len()
+        let room = Room::new(self, blocks, pieces);
+        Room { together: room.most.min(pieces.max(1).next_multiple_of(MAX_ROWS)), ..room }.len()
     }
 }
 
 /// A part has at least that many pieces: they share each read of the transformed weights.
-const FEW_PIECES: usize = 24;
+pub(crate) const FEW_PIECES: usize = 24;
 
 /// How a part's scratch is used.
 struct Room {
-    /// Pieces that are transformed together.
+    /// Pieces that are transformed together, and the most that could be.
     together: usize,
+    most: usize,
     /// Inputs of a point: those of the widest range.
     depth: usize,
     /// Products of a point: those of the blocks that read the same range.
@@ -230,7 +246,7 @@ impl Room {
         let most = if 4 * POINTS * depth * width > CACHE { MANY_PIECES } else { CACHE / bytes };
         let most = most.clamp(FEW_PIECES, MANY_PIECES).next_multiple_of(MAX_ROWS);
         let together = pieces.div_ceil(pieces.div_ceil(most).max(1)).max(1).next_multiple_of(MAX_ROWS);
-        Self { together, depth, width, source_channels: winograd.source_channels }
+        Self { together, most, depth, width, source_channels: winograd.source_channels }
     }
 
     /// Values of a piece's points; a line more than there are, so that pieces do not share a set of the cache.

@@ -1,5 +1,6 @@
 //! A layer's weights in the transformed domain.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -53,40 +54,40 @@ impl Weights {
             starts.push(len);
             len += POINTS * point_len(block);
         }
-        let mut transformed = Aligned::zeroed(len);
-        let mut rest = &mut transformed[..];
-        let mut work = Vec::with_capacity(layout.blocks.len());
-        for block in &layout.blocks {
-            let (part, others) = rest.split_at_mut(POINTS * point_len(block));
-            work.push((block, part));
-            rest = others;
-        }
         let center = layout.center;
-        work.into_par_iter().for_each(|(block, out)| {
-            isa.run(TransformWeights { block, center, flip: direction == Direction::GradInput, packed: &packed, out });
-        });
-        let mut len = 0;
         let mut walks = Vec::with_capacity(layout.blocks.len());
+        let mut centers_len = 0;
         for block in &layout.blocks {
             let mut walk = Walk::default();
             if center.is_some() {
                 let range = block.range();
                 for part in [0..range.start, range.end..block.center.end] {
-                    walk.read(block.stride, 0, &part, len + part.start * block.stride);
+                    walk.read(block.stride, 0, &part, centers_len + part.start * block.stride);
                 }
-                len += block.center.len() * block.stride;
+                centers_len += block.center.len() * block.stride;
             }
             walks.push(walk);
         }
-        let mut centers = Aligned::zeroed(len);
-        if let Some(center) = center {
-            let mut rest = &mut centers[..];
+        let mut centers = Aligned::zeroed(centers_len);
+        let mut rest_of_centers = &mut centers[..];
+        let fill = |mut rest: &mut [MaybeUninit<f32>]| {
+            let mut work = Vec::with_capacity(layout.blocks.len());
             for block in &layout.blocks {
-                let (of_block, others) = rest.split_at_mut(block.center.len() * block.stride);
-                of_block.copy_from_slice(&packed[block.taps[center]..][..of_block.len()]);
+                let (out, others) = rest.split_at_mut(POINTS * point_len(block));
+                let of_centers = if center.is_some() { block.center.len() * block.stride } else { 0 };
+                work.push((block, out, rest_of_centers.split_off_mut(..of_centers).unwrap_or_default()));
                 rest = others;
             }
-        }
+            work.into_par_iter().for_each(|(block, out, of_centers)| {
+                if let Some(center) = center {
+                    of_centers.copy_from_slice(&packed[block.taps[center]..][..of_centers.len()]);
+                }
+                let flip = direction == Direction::GradInput;
+                isa.run(TransformWeights { block, center, flip, packed: &packed, out });
+            });
+        };
+        // SAFETY: every point of every block is written, and the line behind it.
+        let transformed = unsafe { Aligned::fresh(len, fill) };
         Self { layout, centers, walks, transformed, starts }
     }
 
@@ -119,7 +120,7 @@ struct TransformWeights<'a> {
     /// Whether taps are read from the last to the first.
     flip: bool,
     packed: &'a [f32],
-    out: &'a mut [f32],
+    out: &'a mut [MaybeUninit<f32>],
 }
 
 impl Task for TransformWeights<'_> {
@@ -136,18 +137,22 @@ impl Task for TransformWeights<'_> {
             &packed[block.taps[tap] + first..][..range.len() * block.stride]
         });
         assert!(out.len() == POINTS * point_len);
+        for point in out.chunks_exact_mut(point_len) {
+            point[point_len - LINE..].fill(MaybeUninit::new(0.0));
+        }
         for at in (0..range.len() * block.stride).step_by(S::LANES) {
             // SAFETY: rows of weights are whole vectors, so one is left at `at` in every tap and every point.
             unsafe {
-                let column = |x: usize| {
-                    let tap = |y: usize| simd.load(taps[3 * y + x].as_ptr().add(at));
-                    weight_points(simd, [tap(0), tap(1), tap(2)])
-                };
-                let columns = [column(0), column(1), column(2)];
+                // No closure: it would be a function without the instruction set's registers.
+                let mut columns = [[simd.splat(0.0); IN]; 3];
+                for (x, column) in columns.iter_mut().enumerate() {
+                    let [first, second, third] = [x, 3 + x, 6 + x].map(|tap| taps[tap].as_ptr().wrapping_add(at));
+                    *column = weight_points(simd, [simd.load(first), simd.load(second), simd.load(third)]);
+                }
                 for y in 0..IN {
                     let row = weight_points(simd, [columns[0][y], columns[1][y], columns[2][y]]);
                     for (x, &value) in row.iter().enumerate() {
-                        simd.store(out.as_mut_ptr().add((y * IN + x) * point_len + at), value);
+                        simd.store(out.as_mut_ptr().cast::<f32>().add((y * IN + x) * point_len + at), value);
                     }
                 }
             }

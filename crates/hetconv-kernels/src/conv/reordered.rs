@@ -1,0 +1,169 @@
+//! A convolution between activations whose channels stand in other orders than its kernels want.
+
+use hetconv_core::ChannelOrder;
+use rayon::prelude::*;
+
+use super::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, Kernel, PackedWeights};
+use crate::aligned::Aligned;
+use crate::isa::Isa;
+use crate::pack::Direction;
+use crate::parallel::{Band, PARTS, Target, images_per_part};
+use crate::reorder::Reorder;
+use crate::tile::MAX_ROWS;
+use crate::winograd;
+
+/// A [`Conv`] between activations in natural order, whatever the orders of its [`ConvSpec`]: channels are brought into those
+/// and back a few images at a time, while these are in a core's cache anyway.
+#[derive(Debug)]
+pub struct Reordered {
+    conv: Conv,
+    input: Ways,
+    output: Ways,
+}
+
+/// From natural order to the kernels' and back.
+#[derive(Debug)]
+struct Ways {
+    there: Reorder,
+    back: Reorder,
+}
+
+impl Ways {
+    fn new(order: &ChannelOrder) -> Self {
+        let natural = ChannelOrder::natural(order.len());
+        Self { there: Reorder::new(&natural, order), back: Reorder::new(order, &natural) }
+    }
+}
+
+impl Reordered {
+    /// Prepares a convolution for images of `[height, width]` pixels.
+    ///
+    /// # Errors
+    /// As [`Conv::new`].
+    pub fn new(spec: ConvSpec, in_size: [usize; 2]) -> Result<Self, ConvError> {
+        let conv = Conv::new(spec, in_size)?;
+        let (input, output) = (Ways::new(&conv.spec.in_order), Ways::new(&conv.spec.out_order));
+        Ok(Self { conv, input, output })
+    }
+
+    /// The convolution in the kernels' orders.
+    pub fn conv(&self) -> &Conv {
+        &self.conv
+    }
+
+    /// As [`Conv::pack`].
+    ///
+    /// # Panics
+    /// As [`Conv::pack`].
+    pub fn pack(
+        &self,
+        isa: Isa,
+        direction: Direction,
+        algorithm: Algorithm,
+        weights: ConvWeights<'_>,
+    ) -> PackedWeights {
+        self.conv.pack(isa, direction, algorithm, weights)
+    }
+
+    /// As [`Conv::forward`], in natural order.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    pub fn forward(
+        &self,
+        batch: usize,
+        input: &[f32],
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        let write = |input: &[f32], output: &mut [f32]| self.conv.forward(batch, input, weights, bias, output);
+        self.gather([&self.input.there, &self.output.back], batch, input, weights, bias, output, write);
+    }
+
+    /// As [`Conv::grad_input`], in natural order and overwriting `grad_input`.
+    ///
+    /// # Panics
+    /// As [`Conv::grad_input`].
+    pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
+        let write = |source: &[f32], target: &mut [f32]| self.conv.grad_input_into(batch, source, weights, target);
+        self.gather([&self.output.there, &self.input.back], batch, grad_output, weights, None, grad_input, write);
+    }
+
+    /// Forward or grad-input; `write` computes it for a whole batch in the kernels' orders.
+    #[allow(clippy::too_many_arguments)]
+    fn gather(
+        &self,
+        [there, back]: [&Reorder; 2],
+        batch: usize,
+        source: &[f32],
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+        target: &mut [f32],
+        write: impl FnOnce(&[f32], &mut [f32]),
+    ) {
+        if there.is_none() && back.is_none() {
+            return write(source, target);
+        }
+        let (conv, isa, direction) = (&self.conv, weights.isa, weights.direction);
+        let [source_len, target_len, target_channels] = match direction {
+            Direction::Forward => [conv.in_len(1), conv.out_len(1), conv.spec.out_channels],
+            Direction::GradInput => [conv.out_len(1), conv.in_len(1), conv.spec.in_channels],
+        };
+        assert!(source.len() == batch * source_len && target.len() == batch * target_len, "lengths of activations");
+        let bias = conv.stored_bias(isa, bias, target_channels);
+        let kernel = conv.kernel(direction, &weights.form, &bias, None);
+        let images = kernel.images_together(batch, 4 * (source_len + target_len));
+        if batch.div_ceil(images.max(1)) < PARTS {
+            // Too few to be worked on one by one: blocks of filters have to be shared out as well.
+            let (mut stored, mut written) = (there.room(source.len()), back.room(target.len()));
+            let source = there.brought_by_all(isa, source, &mut stored);
+            if back.is_none() {
+                return write(source, target);
+            }
+            write(source, &mut written);
+            return back.copy_all(isa, &written, target);
+        }
+        let rooms = || {
+            let scratch = Aligned::zeroed(kernel.scratch_len(images));
+            (there.room(images * source_len), back.room(images * target_len), scratch)
+        };
+        let parts = target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len));
+        parts.for_each_init(rooms, |(stored, written, scratch), (target, source)| {
+            let images = target.len() / target_len;
+            let source = match there.is_none() {
+                true => source,
+                false => {
+                    there.copy(isa, source, &mut stored[..source.len()]);
+                    &stored[..source.len()]
+                }
+            };
+            let results = if back.is_none() { &mut *target } else { &mut written[..target.len()] };
+            kernel.part(isa, [Band::WHOLE; 2], scratch, images, source, false, None, Target(results.as_mut_ptr()));
+            if !back.is_none() {
+                back.copy(isa, &written[..target.len()], target);
+            }
+        });
+    }
+
+    /// As [`Conv::grad_weight`], in natural order.
+    ///
+    /// # Panics
+    /// As [`Conv::grad_weight`].
+    pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
+        let orders = [&self.input.there, &self.output.there];
+        self.conv.grad_weight_from(isa, batch, input, grad_output, grad, orders);
+    }
+}
+
+impl Kernel<'_> {
+    /// Images of a part that are worked on alone, `bytes` each.
+    fn images_together(&self, batch: usize, bytes: usize) -> usize {
+        match self {
+            Self::Winograd(kernel) => {
+                images_per_part(batch, bytes, 1).max(winograd::FEW_PIECES.div_ceil(kernel.pieces()))
+            }
+            _ => images_per_part(batch, bytes, MAX_ROWS),
+        }
+    }
+}
