@@ -13,7 +13,7 @@ use crate::isa::Isa;
 use crate::moments::{ColumnSums, Moments, SumsOfParts};
 use crate::pack::{Block, Layout};
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
-use crate::prefetch::Prefetch;
+use crate::prefetch::{Ahead, Prefetch};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 use crate::tile::{Epilogue, MAX_ROWS, Tile, Turned};
@@ -40,6 +40,14 @@ impl Weights {
     /// Number of weights, zeros of the layout included.
     pub fn len(&self) -> usize {
         self.packed.len()
+    }
+
+    /// What a part of these blocks reads first.
+    pub fn first(&self, blocks: &Range<usize>) -> &[f32] {
+        let blocks = &self.layout.blocks[blocks.clone()];
+        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return &[] };
+        let of_blocks = &self.packed[first.weights.start..last.weights.end];
+        &of_blocks[..of_blocks.len().min(BAND)]
     }
 }
 
@@ -92,7 +100,8 @@ impl Gather<'_> {
             let source = &source[first * source_len..][..images * source_len];
             // SAFETY: the target has `batch` images.
             let target = unsafe { target.add(first * target_len) };
-            isa.run(Part { gather: self, images, blocks, band: Band::WHOLE, source, residual: None, target, moments });
+            let (band, residual, ahead) = (Band::WHOLE, None, &[][..]);
+            isa.run(Part { gather: self, images, blocks, band, source, residual, ahead, target, moments });
         });
         sums.map(SumsOfParts::total)
     }
@@ -108,6 +117,8 @@ pub(crate) struct Part<'a> {
     pub source: &'a [f32],
     /// What is added, as long as the images' targets.
     pub residual: Option<&'a [f32]>,
+    /// What is most likely read next: it is brought near.
+    pub ahead: &'a [f32],
     /// The first image's target.
     pub target: Target,
     /// Sums and sums of squares, `[2, target channels]`.
@@ -135,28 +146,22 @@ impl Task for Part<'_> {
         // What lies behind a part of a batch is most likely this thread's next part.
         let far = BAND.min(self.source.len());
         let values = if self.band.count == 1 { self.source.len() } else { self.source.len() - far };
-        let mut near = [
-            Prefetch::new(self.source.as_ptr().wrapping_add(far), values, tiles * blocks.len()),
-            Prefetch::new(self.source.as_ptr(), 0, 1),
-        ];
+        let mut near = Prefetch::new(self.source.as_ptr().wrapping_add(far), values, tiles * blocks.len());
         for first in blocks.clone().step_by(together) {
+            let group = first..blocks.end.min(first + together);
             // Blocks that come one after another find their weights near.
-            if let Some(next) = weights.layout.blocks[first..blocks.end].get(together)
-                && together == 1
-                && next.weights.len() <= BAND
-            {
-                let of_next = weights.packed[next.weights.clone()].as_ptr();
-                near[1] = Prefetch::new(of_next, next.weights.len(), tiles);
-            }
+            let next = group.end..blocks.end.min(group.end + together);
+            let next = if next.is_empty() { self.ahead } else { weights.first(&next) };
+            let mut ahead = Ahead::new(next);
             for (region, walks) in regions.iter().zip(&weights.walks) {
                 let pixels = self.pixels(region);
                 for start in pixels.clone().step_by(most) {
                     let pixels = start..pixels.end.min(start + most);
-                    let group = first..blocks.end.min(first + together);
                     let of_group = weights.layout.blocks[group.clone()].iter().zip(&walks[group.clone()]);
-                    for (index, (block, walk)) in group.zip(of_group) {
+                    for (index, (block, walk)) in group.clone().zip(of_group) {
                         let moments = moments.get_mut(index - blocks.start);
-                        self.tiles(simd, region, pixels.clone(), block, walk, &mut near, &mut turned, moments);
+                        let ahead = (&mut near, &mut ahead);
+                        self.tiles(simd, region, pixels.clone(), block, walk, ahead, &mut turned, moments);
                     }
                 }
             }
@@ -185,7 +190,7 @@ impl Part<'_> {
         pixels: Range<usize>,
         block: &Block,
         walk: &Walk,
-        near: &mut [Prefetch; 2],
+        (near, ahead): (&mut Prefetch, &mut Ahead<'_>),
         turned: &mut Turned,
         mut moments: Option<&mut Moments>,
     ) {
@@ -204,6 +209,7 @@ impl Part<'_> {
             targets: [self.target.0; MAX_ROWS],
             starts: None,
             epilogue: Epilogue { residual, activation },
+            ahead: 0,
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
         let mut left = pixels.len();
@@ -226,7 +232,8 @@ impl Part<'_> {
                 tile.sources[row] = source.wrapping_add(from);
                 tile.targets[row] = target.wrapping_add(to);
             }
-            near.iter_mut().for_each(|near| near.advance(simd));
+            near.advance(simd);
+            tile.ahead = ahead.distance(&weights.packed[block.weights.clone()]);
             for &target in &tile.targets[..tile.rows] {
                 for vector in 0..block.vectors {
                     let target = target.wrapping_add(vector * S::LANES);

@@ -35,6 +35,8 @@ pub(crate) struct Tile<'a> {
     /// Where each pixel's sums start, if not at 0: a vector of the block's outputs, padded to whole ones.
     pub starts: Option<[*const f32; MAX_ROWS]>,
     pub epilogue: Epilogue,
+    /// Bytes from weights that are read to what is brought near meanwhile; 0 if that is nothing.
+    pub ahead: isize,
 }
 
 /// What happens to a sum and its bias before it is written.
@@ -186,7 +188,7 @@ impl<const R: usize, const V: usize, const HALF: bool> Ranges<'_, '_, R, V, HALF
                 sums = std::array::from_fn(|r| std::array::from_fn(|v| simd.load(starts[r].add(v * S::LANES))));
             }
             for segment in &tile.walk.both {
-                add_segment::<S, R, V>(simd, tile.packed, &sources, segment, &mut sums);
+                add_segment::<S, R, V>(simd, tile.packed, &sources, segment, tile.ahead, &mut sums);
             }
             for segment in &tile.walk.own {
                 add_own::<S, R, V>(simd, tile.packed, &sources, segment, &mut sums);
@@ -206,6 +208,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
     packed: *const f32,
     sources: &[*const f32; R],
     segment: &Segment,
+    ahead: isize,
     sums: &mut [[S::V; V]; R],
 ) {
     // SAFETY: the caller vouches for the segment's sources and weights.
@@ -225,6 +228,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
                         others[r][v] = simd.mul_add(simd.splat(*sources[r].offset(index + 1)), next, others[r][v]);
                     }
                 }
+                simd.prefetch(weights.wrapping_byte_offset(ahead));
                 weights = weights.add(2 * V * S::LANES);
                 index += 2;
             }
@@ -242,6 +246,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
                     sums[r][v] = simd.mul_add(value, weight[v], sums[r][v]);
                 }
             }
+            simd.prefetch(weights.wrapping_byte_offset(ahead));
             weights = weights.add(V * S::LANES);
             index += 1;
         }

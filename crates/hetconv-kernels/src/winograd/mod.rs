@@ -153,8 +153,8 @@ impl Winograd<'_> {
             // SAFETY: the target has `batch` images.
             let target = unsafe { whole.add(first * target_len) };
             let mut scratch = Aligned::zeroed(self.scratch_len(blocks.clone(), images * self.pieces()));
-            let (band, scratch) = (Band::WHOLE, &mut scratch[..]);
-            isa.run(Part { winograd: self, images, blocks, band, source, residual: None, target, moments, scratch });
+            let (band, residual, ahead, scratch) = (Band::WHOLE, None, &[][..], &mut scratch[..]);
+            isa.run(Part { winograd: self, images, blocks, band, source, residual, ahead, target, moments, scratch });
         });
         sums.map(SumsOfParts::total)
     }
@@ -261,6 +261,8 @@ pub(crate) struct Part<'a> {
     pub source: &'a [f32],
     /// What is added, as long as the images' targets.
     pub residual: Option<&'a [f32]>,
+    /// What is most likely read next: it is brought near.
+    pub ahead: &'a [f32],
     /// The first image's target.
     pub target: Target,
     /// Sums and sums of squares, `[2, target channels]`.
@@ -322,8 +324,12 @@ impl Task for Part<'_> {
                     for index in alike.clone() {
                         let block = &weights.layout.blocks[index];
                         // The weights that come next are brought near while these are used.
-                        let next = if index + 1 < alike.end { (index + 1, point) } else { (alike.start, point + 1) };
-                        let ahead = weights.of_point(next.0, next.1);
+                        let ahead = match (index + 1 < alike.end, point + 1 < POINTS) {
+                            (true, _) => weights.of_point(index + 1, point),
+                            (false, true) => weights.of_point(alike.start, point + 1),
+                            (false, false) if left.is_empty() => self.ahead,
+                            (false, false) => weights.first(&left),
+                        };
                         match block.vectors {
                             2 => self.multiply::<S, 2>(simd, index, point, column, ahead, &mut pieces),
                             _ => self.multiply::<S, 1>(simd, index, point, column, ahead, &mut pieces),
@@ -488,6 +494,7 @@ impl Part<'_> {
                 targets: [target; MAX_ROWS],
                 starts: None,
                 epilogue: Epilogue { residual, activation },
+                ahead: 0,
             };
             let mut left = place.size[0] * place.size[1];
             let rows = left.div_ceil(left.div_ceil(most_rows));

@@ -177,10 +177,10 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         let team = TEAM.get_or_init(|| Team::new(3));
         let mut scratch: Vec<Aligned> = (0..3).map(|_| Aligned::zeroed(prepared.scratch_len(batch))).collect();
         output.fill(f32::NAN);
-        prepared.run(team, &mut scratch, batch, &stored, Some(&residual), &mut output);
+        prepared.run(team, &mut scratch, batch, &stored, Some(&residual), &mut output, Some(&prepared));
         assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, more * 1e-5);
         output.fill(f32::NAN);
-        prepared.run_alone(scratch[0].as_mut(), batch, &stored, Some(&residual), &mut output);
+        prepared.run_alone(scratch[0].as_mut(), batch, &stored, Some(&residual), &mut output, Some(&prepared));
         assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, more * 1e-5);
 
         let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
