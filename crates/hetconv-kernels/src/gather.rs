@@ -198,7 +198,6 @@ impl Part<'_> {
             weights, bias, activation, source_pixels, target_pixels, source_channels, target_channels, ..
         } = *self.gather;
         let image_lens = [source_pixels * source_channels, target_pixels * target_channels];
-        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
         let mut tile = Tile {
             walk,
             block,
@@ -208,7 +207,7 @@ impl Part<'_> {
             sources: [self.source.as_ptr(); MAX_ROWS],
             targets: [self.target.0; MAX_ROWS],
             starts: None,
-            epilogue: Epilogue { residual, activation },
+            epilogue: Epilogue::new(self.residual, self.target, activation),
             ahead: 0,
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
@@ -234,13 +233,7 @@ impl Part<'_> {
             }
             near.advance(simd);
             tile.ahead = ahead.distance(&weights.packed[block.weights.clone()]);
-            for &target in &tile.targets[..tile.rows] {
-                for vector in 0..block.vectors {
-                    let target = target.wrapping_add(vector * S::LANES);
-                    simd.prefetch_to_write(target);
-                    tile.epilogue.prefetch(simd, target);
-                }
-            }
+            tile.epilogue.prefetch(simd, &tile.targets[..tile.rows], block.vectors);
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
             // inside this part's images, whose lengths were checked by whoever made the part.
             unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };

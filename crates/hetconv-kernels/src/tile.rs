@@ -13,6 +13,7 @@ use hetconv_core::Activation;
 use crate::elementwise::activate;
 use crate::moments::Moments;
 use crate::pack::{Block, rotated};
+use crate::parallel::Target;
 use crate::simd::{Simd, Task};
 use crate::walk::{OwnSegment, Segment, Spread, Turn, Walk};
 
@@ -42,18 +43,61 @@ pub(crate) struct Tile<'a> {
 /// What happens to a sum and its bias before it is written.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue {
-    /// Values that are added, laid out as the target is: the first of them, and the target's first.
-    pub residual: Option<(*const f32, *mut f32)>,
+    pub residual: Option<Residual>,
     pub activation: Option<Activation>,
 }
 
-impl Epilogue {
-    /// Brings near what will be added at `target`.
+/// Values that are added, laid out as the target is.
+#[derive(Clone, Copy)]
+pub(crate) struct Residual {
+    /// The first of them, and the target's first.
+    firsts: (*const f32, *mut f32),
+}
+
+impl Residual {
+    /// What is added at a target.
+    ///
+    /// # Safety
+    /// `target` lies within the target that this belongs to.
     #[inline(always)]
-    pub fn prefetch<S: Simd>(&self, simd: S, target: *mut f32) {
-        if let Some((residual, first)) = self.residual {
-            let offset = (target as isize).wrapping_sub(first as isize);
-            simd.prefetch(residual.wrapping_byte_offset(offset));
+    unsafe fn at(self, target: *mut f32) -> *const f32 {
+        let (first, of_target) = self.firsts;
+        // SAFETY: the caller's; the residual is as long as the target.
+        unsafe { first.offset(target.offset_from(of_target)) }
+    }
+}
+
+impl Epilogue {
+    /// Of a target, and of a residual that is as long.
+    pub fn new(residual: Option<&[f32]>, target: Target, activation: Option<Activation>) -> Self {
+        let residual = residual.map(|residual| Residual { firsts: (residual.as_ptr(), target.0) });
+        Self { residual, activation }
+    }
+
+    /// Whether nothing happens.
+    fn is_plain(&self) -> bool {
+        self.residual.is_none() && self.activation.is_none()
+    }
+
+    /// Whether there is no activation but the usual one.
+    fn is_simple(&self) -> bool {
+        matches!(self.activation, None | Some(Activation::Relu))
+    }
+
+    /// Brings near the vectors that will be written at some targets, and what will be added.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, simd: S, targets: &[*mut f32], vectors: usize) {
+        for target in targets {
+            for vector in 0..vectors {
+                simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
+            }
+        }
+        let Some(Residual { firsts: (first, of_target) }) = self.residual else { return };
+        for &target in targets {
+            let residual = first.wrapping_byte_offset((target as isize).wrapping_sub(of_target as isize));
+            for vector in 0..vectors {
+                simd.prefetch(residual.wrapping_add(vector * S::LANES));
+            }
         }
     }
 
@@ -63,9 +107,9 @@ impl Epilogue {
     /// `target` lies within the target that the residual belongs to, with as many outputs from there on.
     #[inline(always)]
     pub unsafe fn apply<S: Simd>(&self, simd: S, mut sum: S::V, target: *mut f32, lanes: usize) -> S::V {
-        if let Some((residual, first)) = self.residual {
-            // SAFETY: the caller's; the residual is as long as the target.
-            sum = unsafe { simd.add(sum, simd.load_lanes(residual.offset(target.offset_from(first)), lanes)) };
+        if let Some(residual) = self.residual {
+            // SAFETY: the caller's.
+            sum = unsafe { simd.add(sum, simd.load_lanes(residual.at(target), lanes)) };
         }
         match self.activation {
             Some(function) => activate(simd, function, sum),
@@ -74,7 +118,7 @@ impl Epilogue {
     }
 }
 
-/// Room for the sums of a tile's rotated vectors.
+/// Room for the sums of a tile, such as those of its rotated vectors.
 #[repr(align(64))]
 pub(crate) struct Turned([f32; MAX_ROWS * MAX_STRIDE]);
 
@@ -296,7 +340,6 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
     let outputs = tile.bias.len();
     let whole = outputs == V * S::LANES;
     let lanes = |v: usize| if whole { S::LANES } else { outputs.saturating_sub(v * S::LANES).min(S::LANES) };
-    let plain = tile.epilogue.residual.is_none() && tile.epilogue.activation.is_none();
     // SAFETY: as many biases as outputs are readable, and as many outputs writable at each target.
     unsafe {
         for v in 0..V {
@@ -305,22 +348,67 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
                 sums[r][v] = simd.add(sums[r][v], bias);
             }
         }
-        if !plain {
+        if let Some(moments) = moments {
+            debug_assert!(tile.epilogue.is_plain(), "moments are those of the sums");
+            moments.add(simd, &sums);
+        }
+        if whole && tile.epilogue.is_simple() {
+            if let Some(residual) = tile.epilogue.residual {
+                for r in 0..R {
+                    let residual = residual.at(tile.targets[r]);
+                    for v in 0..V {
+                        sums[r][v] = simd.add(sums[r][v], simd.load(residual.add(v * S::LANES)));
+                    }
+                }
+            }
+            if tile.epilogue.activation.is_some() {
+                for r in 0..R {
+                    for v in 0..V {
+                        sums[r][v] = simd.relu(sums[r][v]);
+                    }
+                }
+            }
             for r in 0..R {
                 for v in 0..V {
-                    let target = tile.targets[r].wrapping_add(v * S::LANES);
-                    sums[r][v] = tile.epilogue.apply(simd, sums[r][v], target, lanes(v));
+                    simd.store(tile.targets[r].wrapping_add(v * S::LANES), sums[r][v]);
+                }
+            }
+            return;
+        }
+        // What is rare stays out of the way: this function is as large as a good part of the first-level cache.
+        let mut values = Turned::new();
+        for r in 0..R {
+            for v in 0..V {
+                simd.store(values.0.as_mut_ptr().add(r * MAX_STRIDE + v * S::LANES), sums[r][v]);
+            }
+        }
+        simd.apart(Rest { tile, values: &values });
+    }
+}
+
+/// Sums of a tile, rows of [`MAX_STRIDE`], to which the epilogue is applied one vector after another.
+struct Rest<'t, 'a> {
+    tile: &'t Tile<'a>,
+    values: &'t Turned,
+}
+
+impl Task for Rest<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { tile, values } = self;
+        for (&target, values) in tile.targets[..tile.rows].iter().zip(values.0.chunks_exact(MAX_STRIDE)) {
+            for first in (0..tile.bias.len()).step_by(S::LANES) {
+                let lanes = S::LANES.min(tile.bias.len() - first);
+                let target = target.wrapping_add(first);
+                // SAFETY: made by `finish` alone, whose caller vouches for the targets; rows of values are whole vectors.
+                unsafe {
+                    let sum = simd.load(values[first..].as_ptr());
+                    simd.store_lanes(target, tile.epilogue.apply(simd, sum, target, lanes), lanes);
                 }
             }
         }
-        for r in 0..R {
-            for v in 0..V {
-                simd.store_lanes(tile.targets[r].wrapping_add(v * S::LANES), sums[r][v], lanes(v));
-            }
-        }
-    }
-    if let Some(moments) = moments {
-        moments.add(simd, &sums);
     }
 }
 

@@ -448,7 +448,7 @@ impl Part<'_> {
         let block = &weights.layout.blocks[index];
         let most_rows = Tile::most_rows::<S>(block);
         let (width, products_len) = (pieces.room.width, pieces.room.products_len());
-        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
+        let epilogue = Epilogue::new(self.residual, self.target, activation);
         let mut moments = Moments::new();
         let mut turned = Turned::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
@@ -456,13 +456,8 @@ impl Part<'_> {
             let place = self.place(piece);
             let target = place.target.wrapping_add(block.outputs.start);
             for y in 0..place.size[0] {
-                for x in 0..place.size[1] {
-                    for vector in 0..block.vectors {
-                        let target = target.wrapping_add((y * row + x) * target_channels + vector * S::LANES);
-                        simd.prefetch_to_write(target);
-                        Epilogue { residual, activation }.prefetch(simd, target);
-                    }
-                }
+                let of_row: [_; OUT] = std::array::from_fn(|x| target.wrapping_add((y * row + x) * target_channels));
+                epilogue.prefetch(simd, &of_row[..place.size[1]], block.vectors);
             }
             for lane in (0..block.stride).step_by(S::LANES) {
                 // SAFETY: there are `width` products a point, this block's from `column` on, and `MAX_STRIDE` results a
@@ -493,7 +488,7 @@ impl Part<'_> {
                 sources: [pieces.zeros.as_ptr(); MAX_ROWS],
                 targets: [target; MAX_ROWS],
                 starts: None,
-                epilogue: Epilogue { residual, activation },
+                epilogue,
                 ahead: 0,
             };
             let mut left = place.size[0] * place.size[1];
