@@ -100,8 +100,9 @@ impl Gather<'_> {
             let source = &source[first * source_len..][..images * source_len];
             // SAFETY: the target has `batch` images.
             let target = unsafe { target.add(first * target_len) };
-            let (band, residual, ahead) = (Band::WHOLE, None, &[][..]);
-            isa.run(Part { gather: self, images, blocks, band, source, residual, ahead, target, moments });
+            // What lies behind a part of a batch is most likely this thread's next part.
+            let (band, behind, residual, ahead) = (Band::WHOLE, source.len(), None, &[][..]);
+            isa.run(Part { gather: self, images, blocks, band, source, behind, residual, ahead, target, moments });
         });
         sums.map(SumsOfParts::total)
     }
@@ -115,6 +116,8 @@ pub(crate) struct Part<'a> {
     /// Which pixels of each region.
     pub band: Band,
     pub source: &'a [f32],
+    /// Values behind the source that are most likely read next, if any are there.
+    pub behind: usize,
     /// What is added, as long as the images' targets.
     pub residual: Option<&'a [f32]>,
     /// What is most likely read next: it is brought near.
@@ -143,10 +146,12 @@ impl Task for Part<'_> {
         // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
         // it before the next ones, which are then brought near.
         let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
-        // What lies behind a part of a batch is most likely this thread's next part.
+        // What lies behind a band is most likely this thread's next one.
         let far = BAND.min(self.source.len());
-        let values = if self.band.count == 1 { self.source.len() } else { self.source.len() - far };
-        let mut near = Prefetch::new(self.source.as_ptr().wrapping_add(far), values, tiles * blocks.len());
+        let of_band = self.band.of(self.source.len(), 1);
+        let end = (of_band.end + far).min(self.source.len() + self.behind);
+        let near = of_band.start + far..end.max(of_band.start + far);
+        let mut near = Prefetch::new(self.source.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
         for first in blocks.clone().step_by(together) {
             let group = first..blocks.end.min(first + together);
             // Blocks that come one after another find their weights near.

@@ -268,7 +268,18 @@ impl Prepared {
             Kernel::Direct(gather) => {
                 let blocks = group.of(gather.weights.layout.blocks.len(), 1);
                 let moments = None;
-                self.isa.run(gather::Part { gather, images, blocks, band, source, residual, ahead, target, moments });
+                self.isa.run(gather::Part {
+                    gather,
+                    images,
+                    blocks,
+                    band,
+                    source,
+                    behind: 0,
+                    residual,
+                    ahead,
+                    target,
+                    moments,
+                });
             }
             Kernel::Winograd(winograd) => {
                 let blocks = group.of(winograd.weights.layout.blocks.len(), 1);
