@@ -31,6 +31,8 @@ pub struct Recycler<A> {
     classes: [Class; CLASSES],
     /// Bytes of all blocks that are kept.
     kept: AtomicUsize,
+    /// Bytes that are kept at most; further blocks are given back.
+    most: AtomicUsize,
 }
 
 /// The smallest block that is kept, in bytes.
@@ -46,7 +48,7 @@ const STEPS: usize = 8;
 /// Up to 16 GiB.
 const CLASSES: usize = 21 * STEPS;
 
-/// Bytes that are kept at most; further blocks are given back.
+/// Bytes that are kept at most, unless [`Recycler::keep`] says otherwise.
 const MOST_KEPT: usize = 2 << 30;
 
 /// Blocks of one size, each with the address of the next in its first bytes.
@@ -76,9 +78,16 @@ impl Class {
 }
 
 impl<A> Recycler<A> {
-    /// An allocator that keeps nothing yet.
+    /// An allocator that keeps nothing yet, and later 2 GiB at most.
     pub const fn new(inner: A) -> Self {
-        Self { inner, classes: [const { Class::empty() }; CLASSES], kept: AtomicUsize::new(0) }
+        let classes = [const { Class::empty() }; CLASSES];
+        Self { inner, classes, kept: AtomicUsize::new(0), most: AtomicUsize::new(MOST_KEPT) }
+    }
+
+    /// Keeps so many bytes at most from now on: 0 where memory that is freed had better go back to the system, as what was
+    /// made once and is not made again. What is kept already stays.
+    pub fn keep(&self, bytes: usize) {
+        self.most.store(bytes, Ordering::Relaxed);
     }
 
     /// The class of a layout and the layout of its blocks; `None` where blocks are not kept.
@@ -140,7 +149,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Recycler<A> {
             // SAFETY: the caller's.
             return unsafe { self.inner.dealloc(address, layout) };
         };
-        if self.kept.fetch_add(block.size(), Ordering::Relaxed) + block.size() > MOST_KEPT {
+        if self.kept.fetch_add(block.size(), Ordering::Relaxed) + block.size() > self.most.load(Ordering::Relaxed) {
             self.kept.fetch_sub(block.size(), Ordering::Relaxed);
             // SAFETY: a block of this layout was made with `block`.
             return unsafe { self.inner.dealloc(address, block) };
@@ -255,6 +264,24 @@ mod tests {
             recycler.dealloc(shrunk, layout(1000));
             assert_eq!(recycler.kept.load(Ordering::Relaxed), 7 * SMALLEST);
         }
+    }
+
+    #[test]
+    fn beyond_the_limit_blocks_are_given_back() {
+        let recycler = Recycler::new(System);
+        let layout = Layout::from_size_align(SMALLEST, 4).unwrap();
+        let kept_after = |blocks: usize| {
+            // SAFETY: the blocks are given back once.
+            unsafe {
+                let blocks: Vec<*mut u8> = (0..blocks).map(|_| recycler.alloc(layout)).collect();
+                blocks.into_iter().for_each(|block| recycler.dealloc(block, layout));
+            }
+            recycler.kept.load(Ordering::Relaxed)
+        };
+        recycler.keep(0);
+        assert_eq!(kept_after(2), 0);
+        recycler.keep(2 * SMALLEST);
+        assert_eq!(kept_after(3), 2 * SMALLEST);
     }
 
     #[test]

@@ -148,8 +148,7 @@ impl Task for Part<'_> {
             *self.gather;
         let padded = channels.next_multiple_of(S::LANES);
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
-        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
-        let epilogue = Epilogue { residual, activation };
+        let epilogue = Epilogue::new(self.residual, self.target, activation);
         let mut moments = self.moments.is_some().then(|| ChannelMoments::new(padded));
         let of_part = self.band.of(self.images * rows.len(), 1);
         let row_len = |pixels: usize| (pixels * channels).div_ceil(rows.len().max(1));

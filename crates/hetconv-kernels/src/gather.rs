@@ -13,7 +13,7 @@ use crate::isa::Isa;
 use crate::moments::{ColumnSums, Moments, SumsOfParts};
 use crate::pack::{Block, Layout};
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
-use crate::prefetch::Prefetch;
+use crate::prefetch::{Ahead, Prefetch};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 use crate::tile::{Epilogue, MAX_ROWS, Tile, Turned};
@@ -40,6 +40,14 @@ impl Weights {
     /// Number of weights, zeros of the layout included.
     pub fn len(&self) -> usize {
         self.packed.len()
+    }
+
+    /// What a part of these blocks reads first.
+    pub fn first(&self, blocks: &Range<usize>) -> &[f32] {
+        let blocks = &self.layout.blocks[blocks.clone()];
+        let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return &[] };
+        let of_blocks = &self.packed[first.weights.start..last.weights.end];
+        &of_blocks[..of_blocks.len().min(BAND)]
     }
 }
 
@@ -92,9 +100,9 @@ impl Gather<'_> {
             let source = &source[first * source_len..][..images * source_len];
             // SAFETY: the target has `batch` images.
             let target = unsafe { target.add(first * target_len) };
-            // The next part is most likely this thread's.
-            let (band, goes_on) = (Band::WHOLE, true);
-            isa.run(Part { gather: self, images, blocks, band, source, goes_on, residual: None, target, moments });
+            // What lies behind a part of a batch is most likely this thread's next part.
+            let (band, behind, residual, ahead) = (Band::WHOLE, source.len(), None, &[][..]);
+            isa.run(Part { gather: self, images, blocks, band, source, behind, residual, ahead, target, moments });
         });
         sums.map(SumsOfParts::total)
     }
@@ -108,10 +116,12 @@ pub(crate) struct Part<'a> {
     /// Which pixels of each region.
     pub band: Band,
     pub source: &'a [f32],
-    /// Whether what lies behind the source is most likely read next.
-    pub goes_on: bool,
+    /// Values behind the source that are most likely read next, if any are there.
+    pub behind: usize,
     /// What is added, as long as the images' targets.
     pub residual: Option<&'a [f32]>,
+    /// What is most likely read next: it is brought near.
+    pub ahead: &'a [f32],
     /// The first image's target.
     pub target: Target,
     /// Sums and sums of squares, `[2, target channels]`.
@@ -136,30 +146,27 @@ impl Task for Part<'_> {
         // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
         // it before the next ones, which are then brought near.
         let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
+        // What lies behind a band is most likely this thread's next one.
         let far = BAND.min(self.source.len());
-        let values = if self.goes_on { self.source.len() } else { self.source.len() - far };
-        let mut near = [
-            Prefetch::new(self.source.as_ptr().wrapping_add(far), values, tiles * blocks.len()),
-            Prefetch::new(self.source.as_ptr(), 0, 1),
-        ];
+        let of_band = self.band.of(self.source.len(), 1);
+        let end = (of_band.end + far).min(self.source.len() + self.behind);
+        let near = of_band.start + far..end.max(of_band.start + far);
+        let mut near = Prefetch::new(self.source.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
         for first in blocks.clone().step_by(together) {
+            let group = first..blocks.end.min(first + together);
             // Blocks that come one after another find their weights near.
-            if let Some(next) = weights.layout.blocks[first..blocks.end].get(together)
-                && together == 1
-                && next.weights.len() <= BAND
-            {
-                let of_next = weights.packed[next.weights.clone()].as_ptr();
-                near[1] = Prefetch::new(of_next, next.weights.len(), tiles);
-            }
+            let next = group.end..blocks.end.min(group.end + together);
+            let next = if next.is_empty() { self.ahead } else { weights.first(&next) };
+            let mut ahead = Ahead::new(next);
             for (region, walks) in regions.iter().zip(&weights.walks) {
                 let pixels = self.pixels(region);
                 for start in pixels.clone().step_by(most) {
                     let pixels = start..pixels.end.min(start + most);
-                    let group = first..blocks.end.min(first + together);
                     let of_group = weights.layout.blocks[group.clone()].iter().zip(&walks[group.clone()]);
-                    for (index, (block, walk)) in group.zip(of_group) {
+                    for (index, (block, walk)) in group.clone().zip(of_group) {
                         let moments = moments.get_mut(index - blocks.start);
-                        self.tiles(simd, region, pixels.clone(), block, walk, &mut near, &mut turned, moments);
+                        let ahead = (&mut near, &mut ahead);
+                        self.tiles(simd, region, pixels.clone(), block, walk, ahead, &mut turned, moments);
                     }
                 }
             }
@@ -188,7 +195,7 @@ impl Part<'_> {
         pixels: Range<usize>,
         block: &Block,
         walk: &Walk,
-        near: &mut [Prefetch; 2],
+        (near, ahead): (&mut Prefetch, &mut Ahead<'_>),
         turned: &mut Turned,
         mut moments: Option<&mut Moments>,
     ) {
@@ -196,7 +203,6 @@ impl Part<'_> {
             weights, bias, activation, source_pixels, target_pixels, source_channels, target_channels, ..
         } = *self.gather;
         let image_lens = [source_pixels * source_channels, target_pixels * target_channels];
-        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
         let mut tile = Tile {
             walk,
             block,
@@ -206,7 +212,8 @@ impl Part<'_> {
             sources: [self.source.as_ptr(); MAX_ROWS],
             targets: [self.target.0; MAX_ROWS],
             starts: None,
-            epilogue: Epilogue { residual, activation },
+            epilogue: Epilogue::new(self.residual, self.target, activation),
+            ahead: 0,
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
         let mut left = pixels.len();
@@ -234,8 +241,9 @@ impl Part<'_> {
                 }
                 (row, in_image) = (row + pixels.len(), rest);
             }
-            near.iter_mut().for_each(|near| near.advance(simd));
-            tile.prefetch_targets(simd);
+            near.advance(simd);
+            tile.ahead = ahead.distance(&weights.packed[block.weights.clone()]);
+            tile.epilogue.prefetch(simd, &tile.targets[..tile.rows], block.vectors);
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
             // inside this part's images, whose lengths were checked by whoever made the part.
             unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };

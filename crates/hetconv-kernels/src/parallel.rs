@@ -53,7 +53,7 @@ pub(crate) fn parts_of_blocks(images: usize, blocks: usize, floats: usize) -> us
 }
 
 /// One of several nearly equal stretches.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Band {
     pub index: usize,
     pub count: usize,

@@ -165,10 +165,12 @@ impl Prepared {
 
     /// act(convolution + bias + residual): `[images, height, width, M]` → `[images, out height, out width, N]`, channels in
     /// the orders of the [`ConvSpec`](crate::ConvSpec). The residual is laid out as the target. Each thread of the team
-    /// takes parts that depend on the shape alone, so the results do not depend on the team.
+    /// takes parts that depend on the shape alone, so the results do not depend on the team. Weights that the layer which is
+    /// run `next` reads first are brought near.
     ///
     /// # Panics
     /// If a length does not fit, or there are fewer scratches than threads or one of them is too small.
+    #[allow(clippy::too_many_arguments)]
     pub fn run<S: AsMut<[f32]> + Send>(
         &self,
         team: &Team,
@@ -177,11 +179,18 @@ impl Prepared {
         source: &[f32],
         residual: Option<&[f32]>,
         target: &mut [f32],
+        next: Option<&Prepared>,
     ) {
         let target = self.check(images, source, residual, target);
         let split = self.split(images);
+        let next = next.map(|next| (next, next.split(images)));
         team.each(split.parts(), scratch, |part, scratch| {
-            self.part(split.part(part), scratch.as_mut(), images, source, residual, target);
+            let ahead = match team.last_of(part, split.parts()) {
+                Some(thread) => next.map(|(next, split)| next.first_weights(split, team.first(thread, split.parts()))),
+                None if split.part(part)[1] == split.part(part + 1)[1] => None,
+                None => Some(self.first_weights(split, part + 1)),
+            };
+            self.part(split.part(part), scratch.as_mut(), images, source, residual, target, ahead.unwrap_or_default());
         });
     }
 
@@ -198,7 +207,7 @@ impl Prepared {
         target: &mut [f32],
     ) {
         let target = self.check(images, source, residual, target);
-        self.part([Band::WHOLE; 2], scratch, images, source, residual, target);
+        self.part([Band::WHOLE; 2], scratch, images, source, residual, target, &[]);
     }
 
     /// Where the first pixel's outputs are written, after a look at all lengths.
@@ -229,7 +238,18 @@ impl Prepared {
         kernel
     }
 
+    /// The weights that a part reads first.
+    fn first_weights(&self, split: Split, part: usize) -> &[f32] {
+        let [_, group] = split.part(part);
+        match &self.form {
+            PackedForm::Depthwise(packed) => packed,
+            PackedForm::Direct(weights) => weights.first(&group.of(weights.layout.blocks.len(), 1)),
+            PackedForm::Winograd(weights) => weights.first(&group.of(weights.layout.blocks.len(), 1)),
+        }
+    }
+
     /// One part; other parts write other values of the target.
+    #[allow(clippy::too_many_arguments)]
     fn part(
         &self,
         [band, group]: [Band; 2],
@@ -238,9 +258,9 @@ impl Prepared {
         source: &[f32],
         residual: Option<&[f32]>,
         target: Target,
+        ahead: &[f32],
     ) {
-        let goes_on = band.count == 1;
-        self.kernel().part(self.isa, [band, group], scratch, images, source, goes_on, residual, target);
+        self.kernel().part(self.isa, [band, group], scratch, images, source, 0, residual, ahead, target);
     }
 
     /// The split for so many images. Where the weights are too large to be read by every part, parts share the source

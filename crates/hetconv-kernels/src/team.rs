@@ -175,6 +175,21 @@ impl Team {
         });
     }
 
+    /// The stretch of parts that a thread begins with.
+    fn stretch(&self, thread: usize, parts: usize) -> Range<usize> {
+        Band { index: thread, count: self.shared.stretches.len() }.of(parts, 1)
+    }
+
+    /// The first part of a thread's stretch.
+    pub(crate) fn first(&self, thread: usize, parts: usize) -> usize {
+        self.stretch(thread, parts).start.min(parts.saturating_sub(1))
+    }
+
+    /// The thread whose stretch ends with a part, if there is one.
+    pub(crate) fn last_of(&self, part: usize, parts: usize) -> Option<usize> {
+        (0..self.shared.stretches.len()).find(|&thread| self.stretch(thread, parts).end == part + 1)
+    }
+
     /// Calls `work(part, thread)` once for every part.
     pub(crate) fn run(&self, parts: usize, work: &Work<'_>) {
         let guard = match self.busy.try_lock() {
@@ -190,7 +205,7 @@ impl Team {
         assert!(parts <= u32::MAX as usize, "more parts than can be numbered");
         let shared = &*self.shared;
         for (thread, stretch) in shared.stretches.iter().enumerate() {
-            stretch.set(Band { index: thread, count: shared.stretches.len() }.of(parts, 1));
+            stretch.set(self.stretch(thread, parts));
         }
         // SAFETY: the state is closed and nobody has joined, so nobody reads. The lifetime is forgotten until the state is
         // closed again, below.

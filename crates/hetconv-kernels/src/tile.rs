@@ -13,6 +13,7 @@ use hetconv_core::Activation;
 use crate::elementwise::activate;
 use crate::moments::Moments;
 use crate::pack::{Block, partner};
+use crate::parallel::Target;
 use crate::simd::{Simd, Task};
 use crate::walk::{OwnSegment, Segment, Spread, Turn, Walk};
 
@@ -35,23 +36,68 @@ pub(crate) struct Tile<'a> {
     /// Where each pixel's sums start, if not at 0: a vector of the block's outputs, padded to whole ones.
     pub starts: Option<[*const f32; MAX_ROWS]>,
     pub epilogue: Epilogue,
+    /// Bytes from weights that are read to what is brought near meanwhile; 0 if that is nothing.
+    pub ahead: isize,
 }
 
 /// What happens to a sum and its bias before it is written.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue {
-    /// Values that are added, laid out as the target is: the first of them, and the target's first.
-    pub residual: Option<(*const f32, *mut f32)>,
+    pub residual: Option<Residual>,
     pub activation: Option<Activation>,
 }
 
-impl Epilogue {
-    /// Brings near what will be added at `target`.
+/// Values that are added, laid out as the target is.
+#[derive(Clone, Copy)]
+pub(crate) struct Residual {
+    /// The first of them, and the target's first.
+    firsts: (*const f32, *mut f32),
+}
+
+impl Residual {
+    /// What is added at a target.
+    ///
+    /// # Safety
+    /// `target` lies within the target that this belongs to.
     #[inline(always)]
-    pub fn prefetch<S: Simd>(&self, simd: S, target: *mut f32) {
-        if let Some((residual, first)) = self.residual {
-            let offset = (target as isize).wrapping_sub(first as isize);
-            simd.prefetch(residual.wrapping_byte_offset(offset));
+    unsafe fn at(self, target: *mut f32) -> *const f32 {
+        let (first, of_target) = self.firsts;
+        // SAFETY: the caller's; the residual is as long as the target.
+        unsafe { first.offset(target.offset_from(of_target)) }
+    }
+}
+
+impl Epilogue {
+    /// Of a target, and of a residual that is as long.
+    pub fn new(residual: Option<&[f32]>, target: Target, activation: Option<Activation>) -> Self {
+        let residual = residual.map(|residual| Residual { firsts: (residual.as_ptr(), target.0) });
+        Self { residual, activation }
+    }
+
+    /// Whether nothing happens.
+    fn is_plain(&self) -> bool {
+        self.residual.is_none() && self.activation.is_none()
+    }
+
+    /// Whether there is no activation but the usual one.
+    fn is_simple(&self) -> bool {
+        matches!(self.activation, None | Some(Activation::Relu))
+    }
+
+    /// Brings near the vectors that will be written at some targets, and what will be added.
+    #[inline(always)]
+    pub fn prefetch<S: Simd>(&self, simd: S, targets: &[*mut f32], vectors: usize) {
+        for target in targets {
+            for vector in 0..vectors {
+                simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
+            }
+        }
+        let Some(Residual { firsts: (first, of_target) }) = self.residual else { return };
+        for &target in targets {
+            let residual = first.wrapping_byte_offset((target as isize).wrapping_sub(of_target as isize));
+            for vector in 0..vectors {
+                simd.prefetch(residual.wrapping_add(vector * S::LANES));
+            }
         }
     }
 
@@ -61,9 +107,9 @@ impl Epilogue {
     /// `target` lies within the target that the residual belongs to, with as many outputs from there on.
     #[inline(always)]
     pub unsafe fn apply<S: Simd>(&self, simd: S, mut sum: S::V, target: *mut f32, lanes: usize) -> S::V {
-        if let Some((residual, first)) = self.residual {
-            // SAFETY: the caller's; the residual is as long as the target.
-            sum = unsafe { simd.add(sum, simd.load_lanes(residual.offset(target.offset_from(first)), lanes)) };
+        if let Some(residual) = self.residual {
+            // SAFETY: the caller's.
+            sum = unsafe { simd.add(sum, simd.load_lanes(residual.at(target), lanes)) };
         }
         match self.activation {
             Some(function) => activate(simd, function, sum),
@@ -72,7 +118,7 @@ impl Epilogue {
     }
 }
 
-/// Room for the sums of a tile's rotated vectors.
+/// Room for the sums of a tile, such as those of its rotated vectors.
 #[repr(align(64))]
 pub(crate) struct Turned([f32; MAX_ROWS * MAX_STRIDE]);
 
@@ -86,20 +132,6 @@ impl Tile<'_> {
     /// The most rows of a tile of a block.
     pub fn most_rows<S: Simd>(block: &Block) -> usize {
         MAX_ROWS.min(S::SUMS / block.vectors)
-    }
-
-    /// Brings near what will be written, and what is added to it.
-    #[inline(always)]
-    pub fn prefetch_targets<S: Simd>(&self, simd: S) {
-        let targets = &self.targets[..self.rows];
-        for vector in 0..self.block.vectors {
-            targets.iter().for_each(|target| simd.prefetch_to_write(target.wrapping_add(vector * S::LANES)));
-        }
-        if self.epilogue.residual.is_some() {
-            for vector in 0..self.block.vectors {
-                targets.iter().for_each(|target| self.epilogue.prefetch(simd, target.wrapping_add(vector * S::LANES)));
-            }
-        }
     }
 
     /// Computes the tile's pixels.
@@ -214,7 +246,7 @@ impl<const R: usize, const V: usize, const HALF: bool> Ranges<'_, '_, R, V, HALF
                 }
             }
             for segment in &tile.walk.both {
-                add_segment::<S, R, V>(simd, tile.packed, &sources, segment, &mut sums);
+                add_segment::<S, R, V>(simd, tile.packed, &sources, segment, tile.ahead, &mut sums);
             }
             for segment in &tile.walk.own {
                 add_own::<S, R, V>(simd, tile.packed, &sources, segment, &mut sums);
@@ -234,6 +266,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
     packed: *const f32,
     sources: &[*const f32; R],
     segment: &Segment,
+    ahead: isize,
     sums: &mut [[S::V; V]; R],
 ) {
     // SAFETY: the caller vouches for the segment's sources and weights.
@@ -253,6 +286,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
                         others[r][v] = simd.mul_add(simd.splat(*sources[r].offset(index + 1)), next, others[r][v]);
                     }
                 }
+                simd.prefetch(weights.wrapping_byte_offset(ahead));
                 weights = weights.add(2 * V * S::LANES);
                 index += 2;
             }
@@ -270,6 +304,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
                     sums[r][v] = simd.mul_add(value, weight[v], sums[r][v]);
                 }
             }
+            simd.prefetch(weights.wrapping_byte_offset(ahead));
             weights = weights.add(V * S::LANES);
             index += 1;
         }
@@ -331,69 +366,71 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
     simd: S,
     tile: &Tile<'_>,
     mut sums: [[S::V; V]; R],
-    mut moments: Option<&mut Moments>,
+    moments: Option<&mut Moments>,
 ) {
     let whole = tile.bias.len() == V * S::LANES;
-    // SAFETY: as many outputs as biases are writable at each target; the residual is as long as the target.
+    // SAFETY: as many outputs as biases are writable at each target.
     unsafe {
-        // Loops without a choice in them: the sums stay in their registers.
-        if let (true, Some(activation)) = (whole, Light::of(tile.epilogue.activation)) {
-            if let Some((residual, first)) = tile.epilogue.residual {
+        if let Some(moments) = moments {
+            debug_assert!(tile.epilogue.is_plain(), "moments are those of the sums");
+            moments.add(simd, &sums);
+        }
+        if whole && tile.epilogue.is_simple() {
+            if let Some(residual) = tile.epilogue.residual {
                 for r in 0..R {
-                    let residual = residual.offset(tile.targets[r].offset_from(first));
+                    let residual = residual.at(tile.targets[r]);
                     for v in 0..V {
                         sums[r][v] = simd.add(sums[r][v], simd.load(residual.add(v * S::LANES)));
                     }
                 }
             }
-            for r in 0..R {
-                for v in 0..V {
-                    sums[r][v] = match activation {
-                        Light::None => sums[r][v],
-                        Light::Relu => activate(simd, Activation::Relu, sums[r][v]),
-                        Light::Relu6 => activate(simd, Activation::Relu6, sums[r][v]),
-                    };
+            if tile.epilogue.activation.is_some() {
+                for r in 0..R {
+                    for v in 0..V {
+                        sums[r][v] = simd.relu(sums[r][v]);
+                    }
                 }
             }
             for r in 0..R {
                 for v in 0..V {
-                    simd.store(tile.targets[r].add(v * S::LANES), sums[r][v]);
+                    simd.store(tile.targets[r].wrapping_add(v * S::LANES), sums[r][v]);
                 }
-            }
-            if let Some(moments) = &mut moments {
-                moments.add(simd, &sums);
             }
             return;
         }
-        let mut sums = sums;
+        // What is rare stays out of the way: this function is as large as a good part of the first-level cache.
+        let mut values = Turned::new();
         for r in 0..R {
             for v in 0..V {
-                let (target, lanes) = (tile.targets[r].wrapping_add(v * S::LANES), tile.lanes::<S, V>(v));
-                sums[r][v] = tile.epilogue.apply(simd, sums[r][v], target, lanes);
-                simd.store_lanes(target, sums[r][v], lanes);
+                simd.store(values.0.as_mut_ptr().add(r * MAX_STRIDE + v * S::LANES), sums[r][v]);
             }
         }
-        if let Some(moments) = &mut moments {
-            moments.add(simd, &sums);
-        }
+        simd.apart(Rest { tile, values: &values });
     }
 }
 
-/// Activations of an instruction or two.
-#[derive(Clone, Copy)]
-enum Light {
-    None,
-    Relu,
-    Relu6,
+/// Sums of a tile, rows of [`MAX_STRIDE`], to which the epilogue is applied one vector after another.
+struct Rest<'t, 'a> {
+    tile: &'t Tile<'a>,
+    values: &'t Turned,
 }
 
-impl Light {
-    fn of(activation: Option<Activation>) -> Option<Self> {
-        match activation {
-            None => Some(Self::None),
-            Some(Activation::Relu) => Some(Self::Relu),
-            Some(Activation::Relu6) => Some(Self::Relu6),
-            Some(_) => None,
+impl Task for Rest<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { tile, values } = self;
+        for (&target, values) in tile.targets[..tile.rows].iter().zip(values.0.chunks_exact(MAX_STRIDE)) {
+            for first in (0..tile.bias.len()).step_by(S::LANES) {
+                let lanes = S::LANES.min(tile.bias.len() - first);
+                let target = target.wrapping_add(first);
+                // SAFETY: made by `finish` alone, whose caller vouches for the targets; rows of values are whole vectors.
+                unsafe {
+                    let sum = simd.load(values[first..].as_ptr());
+                    simd.store_lanes(target, tile.epilogue.apply(simd, sum, target, lanes), lanes);
+                }
+            }
         }
     }
 }

@@ -232,7 +232,7 @@ fn nothing_is_read_or_written_past_its_end() {
                     let mut scratch = [(); 2].map(|()| Guarded::new(&vec![0.0; prepared.scratch_len(2).max(1)]));
                     let mut scratch = scratch.each_mut().map(Guarded::get_mut);
                     let residual = Some(&*grad.get_mut());
-                    prepared.run(&team, &mut scratch, 2, input.get_mut(), residual, output.get_mut());
+                    prepared.run(&team, &mut scratch, 2, input.get_mut(), residual, output.get_mut(), None);
                     prepared.run_alone(scratch[0], 2, input.get_mut(), residual, output.get_mut());
                     let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
                     std::hint::black_box(conv.grad_input(2, grad.get_mut(), &packed));

@@ -1,5 +1,6 @@
 //! From a graph to a plan.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::plan::{Input, Layer, algorithm_name};
 use crate::step::{Kind, Step, Value};
 use crate::{CompileError, Options, Plan};
 
-pub(crate) fn compile(graph: &Graph, weights: &Weights, options: &Options) -> Result<Plan, CompileError> {
+pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Options) -> Result<Plan, CompileError> {
     let shapes = graph.shapes()?;
     weights.check(graph)?;
     let orders = ChannelPlan::new(graph)?;
@@ -251,8 +252,9 @@ impl Compiler<'_> {
         Ok(Kind::Norm { scale, shift })
     }
 
-    fn layer(&self, chain: &Chain, activation: Option<Activation>) -> Result<Prepared, CompileError> {
-        let node = &self.source.graph.nodes[chain.first];
+    fn layer(&mut self, chain: &Chain, activation: Option<Activation>) -> Result<Prepared, CompileError> {
+        let graph = self.source.graph;
+        let node = &graph.nodes[chain.first];
         let Folded { tensors, bias } = self.source.layer(chain.first, chain.norm)?;
         let in_order = self.orders.input_order(chain.first, 0).clone();
         let out_order = self.orders.order(chain.last).clone();

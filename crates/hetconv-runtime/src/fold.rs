@@ -1,5 +1,7 @@
 //! Weights with the batch-norm behind them folded in, exactly but for one rounding.
 
+use std::borrow::Cow;
+
 use hetconv_graph::{Graph, Op, ValueId, WeightTensor, Weights};
 
 use crate::CompileError;
@@ -10,11 +12,10 @@ pub(crate) struct Affine {
     pub shift: Vec<f64>,
 }
 
-/// A graph's weights, whose presence and shapes were checked.
-#[derive(Clone, Copy)]
+/// A graph's weights, whose presence and shapes were checked. A layer's are taken out of weights that are owned.
 pub(crate) struct Source<'a> {
     pub graph: &'a Graph,
-    pub weights: &'a Weights,
+    pub weights: Cow<'a, Weights>,
 }
 
 /// Weights and biases of one layer.
@@ -24,21 +25,29 @@ pub(crate) struct Folded {
     pub bias: Vec<f32>,
 }
 
-impl Source<'_> {
-    fn name(&self, node: ValueId) -> &str {
+impl<'a> Source<'a> {
+    fn name(&self, node: ValueId) -> &'a str {
         &self.graph.nodes[node].name
-    }
-
-    /// A tensor, if the graph has it.
-    fn tensor(&self, node: ValueId, suffix: &str) -> Option<&WeightTensor> {
-        self.weights.get(&format!("{}.{suffix}", self.name(node)))
     }
 
     /// A tensor's values, all of them finite; none of one that is not there.
     fn values(&self, node: ValueId, suffix: &str) -> Result<&[f32], CompileError> {
-        let data = self.tensor(node, suffix).map_or(&[][..], |tensor| &tensor.data);
+        let tensor = self.weights.get(&format!("{}.{suffix}", self.name(node)));
+        let data = tensor.map_or(&[][..], |tensor| &tensor.data);
         self.finite(node, suffix, data)?;
         Ok(data)
+    }
+
+    /// A tensor's values to be changed, all of them finite, if the graph has it.
+    fn take(&mut self, node: ValueId, suffix: &str) -> Result<Option<Vec<f32>>, CompileError> {
+        let name = format!("{}.{suffix}", self.name(node));
+        let tensor = match &mut self.weights {
+            Cow::Owned(weights) => weights.remove(&name),
+            Cow::Borrowed(weights) => weights.get(&name).cloned(),
+        };
+        let Some(WeightTensor { data, .. }) = tensor else { return Ok(None) };
+        self.finite(node, suffix, &data)?;
+        Ok(Some(data))
     }
 
     pub fn finite(&self, node: ValueId, suffix: &str, data: &[f32]) -> Result<(), CompileError> {
@@ -75,7 +84,7 @@ impl Source<'_> {
     }
 
     /// A layer's weights, with a batch-norm's factors, and its bias, with the batch-norm's summands.
-    pub fn layer(&self, node: ValueId, norm: Option<ValueId>) -> Result<Folded, CompileError> {
+    pub fn layer(&mut self, node: ValueId, norm: Option<ValueId>) -> Result<Folded, CompileError> {
         let affine = norm.map(|norm| self.affine(norm)).transpose()?;
         let filters = match self.graph.nodes[node].op {
             Op::Conv2d { out_channels, .. } => out_channels,
@@ -84,10 +93,7 @@ impl Source<'_> {
         };
         let mut tensors = Vec::new();
         for suffix in ["weight", "center", "ring"] {
-            if self.tensor(node, suffix).is_none() {
-                continue;
-            }
-            let mut data = self.values(node, suffix)?.to_vec();
+            let Some(mut data) = self.take(node, suffix)? else { continue };
             if let Some(affine) = &affine {
                 let row = (data.len() / filters.max(1)).max(1);
                 for (row, &scale) in data.chunks_exact_mut(row).zip(&affine.scale) {

@@ -1,5 +1,7 @@
 //! The compiled network.
 
+use std::borrow::Cow;
+
 use hetconv_graph::{Graph, Weights};
 use hetconv_kernels::{Algorithm, Isa};
 
@@ -68,7 +70,15 @@ impl Plan {
     /// A graph that is not a network, weights that are not its own, or a number that is not finite; the error names the
     /// node.
     pub fn compile(graph: &Graph, weights: &Weights, options: &Options) -> Result<Self, CompileError> {
-        compile(graph, weights, options)
+        compile(graph, Cow::Borrowed(weights), options)
+    }
+
+    /// As [`Plan::compile`], and frees each layer's weights as soon as they are packed: never are all of them in memory twice.
+    ///
+    /// # Errors
+    /// As [`Plan::compile`].
+    pub fn compile_owned(graph: &Graph, weights: Weights, options: &Options) -> Result<Self, CompileError> {
+        compile(graph, Cow::Owned(weights), options)
     }
 
     /// Name and algorithm of every convolution and linear layer, as the fixed cost has it, without any weights.

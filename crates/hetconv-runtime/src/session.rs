@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hetconv_kernels::{Aligned, Team};
+use hetconv_kernels::{Aligned, Prepared, Team};
 
 use crate::schedule::{Chunk, Schedule};
 use crate::step::{Kind, Step};
@@ -215,7 +215,13 @@ impl Session {
                 let (target, others) = Others::split(arena, &schedule.places[step.output]);
                 let target = &mut target[..batch * plan.values[step.output].len()];
                 let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
-                Clock::time(clock, index, team.threads(), || whole(plan, step, batch, team, workers, &read, target));
+                let next = plan.steps[index + 1..group.steps.end].iter().find_map(|step| match &step.kind {
+                    Kind::Conv(prepared) => Some(&**prepared),
+                    _ => None,
+                });
+                Clock::time(clock, index, team.threads(), || {
+                    whole(plan, step, batch, team, workers, &read, target, next);
+                });
             }
         }
         Ok(())
@@ -249,7 +255,8 @@ fn read<'a>(
     }
 }
 
-/// Computes a step of all images on all threads.
+/// Computes a step of all images on all threads, and brings near what the next layer reads first.
+#[allow(clippy::too_many_arguments)]
 fn whole<'a>(
     plan: &Plan,
     step: &Step,
@@ -258,12 +265,13 @@ fn whole<'a>(
     workers: &mut [Worker],
     read: &(dyn Fn(usize) -> &'a [f32] + Sync),
     target: &mut [f32],
+    next: Option<&Prepared>,
 ) {
     /// Values of a part, at least.
     const LEAST: usize = 16 << 10;
     if let Kind::Conv(prepared) = &step.kind {
         let residual = (step.operands.len() > 1).then(|| read(1));
-        return prepared.run(team, workers, images, read(0), residual, target);
+        return prepared.run(team, workers, images, read(0), residual, target, next);
     }
     let rows = images * if step.has_rows() { plan.values[step.output].size[0] } else { 1 };
     let row_len = target.len() / rows;

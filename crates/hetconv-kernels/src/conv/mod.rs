@@ -358,8 +358,8 @@ impl Kernel<'_> {
         }
     }
 
-    /// Computes a band of the pixels of some images and a share of the outputs, on this thread. `goes_on` says whether what
-    /// lies behind the source is most likely read next.
+    /// Computes a band of the pixels of some images and a share of the outputs, on this thread. So many values behind the
+    /// source, and what is `ahead`, are most likely read next.
     #[allow(clippy::too_many_arguments)]
     pub fn part(
         &self,
@@ -368,8 +368,9 @@ impl Kernel<'_> {
         scratch: &mut [f32],
         images: usize,
         source: &[f32],
-        goes_on: bool,
+        behind: usize,
         residual: Option<&[f32]>,
+        ahead: &[f32],
         target: Target,
     ) {
         let moments = None;
@@ -379,11 +380,33 @@ impl Kernel<'_> {
             }
             Self::Direct(gather) => {
                 let blocks = share.of(gather.weights.layout.blocks.len(), 1);
-                isa.run(gather::Part { gather, images, blocks, band, source, goes_on, residual, target, moments });
+                isa.run(gather::Part {
+                    gather,
+                    images,
+                    blocks,
+                    band,
+                    source,
+                    behind,
+                    residual,
+                    ahead,
+                    target,
+                    moments,
+                });
             }
             Self::Winograd(winograd) => {
                 let blocks = share.of(winograd.weights.layout.blocks.len(), 1);
-                isa.run(winograd::Part { winograd, images, blocks, band, source, residual, target, moments, scratch });
+                isa.run(winograd::Part {
+                    winograd,
+                    images,
+                    blocks,
+                    band,
+                    source,
+                    residual,
+                    ahead,
+                    target,
+                    moments,
+                    scratch,
+                });
             }
         }
     }

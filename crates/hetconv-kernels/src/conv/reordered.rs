@@ -139,7 +139,8 @@ impl Reordered {
                 }
             };
             let results = if back.is_none() { &mut *target } else { &mut written[..target.len()] };
-            kernel.part(isa, [Band::WHOLE; 2], scratch, images, source, false, None, Target(results.as_mut_ptr()));
+            let (whole, target_of_part) = ([Band::WHOLE; 2], Target(results.as_mut_ptr()));
+            kernel.part(isa, whole, scratch, images, source, 0, None, &[], target_of_part);
             if !back.is_none() {
                 back.copy(isa, &written[..target.len()], target);
             }

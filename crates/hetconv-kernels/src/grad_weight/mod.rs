@@ -61,7 +61,6 @@ impl GradWeight<'_> {
             let grad_output = grad_output.1.brought_by_all(isa, grad_output.0, room_out);
             let images = Images { input, grad_output, ..*self.images };
             return GradWeight { images: &images, orders: [&Reorder::NONE; 2], ..*self }.run(isa, grad);
-            let [room_in, room_out] = &mut rooms;
         }
         let parts = parts_of_blocks(batch, groups.len(), self.layout.len);
         let images = batch.div_ceil(parts).max(1);

@@ -156,14 +156,15 @@ impl Winograd<'_> {
                 let source = &source[first * source_len..][..images * source_len];
                 // SAFETY: the target has `batch` images.
                 let target = unsafe { whole.add(first * target_len) };
-                let (band, scratch) = (Band::WHOLE, &mut scratch[..]);
+                let (band, residual, ahead, scratch) = (Band::WHOLE, None, &[][..], &mut scratch[..]);
                 isa.run(Part {
                     winograd: self,
                     images,
                     blocks,
                     band,
                     source,
-                    residual: None,
+                    residual,
+                    ahead,
                     target,
                     moments,
                     scratch,
@@ -277,6 +278,8 @@ pub(crate) struct Part<'a> {
     pub source: &'a [f32],
     /// What is added, as long as the images' targets.
     pub residual: Option<&'a [f32]>,
+    /// What is most likely read next: it is brought near.
+    pub ahead: &'a [f32],
     /// The first image's target.
     pub target: Target,
     /// Sums and sums of squares, `[2, target channels]`.
@@ -338,8 +341,12 @@ impl Task for Part<'_> {
                     for index in alike.clone() {
                         let block = &weights.layout.blocks[index];
                         // The weights that come next are brought near while these are used.
-                        let next = if index + 1 < alike.end { (index + 1, point) } else { (alike.start, point + 1) };
-                        let ahead = weights.of_point(next.0, next.1);
+                        let ahead = match (index + 1 < alike.end, point + 1 < POINTS) {
+                            (true, _) => weights.of_point(index + 1, point),
+                            (false, true) => weights.of_point(alike.start, point + 1),
+                            (false, false) if left.is_empty() => self.ahead,
+                            (false, false) => weights.first(&left),
+                        };
                         match block.vectors {
                             2 => self.multiply::<S, 2>(simd, index, point, column, ahead, &mut pieces),
                             _ => self.multiply::<S, 1>(simd, index, point, column, ahead, &mut pieces),
@@ -458,7 +465,7 @@ impl Part<'_> {
         let block = &weights.layout.blocks[index];
         let most_rows = Tile::most_rows::<S>(block);
         let (width, products_len) = (pieces.room.width, pieces.room.products_len());
-        let residual = self.residual.map(|residual| (residual.as_ptr(), self.target.0));
+        let epilogue = Epilogue::new(self.residual, self.target, activation);
         let mut moments = Moments::new();
         let mut turned = Turned::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
@@ -466,13 +473,8 @@ impl Part<'_> {
             let place = self.place(piece);
             let target = place.target.wrapping_add(block.outputs.start);
             for y in 0..place.size[0] {
-                for x in 0..place.size[1] {
-                    for vector in 0..block.vectors {
-                        let target = target.wrapping_add((y * row + x) * target_channels + vector * S::LANES);
-                        simd.prefetch_to_write(target);
-                        Epilogue { residual, activation }.prefetch(simd, target);
-                    }
-                }
+                let of_row: [_; OUT] = std::array::from_fn(|x| target.wrapping_add((y * row + x) * target_channels));
+                epilogue.prefetch(simd, &of_row[..place.size[1]], block.vectors);
             }
             for lane in (0..block.stride).step_by(S::LANES) {
                 // SAFETY: there are `width` products a point, this block's from `column` on, and `MAX_STRIDE` results a
@@ -503,7 +505,8 @@ impl Part<'_> {
                 sources: [pieces.zeros.as_ptr(); MAX_ROWS],
                 targets: [target; MAX_ROWS],
                 starts: None,
-                epilogue: Epilogue { residual, activation },
+                epilogue,
+                ahead: 0,
             };
             let mut left = place.size[0] * place.size[1];
             let rows = left.div_ceil(left.div_ceil(most_rows));

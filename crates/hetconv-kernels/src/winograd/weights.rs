@@ -104,6 +104,11 @@ impl Weights {
         &self.transformed[from..from + len]
     }
 
+    /// What a part of these blocks reads first.
+    pub fn first(&self, blocks: &Range<usize>) -> &[f32] {
+        if blocks.is_empty() { &[] } else { self.of_point(blocks.start, 0) }
+    }
+
     /// Blocks that read the same range, and so the same transformed source.
     pub fn alike(&self, blocks: Range<usize>) -> Range<usize> {
         let layout = &self.layout.blocks;

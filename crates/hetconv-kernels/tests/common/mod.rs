@@ -169,19 +169,23 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         // With a residual and an activation, by a team and alone.
         let residual = Numbers(seed).vec(want.len());
         let swish = |x: f64| x * (x / 6.0 + 0.5).clamp(0.0, 1.0);
-        let sum = want.iter().zip(load(&residual, &spec.out_order));
-        let activated: Vec<f64> = sum.map(|(&sum, residual)| swish(sum + f64::from(residual))).collect();
-        let again = Conv::new(spec.clone(), in_size).expect("as before");
-        let prepared = again.prepare(isa, algorithm, weights.get(), Some(&bias), Some(Activation::HardSwish));
+        let relu = |x: f64| x.max(0.0);
+        let sums = want.iter().zip(load(&residual, &spec.out_order)).map(|(&sum, residual)| sum + f64::from(residual));
+        let sums: Vec<f64> = sums.collect();
         static TEAM: OnceLock<Team> = OnceLock::new();
         let team = TEAM.get_or_init(|| Team::new(3));
-        let mut scratch: Vec<Aligned> = (0..3).map(|_| Aligned::zeroed(prepared.scratch_len(batch))).collect();
-        output.fill(f32::NAN);
-        prepared.run(team, &mut scratch, batch, &stored, Some(&residual), &mut output);
-        assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, more * 1e-5);
-        output.fill(f32::NAN);
-        prepared.run_alone(scratch[0].as_mut(), batch, &stored, Some(&residual), &mut output);
-        assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, more * 1e-5);
+        for (function, exact) in [(Activation::Relu, relu as fn(f64) -> f64), (Activation::HardSwish, swish as _)] {
+            let activated: Vec<f64> = sums.iter().map(|&sum| exact(sum)).collect();
+            let again = Conv::new(spec.clone(), in_size).expect("as before");
+            let prepared = again.prepare(isa, algorithm, weights.get(), Some(&bias), Some(function));
+            let mut scratch: Vec<Aligned> = (0..3).map(|_| Aligned::zeroed(prepared.scratch_len(batch))).collect();
+            output.fill(f32::NAN);
+            prepared.run(team, &mut scratch, batch, &stored, Some(&residual), &mut output, Some(&prepared));
+            assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, more * 1e-5);
+            output.fill(f32::NAN);
+            prepared.run_alone(scratch[0].as_mut(), batch, &stored, Some(&residual), &mut output);
+            assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, more * 1e-5);
+        }
 
         let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
         let grad_input = conv.grad_input(batch, &stored_grad, &packed);

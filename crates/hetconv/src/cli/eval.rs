@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::classifier::Classifier;
 use super::data::open_data;
+use super::give_memory_back;
 use super::model;
 use super::output::Output;
 use super::progress::StepProgress;
@@ -54,6 +55,7 @@ struct Evaluated {
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
+    give_memory_back();
     let file = model::load(&args.file)?;
     let input = file.graph.input_shape().unwrap_or_default();
     // Image files are seen as the network takes them; other data sets have a size of their own.

@@ -97,6 +97,12 @@ fn run(cli: Cli) -> Result<()> {
     rayon::scope(|_| dispatch(cli))
 }
 
+/// For commands that make memory once, and not the same sizes again and again as training does: what they free goes back to
+/// the system.
+fn give_memory_back() {
+    crate::ALLOCATOR.keep(0);
+}
+
 fn dispatch(cli: Cli) -> Result<()> {
     let output = Output::new(cli.format);
     match cli.command {

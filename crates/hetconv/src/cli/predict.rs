@@ -8,6 +8,7 @@ use hetconv::train::{Augment, Images, PixelTable, Split, fill_batch};
 use serde::Serialize;
 
 use super::classifier::Classifier;
+use super::give_memory_back;
 use super::model;
 use super::output::{Output, table};
 use super::usage::bad_usage;
@@ -47,6 +48,7 @@ struct Class {
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
+    give_memory_back();
     let file = model::load(&args.file)?;
     let mut network = Classifier::new(&file, 1, true)?;
     let predictions: Vec<Predicted> =

@@ -7,6 +7,7 @@ use anyhow::Result;
 use hetconv::runtime::{Options, Plan, Session, Team};
 use serde::Serialize;
 
+use super::give_memory_back;
 use super::model::{self, Model};
 use super::npy::{self, Array};
 use super::output::Output;
@@ -51,9 +52,11 @@ struct OneOutput {
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
+    give_memory_back();
     let Model::File(file) = model::open(&args.file.to_string_lossy())? else {
         bad_usage!("{} is a network's name; a model file is needed", args.file.display());
     };
+    let file = *file;
     let batch = |arrays: &[Array]| arrays.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
     let names: Vec<&str> = {
         let inputs = file.graph.nodes.iter().filter(|node| matches!(node.op, hetconv::graph::Op::Input { .. }));
@@ -65,7 +68,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     let batch = batch(&arrays);
     let options = Options { batch: batch.max(1), exact: args.exact, ..Options::default() };
-    let plan = Arc::new(Plan::compile(&file.graph, &file.weights, &options)?);
+    let plan = Arc::new(Plan::compile_owned(&file.graph, file.weights, &options)?);
     for (array, [channels, height, width]) in arrays.iter().zip(plan.input_shapes()) {
         if batch == 0 || array.shape != [batch, channels, height, width] {
             bad_usage!("an array of shape {:?} for an input of (images, {channels}, {height}, {width})", array.shape);

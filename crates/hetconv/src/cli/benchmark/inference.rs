@@ -11,20 +11,20 @@ use hetconv::units::milliseconds;
 use serde::Serialize;
 
 use super::{Benchmark, layers};
-use crate::cli::model;
 use crate::cli::output::Output;
+use crate::cli::{give_memory_back, model};
 
 const WARM_UP: usize = 3;
 
 pub fn run(network: &str, options: Options, runs: Option<usize>, of_layers: bool, output: &Output) -> Result<()> {
+    give_memory_back();
     let isa = Isa::selected()?;
     let batch = options.batch;
     let (graph, weights) = model::with_weights(network)?;
     let macs = graph.cost()?.macs;
     let started = Instant::now();
-    let plan = Arc::new(Plan::compile(&graph, &weights, &options)?);
+    let plan = Arc::new(Plan::compile_owned(&graph, weights, &options)?);
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;
-    drop(weights);
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
     let mut session = Session::with_team(&plan, batch, &Arc::new(Team::new(rayon::current_num_threads())))?;
     let inputs = random_inputs(&session);
