@@ -1,10 +1,12 @@
 """Checks that what the peers compute is what this project computes, so that their times can be compared.
 
     python3 bench/peers/check.py [--zoo [NAME ...]] [--hetconv PATH]
+    python3 bench/peers/check.py --top1 DATA MODEL [MODEL ...]
 
 Layers: both forms of HetConv against the golden vectors (result and gradients). Networks: `hetconv predict` against the
 exact network, and every engine on the exported file against the network it was exported from. With `--zoo`: `hetconv run` on
-every network of the zoo against PyTorch and ONNX Runtime.
+every network of the zoo against PyTorch and ONNX Runtime; every network is tried before the check fails. With `--top1`:
+`hetconv eval` of trained models with Winograd's algorithm and without it, whose hits may differ by five images.
 """
 
 import argparse
@@ -103,6 +105,7 @@ def zoo(hetconv, names, folder):
     import onnxruntime
     import torch
 
+    faults = []
     source, result, onnx = (str(Path(folder, name)) for name in ("x.npy", "y.npy", "model.onnx"))
     for name in names or json.loads(subprocess.check_output([hetconv, "list", "--format", "json"])):
         model = run.fresh_model(name, Path(folder, "fresh"))
@@ -110,7 +113,9 @@ def zoo(hetconv, names, folder):
         model.unlink()
         numpy.save(source, pixels.numpy())
         with torch.inference_mode():
-            expected = {"PyTorch": graph.Network(*graph.read(file), "dense").eval()(pixels).numpy()}
+            network = graph.Network(*graph.read(file), "dense").eval()
+            expected = {"PyTorch": network(pixels).numpy()}
+            expected["PyTorch in float64"] = network.double()(pixels.double()).numpy()
         Path(onnx).unlink(missing_ok=True)
         subprocess.run([hetconv, "export", file, "--output", onnx], check=True, stdout=subprocess.DEVNULL)
         session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
@@ -120,7 +125,25 @@ def zoo(hetconv, names, folder):
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             for engine, logits in expected.items():
                 what = " ".join([name, *options, "against", engine])
-                close(what, numpy.load(result).reshape(logits.shape), logits, tolerance)
+                try:
+                    close(what, numpy.load(result).reshape(logits.shape), logits, tolerance)
+                except SystemExit as fault:
+                    faults.append(str(fault))
+    if faults:
+        raise SystemExit("\n".join(faults))
+
+
+def top1(hetconv, data, models):
+    """Hits of trained models on the held-out images, exact and fast."""
+    for model in models:
+        hits = []
+        for options in ([], ["--fast"]):
+            command = [hetconv, "eval", model, "--data", data, "--format", "json", *options]
+            found = json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL))
+            hits.append(round(found["top1"] * found["images"]))
+        print(f"{model}: {hits[0]} of {found['images']} exact, {hits[1]} fast")
+        if abs(hits[0] - hits[1]) > 5:
+            raise SystemExit(f"{model}: Winograd's algorithm changes the hits by more than five images")
 
 
 def settle(description, tensors, folder):
@@ -170,10 +193,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", nargs="*", metavar="NAME", help="check the runtime on these networks [all], nothing else")
     parser.add_argument("--hetconv", help="the binary [default: a release build of this repository]")
+    parser.add_argument("--top1", nargs="+", metavar=("DATA", "MODEL"), help="compare exact and fast hits, nothing else")
     options = parser.parse_args()
     hetconv = options.hetconv or run.build()
     with tempfile.TemporaryDirectory() as folder:
-        if options.zoo is None:
+        if options.top1:
+            top1(hetconv, options.top1[0], options.top1[1:])
+        elif options.zoo is None:
             golden_layers()
             networks(hetconv, folder)
         else:
