@@ -2,7 +2,7 @@
 //!
 //! Sums live in registers from the first product to the last. For HetConv the centre tap spans all channels and the others
 //! one class, so K×K and 1×1 kernels meet in the same registers and no intermediate tensor exists: the paper's "zero
-//! latency". Only the sums of rotated vectors take a detour through the first-level cache, because they need more
+//! latency". Only the sums of turned vectors take a detour through the first-level cache, because they need more
 //! registers for fewer pixels.
 
 // Sums are indexed by row and vector alike, as registers are.
@@ -118,7 +118,7 @@ impl Epilogue {
     }
 }
 
-/// Room for the sums of a tile, such as those of its rotated vectors.
+/// Room for the sums of a tile, such as those of its turned vectors.
 #[repr(align(64))]
 pub(crate) struct Turned([f32; MAX_ROWS * MAX_STRIDE]);
 
@@ -157,7 +157,7 @@ impl Tile<'_> {
             // SAFETY: the caller's; `turned` has a row of `MAX_STRIDE` sums for every pixel.
             unsafe { turns.compute(simd, self.walk.size) };
         }
-        debug_assert!(self.starts.is_none(), "rotated sums start at 0");
+        debug_assert!(self.starts.is_none(), "turned sums start at 0");
         let turned = turned.0.as_ptr();
         self.starts = Some(std::array::from_fn(|row| turned.wrapping_add(row * MAX_STRIDE)));
         // SAFETY: the caller's.

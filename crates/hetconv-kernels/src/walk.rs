@@ -72,7 +72,7 @@ pub(crate) struct Walk {
     pub own: Vec<OwnSegment>,
     /// What each vector reads as vectors.
     pub turns: [Vec<Turn>; 2],
-    /// Size of the rotated groups, 0 without.
+    /// Size of the turned groups, 0 without.
     pub size: usize,
     /// Whether all turns read their lanes as they are.
     pub plain: bool,
@@ -91,7 +91,7 @@ impl Walk {
                     let sources = ranges.each_ref().map(|range| first + range.start as isize);
                     walk.own.push(OwnSegment { sources, len: ranges[0].len(), weights });
                 }
-                Ring::Rotated { size, sources } => {
+                Ring::Turned { size, sources } => {
                     walk.size = *size;
                     let mut weights = weights;
                     for (turns, sources) in walk.turns.iter_mut().zip(sources) {

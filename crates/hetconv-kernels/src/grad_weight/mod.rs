@@ -4,7 +4,7 @@
 //! filters; it stays in registers over a run of pixels, and is then added to the buffer. A run's grad-output is copied
 //! into a *panel* first, so that all taps read it in sequence. Pixels that a tap would read from the padding are not in its
 //! list. A block that reads vectors takes all taps at once over the pixels of a [`Region`], which have the same taps, two
-//! rotations of the grad-output at a time. Small images are strung together, so that runs are long everywhere.
+//! turns of the grad-output at a time. Small images are strung together, so that runs are long everywhere.
 
 mod cut;
 mod tile;
@@ -197,7 +197,7 @@ impl Part<'_> {
                     let (range, shift) = match &block.ring {
                         _ if Some(tap) == layout.center => (&block.center, 0),
                         Ring::Ranges([range, second]) => (range, second.start as isize - range.start as isize),
-                        Ring::Rotated { .. } => continue,
+                        Ring::Turned { .. } => continue,
                     };
                     // A last, smaller group uses the front of the lists: they are ordered by output pixel.
                     let pairs = &pairs[..pairs.partition_point(|&(_, row)| (row as usize) < rows)];
@@ -222,7 +222,7 @@ impl Part<'_> {
             let of_tap = |tap: usize| match &block.ring {
                 _ if Some(tap) == self.grad.layout.center => block.center.len().div_ceil(ROWS),
                 Ring::Ranges([range, _]) => range.len().div_ceil(ROWS),
-                Ring::Rotated { .. } => 0,
+                Ring::Turned { .. } => 0,
             };
             (0..taps).map(of_tap).sum()
         };
@@ -232,10 +232,9 @@ impl Part<'_> {
     /// Adds what taps contribute that read vectors, of the images of a group.
     #[inline(always)]
     fn turns<S: Simd>(&mut self, simd: S, block: &Block, images: usize, input: &[f32], grad_output: &[f32]) {
-        let Ring::Rotated { size, sources } = &block.ring else { return };
-        let lane = |rotation: usize, lane: usize| (partner(lane, rotation) % S::LANES) as u32;
-        let lanes: Vec<[u32; 16]> =
-            (0..*size).map(|rotation| std::array::from_fn(|index| lane(rotation, index))).collect();
+        let Ring::Turned { size, sources } = &block.ring else { return };
+        let lane = |turn: usize, lane: usize| (partner(lane, turn) % S::LANES) as u32;
+        let lanes: Vec<[u32; 16]> = (0..*size).map(|turn| std::array::from_fn(|index| lane(turn, index))).collect();
         for (region, pairs) in self.grad.regions.iter().zip(&self.grad.cut.regions) {
             let taps: Vec<(usize, isize)> =
                 region.taps.iter().copied().filter(|&(tap, _)| Some(tap) != self.grad.layout.center).collect();

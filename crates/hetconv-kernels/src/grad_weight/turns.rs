@@ -9,7 +9,7 @@ use crate::walk::{Spread, Turn};
 /// The most taps whose sums are kept at once.
 pub(super) const MOST_TAPS: usize = 8;
 
-/// Some taps of a vector that reads vectors, over pixels of one region, in one or two rotations.
+/// Some taps of a vector that reads vectors, over pixels of one region, in one or two turns.
 pub(super) struct Turns<'a> {
     pub pairs: &'a [(u32, u32)],
     pub input: &'a [f32],
@@ -18,9 +18,9 @@ pub(super) struct Turns<'a> {
     pub turns: &'a [Turn],
     /// Whether all values come to their lanes as they are.
     pub plain: bool,
-    /// For each rotation the lanes of grad-output that it takes.
+    /// For each turn the lanes of grad-output that it takes.
     pub lanes: &'a [[u32; 16]],
-    /// Place in the packed buffer that is the first in `out`, for the weights of the first rotation.
+    /// Place in the packed buffer that is the first in `out`, for the weights of the first turn.
     pub first: isize,
     pub out: &'a mut [f32],
 }
@@ -51,7 +51,7 @@ impl Turns<'_> {
     }
 }
 
-/// [`Turns`] of `T` taps in `J` rotations.
+/// [`Turns`] of `T` taps in `J` turns.
 struct TurnTaps<'a, const J: usize, const T: usize>(Turns<'a>);
 
 impl<const J: usize, const T: usize> Task for TurnTaps<'_, J, T> {
@@ -101,7 +101,7 @@ impl<const J: usize, const T: usize> Task for TurnTaps<'_, J, T> {
     }
 }
 
-/// Adds the products of one pixel, `value(tap)` by its rotated grad-output.
+/// Adds the products of one pixel, `value(tap)` by its turned grad-output.
 #[inline(always)]
 fn add_taps<S: Simd, const J: usize, const T: usize>(
     simd: S,

@@ -103,8 +103,8 @@ impl Choice<'_> {
             let widths = [2 * lanes, lanes, run.min(2 * lanes)];
             candidates.extend(widths.map(|width| self.ranges(start, width.min(left), lanes, half)));
         }
-        candidates.extend(self.rotated(start, 1));
-        candidates.extend(self.rotated(start, 2));
+        candidates.extend(self.turned(start, 1));
+        candidates.extend(self.turned(start, 2));
         let cheapest = candidates.into_iter().min_by(|a, b| self.cost(a).total_cmp(&self.cost(b)));
         cheapest.expect("six candidates or more")
     }
@@ -134,8 +134,8 @@ impl Choice<'_> {
                 let simple = block.vectors == 2 && first == second;
                 (block.vectors * (block.center.len() + taps * first.len()), if simple { 1.0 } else { MORE_LOADS })
             }
-            // The sums of each rotation are brought to their lanes once, and written and read again.
-            Ring::Rotated { size, sources } => {
+            // The sums of each turn are brought to their lanes once, and written and read again.
+            Ring::Turned { size, sources } => {
                 let turns = taps * size * sources.iter().map(Vec::len).sum::<usize>();
                 let loads = if block.vectors == 2 { 1.0 } else { MORE_LOADS };
                 (block.vectors * (block.center.len() + 2 * size + 2) + turns, loads)
@@ -161,23 +161,23 @@ impl Choice<'_> {
 
     /// The block of so many vectors of outputs from `start` on, with their inputs in vectors as well; `None` unless each can
     /// be had, all with groups of one size.
-    fn rotated(&self, start: usize, vectors: usize) -> Option<Block> {
+    fn turned(&self, start: usize, vectors: usize) -> Option<Block> {
         let lanes = self.isa.lanes();
         let (mut sizes, mut sources) = (Vec::new(), Vec::new());
         for vector in 0..vectors {
-            let (size, of_vector) = self.rotated_vector(start + vector * lanes)?;
+            let (size, of_vector) = self.turned_vector(start + vector * lanes)?;
             sizes.push(size);
             sources.push(of_vector);
         }
         let size = sizes[0];
         let outputs = start..start + vectors * lanes;
-        let block = || self.block(outputs, false, lanes, Ring::Rotated { size, sources });
+        let block = || self.block(outputs, false, lanes, Ring::Turned { size, sources });
         sizes.iter().all(|&other| other == size).then(block)
     }
 
     /// The vector of outputs from `start` on, with its inputs in vectors as well; `None` unless it covers whole classes,
     /// contiguous on both sides, each side a multiple of the other, all of one size on the smaller side.
-    fn rotated_vector(&self, start: usize) -> Option<(usize, Vec<Source>)> {
+    fn turned_vector(&self, start: usize) -> Option<(usize, Vec<Source>)> {
         let lanes = self.isa.lanes();
         let outputs = self.outputs.get(start..start + lanes)?;
         let mut size = None;

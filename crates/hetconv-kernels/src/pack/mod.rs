@@ -7,8 +7,8 @@
 //! * *Ranges*: each vector reads a range of positions, value by value, and each value meets all its lanes. Vectors may
 //!   have half the lanes, for classes narrower than a whole one. Where a class is narrower still, a vector covers several
 //!   and the weights in between are zeros.
-//! * *Rotated*: where whole narrow classes fill a vector on both sides, the positions are read as vectors, and meet
-//!   weights that pair lane i with each output of its class in turn. Sums are kept apart by rotation, and brought to
+//! * *Turned*: where whole narrow classes fill a vector on both sides, the positions are read as vectors, and meet
+//!   weights that pair lane i with each output of its class in turn. Sums are kept apart by turn, and brought to
 //!   their lanes at the end of a tile. No lane is idle, whatever the classes' size.
 //!
 //! That is all the kernel knows of HetConv, groups or a standard convolution, so all of them are equally tuned.
@@ -50,8 +50,8 @@ pub(crate) enum Ring {
     /// Input positions for each vector; of equal length, and equal with one vector. Weights are `[range, stride]`.
     Ranges([Range<usize>; 2]),
     /// For each vector, vectors of input positions. Weights are `[sources, size, lanes]`, one vector's behind the other's:
-    /// lane i of rotation j belongs to the input in lane i and the output in lane [`partner`]`(i, j)`.
-    Rotated {
+    /// lane i of turn j belongs to the input in lane i and the output in lane [`partner`]`(i, j)`.
+    Turned {
         /// Lanes that change places among themselves: 1, 2, 4 or 8.
         size: usize,
         /// The vectors that each vector reads.
@@ -114,7 +114,7 @@ impl Block {
         match &self.ring {
             _ if is_center => self.center.len() * self.stride,
             Ring::Ranges([range, _]) => range.len() * self.stride,
-            Ring::Rotated { size, sources } => sources.iter().map(Vec::len).sum::<usize>() * size * self.lanes(),
+            Ring::Turned { size, sources } => sources.iter().map(Vec::len).sum::<usize>() * size * self.lanes(),
         }
     }
 }

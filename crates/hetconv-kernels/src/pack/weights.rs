@@ -26,7 +26,7 @@ impl Block {
         let starts = match &self.ring {
             _ if is_center => [self.center.start; 2],
             Ring::Ranges(ranges) => ranges.each_ref().map(|range| range.start),
-            Ring::Rotated { size, sources } => {
+            Ring::Turned { size, sources } => {
                 let of_vectors = sources.iter().enumerate();
                 let sources =
                     of_vectors.flat_map(|(vector, sources)| sources.iter().map(move |source| (vector, source)));
