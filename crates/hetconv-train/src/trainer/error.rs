@@ -45,7 +45,7 @@ pub enum TrainError {
         /// What the data set has.
         found: String,
     },
-    /// [`TrainObserver::stops`] said so; the newest checkpoint is of this moment.
+    /// [`TrainObserver::stops`](super::TrainObserver::stops) said so; the newest checkpoint is of this moment.
     #[error("stopped after {epochs} whole epochs")]
     Stopped {
         /// Epochs that were finished.
