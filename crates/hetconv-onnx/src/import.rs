@@ -434,13 +434,8 @@ impl<'a> Importer<'a> {
             }
             Value::Padded(padded) => {
                 let [channels, height, width] = self.network.image(padded.of)?;
-                let [top, left, bottom, right] = padded.pads;
-                let extent = |size: usize, before: i64, after: i64| {
-                    let size = (size as i64).checked_add(before).and_then(|size| size.checked_add(after));
-                    let size = size.and_then(|size| usize::try_from(size).ok());
-                    size.ok_or_else(|| Refusal::because("crops all of an image"))
-                };
-                Ok(vec![channels, extent(height, top, bottom)?, extent(width, left, right)?])
+                let [height, width] = layers::padded_size([height, width], padded.pads)?;
+                Ok(vec![channels, height, width])
             }
             Value::Constant(_) | Value::Unknown => Err(Refusal::because("reads a constant as an image")),
         }

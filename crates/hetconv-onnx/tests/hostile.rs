@@ -415,6 +415,21 @@ fn constants_out_of_all_proportion() {
         add_node(graph, "Pad", &["conv1", "pads"], vec![]);
     });
     assert_eq!(found[0].node, "added");
+    // Images and empty constants whose elements cannot be counted once they are flattened.
+    let flattened: [(&str, &[&str], Vec<i64>); 2] = [
+        ("Pad", &["conv1", "numbers"], vec![0, 0, 1 << 40, 1 << 40, 0, 0, 0, 0]),
+        ("ConstantOfShape", &["numbers"], vec![0, 1 << 62, 1 << 62]),
+    ];
+    for (op, inputs, numbers) in flattened {
+        let found = unsupported(|_, graph| {
+            add_ints(graph, "numbers", &[numbers.len() as i64], numbers);
+            add_node(graph, op, inputs, vec![]);
+            let huge = graph.node.last_mut().unwrap();
+            (huge.name, huge.output) = (Some("huge".to_owned()), vec!["huge".to_owned()]);
+            add_node(graph, "Flatten", &["huge"], vec![]);
+        });
+        assert!(["huge", "added"].contains(&found[0].node.as_str()), "{op}");
+    }
     // Each gather doubles what the one before it gave.
     let found = unsupported(|_, graph| {
         add_ints(graph, "twice", &[2], vec![0, 0]);

@@ -108,8 +108,7 @@ impl<'a> Importer<'a> {
 
     /// Pays for a tensor of these extents.
     fn spend_on(&mut self, dims: &[usize]) -> Read<()> {
-        let elements = dims.iter().try_fold(1_usize, |total, &dim| total.checked_mul(dim));
-        self.network.spend(elements.unwrap_or(usize::MAX))
+        self.network.spend(elements(dims).unwrap_or(usize::MAX))
     }
 
     fn fold_concat(&mut self, inputs: &[Option<Rc<Constant>>], attributes: &Attributes<'_>) -> Read<Constant> {
@@ -168,7 +167,7 @@ impl<'a> Importer<'a> {
             "Flatten" => {
                 let at = attributes.int("axis", 1);
                 let at = if at == dims.len() as i64 { dims.len() } else { axis(at, dims.len())? };
-                Ok(vec![dims[..at].iter().product(), dims[at..].iter().product()])
+                Ok(vec![elements(&dims[..at])?, elements(&dims[at..])?])
             }
             _ => {
                 let target = argument.ok_or_else(|| Refusal::because("its shape is missing"))?.known()?;
@@ -227,6 +226,12 @@ impl<'a> Importer<'a> {
     }
 }
 
+/// The number of elements of these extents.
+pub(super) fn elements(dims: &[usize]) -> Read<usize> {
+    let count = dims.iter().try_fold(1_usize, |total, &dim| total.checked_mul(dim));
+    count.ok_or_else(|| Refusal::because(format!("more elements than can be counted: {dims:?}")))
+}
+
 /// The permutation of a Transpose: each axis once.
 pub(super) fn permutation(attributes: &Attributes<'_>, rank: usize) -> Read<Vec<usize>> {
     let Some(permutation) = attributes.ints("perm") else { return Ok((0..rank).rev().collect()) };
@@ -272,7 +277,7 @@ pub(super) fn resolved(target: &[i64], dims: &[usize], zero_is_meant: bool) -> R
         size => Ok(size),
     };
     let sizes: Vec<i64> = target.iter().enumerate().map(kept).collect::<Read<_>>()?;
-    let total = dims.iter().try_fold(1_usize, |total, &dim| total.checked_mul(dim)).ok_or_else(refused)?;
+    let total = elements(dims)?;
     let open = sizes.iter().filter(|&&size| size == -1).count();
     let mut known = 1_usize;
     for &size in sizes.iter().filter(|&&size| size != -1) {

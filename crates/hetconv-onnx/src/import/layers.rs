@@ -291,11 +291,11 @@ impl<'a> Importer<'a> {
 }
 
 /// Height and width of a padded or cropped image.
-fn padded_size(size: [usize; 2], pads: [i64; 4]) -> Read<[usize; 2]> {
+pub(super) fn padded_size(size: [usize; 2], pads: [i64; 4]) -> Read<[usize; 2]> {
     let mut padded = [0; 2];
     for axis in 0..2 {
         let sum = (size[axis] as i64).checked_add(pads[axis]).and_then(|sum| sum.checked_add(pads[axis + 2]));
-        let sum = sum.and_then(|sum| usize::try_from(sum).ok());
+        let sum = sum.and_then(|sum| usize::try_from(sum).ok()).filter(|&side| side <= Shape::MAX_SIDE);
         padded[axis] = sum.ok_or_else(|| Refusal::because("pads or crops beyond what an image can be"))?;
     }
     Ok(padded)

@@ -7,7 +7,7 @@ use hetconv_graph::{Op, Shape, ValueId};
 use super::Importer;
 use super::attributes::Attributes;
 use super::constant::{axis, slice_indices, transposed};
-use super::fold::{permutation, resolved, squeezed, unsqueezed};
+use super::fold::{elements, permutation, resolved, squeezed, unsqueezed};
 use super::value::{Channels, Constant, Int, Padded, Read, Refusal, Value};
 use crate::prepare::node_name;
 use crate::proto::NodeProto;
@@ -59,7 +59,7 @@ impl<'a> Importer<'a> {
     pub(super) fn flatten(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
         let dims = self.dims(&self.operand(node, 0)?)?;
         match axis(attributes.int("axis", 1), dims.len() + 1)? {
-            1 => self.reshaped(node, vec![dims.iter().product()]),
+            1 => self.reshaped(node, vec![elements(&dims)?]),
             axis => Err(Refusal::because(format!("flattens before axis {axis}, not behind the batch"))),
         }
     }
