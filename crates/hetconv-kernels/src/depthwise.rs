@@ -150,7 +150,7 @@ impl Task for Part<'_> {
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
         let epilogue = Epilogue::new(self.residual, self.target, activation);
         let mut moments = self.moments.is_some().then(|| ChannelMoments::new(padded));
-        let of_part = self.band.of(self.images * rows.len(), 1);
+        let of_part = self.band.of(self.images * rows.len());
         let row_len = |pixels: usize| (pixels * channels).div_ceil(rows.len().max(1));
         let [source_row, target_row] = [source_pixels, target_pixels].map(row_len);
         let vectors = padded / S::LANES;

@@ -11,12 +11,12 @@ use rayon::prelude::*;
 use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::moments::{ColumnSums, Moments, SumsOfParts};
-use crate::pack::{Block, Layout};
+use crate::pack::{Block, Layout, Ring};
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::prefetch::{Ahead, Prefetch};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
-use crate::tile::{Epilogue, MAX_ROWS, Tile, Turned};
+use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
 use crate::walk::Walk;
 
 /// A layer's weights, and what each block reads for the pixels of each region.
@@ -26,6 +26,48 @@ pub(crate) struct Weights {
     packed: Aligned,
     /// `[region, block]`.
     walks: Vec<Vec<Walk>>,
+    /// The same in two passes, for few pixels.
+    apart: Option<Apart>,
+}
+
+/// What a dense centre tap reads and what the others read.
+///
+/// Few pixels are many regions of one or a few each, and every region reads all weights of a block. Those of the centre
+/// tap are most of them, and are the same for all: a first pass computes it for the pixels of all regions, and a second
+/// one starts each region's sums with its results.
+#[derive(Debug)]
+struct Apart {
+    /// For each block, of a pixel of the centre tap.
+    center: Vec<Walk>,
+    /// For each region its centre tap's source pixel, relative to the first tap's.
+    offsets: Vec<isize>,
+    /// `[region, block]`.
+    rings: Vec<Vec<Walk>>,
+}
+
+impl Apart {
+    /// More pixels of an image are not few.
+    const MOST: usize = 64;
+
+    /// `None` unless every region has the centre tap, every block reads ranges of whole vectors, and there are few pixels.
+    fn new(layout: &Layout, regions: &[Region]) -> Option<Self> {
+        let center = layout.center?;
+        let pixels: usize = regions.iter().map(|region| region.pixels.len()).sum();
+        let plain = |block: &Block| block.outputs.len() == block.stride && matches!(block.ring, Ring::Ranges(_));
+        if pixels > Self::MOST || !layout.blocks.iter().all(plain) {
+            return None;
+        }
+        let offset = |region: &Region| region.taps.iter().find(|&&(tap, _)| tap == center).map(|&(_, first)| first);
+        let ring = |region: &Region| {
+            let taps: Vec<_> = region.taps.iter().copied().filter(|&(tap, _)| tap != center).collect();
+            layout.blocks.iter().map(|block| Walk::new(block, None, &taps)).collect()
+        };
+        Some(Self {
+            center: layout.blocks.iter().map(|block| Walk::new(block, Some(center), &[(center, 0)])).collect(),
+            offsets: regions.iter().map(offset).collect::<Option<_>>()?,
+            rings: regions.iter().map(ring).collect(),
+        })
+    }
 }
 
 impl Weights {
@@ -34,7 +76,8 @@ impl Weights {
         let of_region =
             |region: &Region| layout.blocks.iter().map(|block| Walk::new(block, layout.center, &region.taps)).collect();
         let walks = regions.iter().map(of_region).collect();
-        Self { layout, packed, walks }
+        let apart = Apart::new(&layout, regions);
+        Self { layout, packed, walks, apart }
     }
 
     /// Number of weights, zeros of the layout included.
@@ -136,7 +179,7 @@ impl Task for Part<'_> {
         let Gather { weights, regions, source_pixels, source_channels, target_pixels, .. } = *self.gather;
         let source_len = source_pixels * source_channels;
         let blocks = self.blocks.clone();
-        let tiles: usize = regions.iter().map(|region| self.pixels(region).len().div_ceil(MAX_ROWS)).sum();
+        let tiles: usize = self.pixels().map(|pixels| pixels.len().div_ceil(MAX_ROWS)).sum();
         let mut turned = Turned::new();
         let mut moments: Vec<Moments> = match self.moments {
             Some(_) => blocks.clone().map(|_| Moments::new()).collect(),
@@ -148,7 +191,7 @@ impl Task for Part<'_> {
         let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
         // What lies behind a band is most likely this thread's next one.
         let far = BAND.min(self.source.len());
-        let of_band = self.band.of(self.source.len(), 1);
+        let of_band = self.band.of(self.source.len());
         let end = (of_band.end + far).min(self.source.len() + self.behind);
         let near = of_band.start + far..end.max(of_band.start + far);
         let mut near = Prefetch::new(self.source.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
@@ -158,15 +201,21 @@ impl Task for Part<'_> {
             let next = group.end..blocks.end.min(group.end + together);
             let next = if next.is_empty() { self.ahead } else { weights.first(&next) };
             let mut ahead = Ahead::new(next);
-            for (region, walks) in regions.iter().zip(&weights.walks) {
-                let pixels = self.pixels(region);
+            if let Some(apart) = self.apart(tiles) {
+                for index in group.clone() {
+                    self.center(simd, apart, index, &mut turned);
+                }
+            }
+            let walks = self.apart(tiles).map_or(&weights.walks, |apart| &apart.rings);
+            for ((region, walks), pixels) in regions.iter().zip(walks).zip(self.pixels()) {
                 for start in pixels.clone().step_by(most) {
                     let pixels = start..pixels.end.min(start + most);
                     let of_group = weights.layout.blocks[group.clone()].iter().zip(&walks[group.clone()]);
                     for (index, (block, walk)) in group.clone().zip(of_group) {
                         let moments = moments.get_mut(index - blocks.start);
                         let ahead = (&mut near, &mut ahead);
-                        self.tiles(simd, region, pixels.clone(), block, walk, ahead, &mut turned, moments);
+                        let begun = self.apart(tiles).is_some();
+                        self.tiles(simd, region, pixels.clone(), block, walk, begun, ahead, &mut turned, moments);
                     }
                 }
             }
@@ -180,12 +229,67 @@ impl Task for Part<'_> {
 }
 
 impl Part<'_> {
-    /// The pixels of a region, image by image, that fall to this part.
-    fn pixels(&self, region: &Region) -> Range<usize> {
-        self.band.of(self.images * region.pixels.len(), MAX_ROWS)
+    /// The pixels of each region, image by image, that fall to this part.
+    fn pixels(&self) -> impl Iterator<Item = Range<usize>> {
+        let (images, total) = (self.images, self.images * self.gather.target_pixels);
+        let mut before = 0;
+        self.gather.regions.iter().map(move |region| {
+            let len = images * region.pixels.len();
+            let pixels = self.band.among(before, len, total, STEP);
+            before += len;
+            pixels
+        })
     }
 
-    /// Computes some pixels of a region by one block.
+    /// The two passes, if they read less: so many tiles there are in one.
+    fn apart(&self, tiles: usize) -> Option<&Apart> {
+        let pixels = self.images * self.gather.target_pixels;
+        let whole = self.band == Band::WHOLE;
+        self.gather.weights.apart.as_ref().filter(|_| whole && (1..=tiles / 2).contains(&pixels.div_ceil(MAX_ROWS)))
+    }
+
+    /// The first of two passes: the centre tap of all pixels by one block. Its results stand where the sums will.
+    #[inline(always)]
+    fn center<S: Simd>(&self, simd: S, apart: &Apart, index: usize, turned: &mut Turned) {
+        let Gather { weights, regions, bias, source_pixels, target_pixels, source_channels, target_channels, .. } =
+            *self.gather;
+        let block = &weights.layout.blocks[index];
+        let mut tile = Tile {
+            walk: &apart.center[index],
+            block,
+            packed: weights.packed.as_ptr(),
+            bias: &bias[block.outputs.clone()],
+            rows: 0,
+            sources: [self.source.as_ptr(); MAX_ROWS],
+            targets: [self.target.0; MAX_ROWS],
+            starts: None,
+            epilogue: Epilogue::new(None, self.target, None),
+            ahead: 0,
+        };
+        let mut left = self.images * target_pixels;
+        let rows = left.div_ceil(left.div_ceil(Tile::most_rows::<S>(block)));
+        for image in 0..self.images {
+            let source = self.source.as_ptr().wrapping_add(image * source_pixels * source_channels);
+            let target = self.target.0.wrapping_add(image * target_pixels * target_channels + block.outputs.start);
+            for (region, &offset) in regions.iter().zip(&apart.offsets) {
+                for &(from, to) in &region.pixels {
+                    tile.sources[tile.rows] = source.wrapping_add(from).wrapping_offset(offset);
+                    tile.targets[tile.rows] = target.wrapping_add(to);
+                    tile.rows += 1;
+                    if tile.rows < rows.min(left) {
+                        continue;
+                    }
+                    // SAFETY: as in `Part::tiles`; the centre tap is one of each region's.
+                    unsafe { tile.compute(simd, turned, None) };
+                    left -= tile.rows;
+                    tile.rows = 0;
+                }
+            }
+        }
+    }
+
+    /// Computes some pixels of a region by one block; the sums are begun where they will be written, or begin with the
+    /// bias.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn tiles<S: Simd>(
@@ -195,6 +299,7 @@ impl Part<'_> {
         pixels: Range<usize>,
         block: &Block,
         walk: &Walk,
+        begun: bool,
         (near, ahead): (&mut Prefetch, &mut Ahead<'_>),
         turned: &mut Turned,
         mut moments: Option<&mut Moments>,
@@ -207,7 +312,7 @@ impl Part<'_> {
             walk,
             block,
             packed: weights.packed.as_ptr(),
-            bias: &bias[block.outputs.clone()],
+            bias: if begun { &NO_BIAS[..block.outputs.len()] } else { &bias[block.outputs.clone()] },
             rows: 0,
             sources: [self.source.as_ptr(); MAX_ROWS],
             targets: [self.target.0; MAX_ROWS],
@@ -241,6 +346,7 @@ impl Part<'_> {
                 }
                 (row, in_image) = (row + pixels.len(), rest);
             }
+            tile.starts = begun.then(|| tile.targets.map(<*mut f32>::cast_const));
             near.advance(simd);
             tile.ahead = ahead.distance(&weights.packed[block.weights.clone()]);
             tile.epilogue.prefetch(simd, &tile.targets[..tile.rows], block.vectors);
@@ -250,6 +356,12 @@ impl Part<'_> {
         }
     }
 }
+
+/// The bias of sums that are begun.
+const NO_BIAS: [f32; MAX_STRIDE] = [0.0; MAX_STRIDE];
+
+/// Pixels of a region are shared out in so many.
+const STEP: usize = 4;
 
 /// Rows of a tile whose sources share a set of the first-level cache: they leave room for weights.
 const CROWDED_ROWS: usize = 6;

@@ -63,11 +63,17 @@ impl Band {
     /// Everything.
     pub const WHOLE: Self = Self { index: 0, count: 1 };
 
-    /// Its share of `len` items; all stretches but the last are multiples of `step`.
-    pub fn of(self, len: usize, step: usize) -> Range<usize> {
-        let edge = |index: usize| match index == self.count {
-            true => len,
-            false => (len * index / self.count / step * step).min(len),
+    /// Its share of `len` items.
+    pub fn of(self, len: usize) -> Range<usize> {
+        self.among(0, len, len, 1)
+    }
+
+    /// Of its share of `total` items, those among the `len` that follow the first `before`; a share ends at a multiple of
+    /// `step` of them, or with them.
+    pub fn among(self, before: usize, len: usize, total: usize, step: usize) -> Range<usize> {
+        let edge = |index: usize| match (total * index / self.count).saturating_sub(before) {
+            at if at >= len => len,
+            at => at / step * step,
         };
         edge(self.index)..edge(self.index + 1)
     }
@@ -78,16 +84,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bands_cover_everything_once() {
-        for (len, step, count) in [(0, 12, 3), (1, 12, 4), (25, 12, 2), (100, 1, 7), (1000, 12, 16)] {
-            let mut next = 0;
-            for index in 0..count {
-                let band = Band { index, count }.of(len, step);
-                assert_eq!(band.start, next);
-                assert!(band.start.is_multiple_of(step));
-                next = band.end;
+    fn bands_cover_everything_once_and_are_nearly_alike() {
+        for (lens, step, count) in [
+            (vec![0], 4, 3),
+            (vec![1, 0, 2], 4, 4),
+            (vec![196, 14, 14, 14, 14, 1, 1, 1, 1], 4, 8),
+            (vec![36, 6, 6, 6, 6, 1, 1, 1, 1], 4, 2),
+            (vec![1000], 12, 16),
+        ] {
+            let total: usize = lens.iter().sum();
+            let mut sizes = vec![0; count];
+            let mut before = 0;
+            for len in lens {
+                let mut next = 0;
+                for (index, size) in sizes.iter_mut().enumerate() {
+                    let band = Band { index, count }.among(before, len, total, step);
+                    assert_eq!(band.start, next);
+                    assert!(band.end.is_multiple_of(step) || band.end == len);
+                    next = band.end;
+                    *size += band.len();
+                }
+                assert_eq!(next, len);
+                before += len;
             }
-            assert_eq!(next, len);
+            assert!(sizes.iter().all(|size| size.abs_diff(total / count) <= step), "{sizes:?} of {total}");
         }
+        assert_eq!(Band { index: 1, count: 3 }.of(10), 3..6);
     }
 }

@@ -155,8 +155,8 @@ impl Prepared {
         let of_split = |split: Split| {
             let parts = (0..split.parts()).map(|part| {
                 let [band, group] = split.part(part);
-                let pieces = band.of(images * winograd.pieces(), 1).len();
-                winograd.scratch_len(group.of(winograd.weights.layout.blocks.len(), 1), pieces)
+                let pieces = band.of(images * winograd.pieces()).len();
+                winograd.scratch_len(group.of(winograd.weights.layout.blocks.len()), pieces)
             });
             parts.max().unwrap_or(0)
         };
@@ -243,8 +243,8 @@ impl Prepared {
         let [_, group] = split.part(part);
         match &self.form {
             PackedForm::Depthwise(packed) => packed,
-            PackedForm::Direct(weights) => weights.first(&group.of(weights.layout.blocks.len(), 1)),
-            PackedForm::Winograd(weights) => weights.first(&group.of(weights.layout.blocks.len(), 1)),
+            PackedForm::Direct(weights) => weights.first(&group.of(weights.layout.blocks.len())),
+            PackedForm::Winograd(weights) => weights.first(&group.of(weights.layout.blocks.len())),
         }
     }
 
@@ -266,13 +266,13 @@ impl Prepared {
     /// The split for so many images. Where the weights are too large to be read by every part, parts share the source
     /// instead.
     fn split(&self, images: usize) -> Split {
-        let work = (self.products * images as f64 / LEAST).min(MOST as f64) as usize;
         // Powers of two come out even on two and four threads.
-        let parts = if work == 0 { 1 } else { 1 << work.ilog2() };
+        let even = |count: usize| count.checked_ilog2().map_or(1, |log| 1 << log);
+        let parts = even((self.products * images as f64 / LEAST).min(MOST as f64) as usize);
         // Whichever of the two is read by every part should be the smaller one.
         let far = self.packed_len() > NEAR;
         let of = |most_bands: usize, most_groups: usize| {
-            let (most_bands, most_groups) = (most_bands.max(1), most_groups.max(1));
+            let (most_bands, most_groups) = (even(most_bands), most_groups.max(1));
             match far {
                 true => {
                     let groups = parts.min(most_groups);

@@ -177,7 +177,7 @@ impl Team {
 
     /// The stretch of parts that a thread begins with.
     fn stretch(&self, thread: usize, parts: usize) -> Range<usize> {
-        Band { index: thread, count: self.shared.stretches.len() }.of(parts, 1)
+        Band { index: thread, count: self.shared.stretches.len() }.of(parts)
     }
 
     /// The first part of a thread's stretch.

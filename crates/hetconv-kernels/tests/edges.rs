@@ -74,6 +74,19 @@ fn sources_that_share_a_set() {
     });
 }
 
+/// Few pixels are computed in two passes, more of them in one.
+#[test]
+fn few_pixels() {
+    each_isa("few pixels", |isa| {
+        for (seed, size) in [[1, 1], [2, 2], [3, 2], [4, 4], [5, 7], [8, 8], [9, 8]].into_iter().enumerate() {
+            for (m, n, parts, stride) in [(64, 64, 2, 1), (64, 128, 4, 1), (128, 64, 2, 1), (64, 64, 2, 2)] {
+                let spec = ConvSpec::by_class(m, n, Conv2dGeometry::same(3, stride), het(m, n, parts));
+                check(&spec, isa, 1 + seed % 3, size, seed as u64);
+            }
+        }
+    });
+}
+
 /// Winograd's pieces are 4×4: images at and around their multiples, and every padding.
 #[test]
 fn edges_of_winograd_pieces() {

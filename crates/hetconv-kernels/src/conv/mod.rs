@@ -379,7 +379,7 @@ impl Kernel<'_> {
                 isa.run(depthwise::Part { gather, images, band, source, residual, target, moments });
             }
             Self::Direct(gather) => {
-                let blocks = share.of(gather.weights.layout.blocks.len(), 1);
+                let blocks = share.of(gather.weights.layout.blocks.len());
                 isa.run(gather::Part {
                     gather,
                     images,
@@ -394,7 +394,7 @@ impl Kernel<'_> {
                 });
             }
             Self::Winograd(winograd) => {
-                let blocks = share.of(winograd.weights.layout.blocks.len(), 1);
+                let blocks = share.of(winograd.weights.layout.blocks.len());
                 isa.run(winograd::Part {
                     winograd,
                     images,

@@ -319,7 +319,7 @@ impl Task for Part<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let weights = self.winograd.weights;
-        let all = self.band.of(self.images * self.winograd.pieces(), 1);
+        let all = self.band.of(self.images * self.winograd.pieces());
         let room = Room::new(self.winograd, self.blocks.clone(), all.len());
         assert!(self.scratch.len() >= room.len(), "scratch");
         let scratch = std::mem::take(&mut self.scratch);
