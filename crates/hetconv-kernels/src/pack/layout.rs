@@ -132,16 +132,19 @@ impl Choice<'_> {
         let (products, loads) = match &block.ring {
             Ring::Ranges([first, second]) => {
                 let simple = block.vectors == 2 && first == second;
-                (block.vectors * (block.center.len() + taps * first.len()), if simple { 1.0 } else { MORE_LOADS })
+                let products = block.vectors * (block.center.len() + taps * first.len());
+                (products as f64, if simple { 1.0 } else { MORE_LOADS })
             }
             // The sums of each turn are brought to their lanes once, and written and read again.
             Ring::Turned { size, sources } => {
                 let turns = taps * size * sources.iter().map(Vec::len).sum::<usize>();
+                let plain = sources.iter().flatten().all(Source::is_plain);
+                let turns = if plain { 1.0 } else { SPREAD } * turns as f64;
                 let loads = if block.vectors == 2 { 1.0 } else { MORE_LOADS };
-                (block.vectors * (block.center.len() + 2 * size + 2) + turns, loads)
+                ((block.vectors * (block.center.len() + 2 * size + 2)) as f64 + turns, loads)
             }
         };
-        weight * loads * products as f64 / block.outputs.len() as f64
+        weight * loads * products / block.outputs.len() as f64
     }
 
     /// The block of `width` outputs from `start` on, in vectors of `lanes` that read ranges.
@@ -240,6 +243,10 @@ impl Choice<'_> {
 /// A tile of one vector, or of two that read different positions, needs more loads for its products, so it has to save
 /// that much arithmetic to be worth it.
 const MORE_LOADS: f64 = 1.15;
+
+/// Values that have to be brought to their lanes first cost that much more: each time they meet weights, and in grad-weight
+/// for every two turns.
+const SPREAD: f64 = 1.25;
 
 /// Class of every position.
 fn stored(classes: &[u32], order: &ChannelOrder) -> Vec<u32> {
