@@ -8,7 +8,6 @@
 // Sums are indexed as registers are.
 #![allow(clippy::needless_range_loop)]
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use hetconv_core::Activation;
@@ -16,8 +15,9 @@ use rayon::prelude::*;
 
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
-use crate::moments::{ChannelMoments, ColumnSums, SumsOfParts};
-use crate::parallel::{Band, Target, images_per_part, reduction_parts};
+use crate::kernel::{Pass, Share};
+use crate::moments::ChannelMoments;
+use crate::parallel::reduction_parts;
 use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
 use crate::taps::{Rows, Stretch};
@@ -92,51 +92,11 @@ pub(crate) struct Gather<'a> {
     pub target_pixels: usize,
 }
 
-impl Gather<'_> {
-    /// Computes `target` from `source`, and, if wanted, the sum and the sum of squares of each channel.
-    pub fn run(
-        &self,
-        isa: Isa,
-        batch: usize,
-        source: &[f32],
-        target: &mut [MaybeUninit<f32>],
-        moments: bool,
-    ) -> Option<ColumnSums> {
-        let [source_len, target_len] = [self.source_pixels, self.target_pixels].map(|pixels| pixels * self.channels);
-        assert!(source.len() == batch * source_len && target.len() == batch * target_len);
-        if target.is_empty() {
-            return moments.then(|| ColumnSums::zero(self.channels));
-        }
-        let images = images_per_part(batch, 4 * source_len.max(target_len), 1);
-        let parts = batch.div_ceil(images);
-        let mut sums = moments.then(|| SumsOfParts::new(parts, self.channels));
-        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
-        let target = Target(target.as_mut_ptr().cast());
-        let parts: Vec<_> = (0..parts).map(|part| (part * images, of_parts.next())).collect();
-        parts.into_par_iter().for_each(|(first, moments)| {
-            let images = images.min(batch - first);
-            let source = &source[first * source_len..][..images * source_len];
-            // SAFETY: the target has `batch` images.
-            let target = unsafe { target.add(first * target_len) };
-            isa.run(Part { gather: self, images, band: Band::WHOLE, source, residual: None, target, moments });
-        });
-        sums.map(SumsOfParts::total)
-    }
-}
-
 /// Some pixels of some images, for one thread.
 pub(crate) struct Part<'a> {
-    pub gather: &'a Gather<'a>,
-    pub images: usize,
-    /// Which rows of the images.
-    pub band: Band,
-    pub source: &'a [f32],
-    /// What is added, as long as the images' targets.
-    pub residual: Option<&'a [f32]>,
-    /// The first image's target.
-    pub target: Target,
-    /// Sums and sums of squares, `[2, channels]`.
-    pub moments: Option<&'a mut [f64]>,
+    pub kernel: &'a Gather<'a>,
+    pub pass: Pass<'a>,
+    pub share: Share<'a>,
 }
 
 impl Task for Part<'_> {
@@ -145,20 +105,20 @@ impl Task for Part<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Gather { rows: Rows { taps, rows }, packed, bias, activation, channels, source_pixels, target_pixels } =
-            *self.gather;
+            *self.kernel;
         let padded = channels.next_multiple_of(S::LANES);
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
-        let epilogue = Epilogue::new(self.residual, self.target, activation);
-        let mut moments = self.moments.is_some().then(|| ChannelMoments::new(padded));
-        let of_part = self.band.of(self.images * rows.len());
+        let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
+        let mut moments = self.share.moments.is_some().then(|| ChannelMoments::new(padded));
+        let of_part = self.share.band.of(self.pass.images * rows.len());
         let row_len = |pixels: usize| (pixels * channels).div_ceil(rows.len().max(1));
         let [source_row, target_row] = [source_pixels, target_pixels].map(row_len);
         let vectors = padded / S::LANES;
         for row in of_part {
             let (image, stretches) = (row / rows.len(), &rows[row % rows.len()]);
-            let source = self.source.as_ptr().wrapping_add(image * source_pixels * channels);
-            let target = self.target.0.wrapping_add(image * target_pixels * channels);
-            let next = self.source.as_ptr().wrapping_add((row + 2) * source_row);
+            let source = self.pass.source.as_ptr().wrapping_add(image * source_pixels * channels);
+            let target = self.pass.target.0.wrapping_add(image * target_pixels * channels);
+            let next = self.pass.source.as_ptr().wrapping_add((row + 2) * source_row);
             let mut near = Prefetch::new(next, source_row, vectors * stretches.len());
             for channel in (0..channels).step_by(S::LANES) {
                 for stretch in stretches {
@@ -186,7 +146,7 @@ impl Task for Part<'_> {
                 moments.count(stretches.iter().map(|stretch| stretch.pixels).sum());
             }
         }
-        if let (Some(moments), Some(sums)) = (moments, self.moments) {
+        if let (Some(moments), Some(sums)) = (moments, self.share.moments) {
             moments.add_to(sums);
         }
     }

@@ -2,17 +2,15 @@
 //!
 //! A [`Tile`] takes its pixels from one [`Region`], across rows and images, so that they all read the same taps.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use hetconv_core::Activation;
-use rayon::prelude::*;
 
 use crate::aligned::Aligned;
-use crate::isa::Isa;
-use crate::moments::{ColumnSums, Moments, SumsOfParts};
+use crate::kernel::{Pass, Share};
+use crate::moments::Moments;
 use crate::pack::{Block, Layout, Ring};
-use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
+use crate::parallel::Band;
 use crate::prefetch::{Ahead, Prefetch};
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
@@ -108,67 +106,11 @@ pub(crate) struct Gather<'a> {
     pub target_channels: usize,
 }
 
-impl Gather<'_> {
-    /// Computes `target` `[batch, target pixels, target channels]` from `source`, and, if wanted, the sum and the sum of
-    /// squares of each channel.
-    pub fn run(
-        &self,
-        isa: Isa,
-        batch: usize,
-        source: &[f32],
-        target: &mut [MaybeUninit<f32>],
-        moments: bool,
-    ) -> Option<ColumnSums> {
-        let (source_len, target_len) =
-            (self.source_pixels * self.source_channels, self.target_pixels * self.target_channels);
-        assert!(source.len() == batch * source_len && target.len() == batch * target_len);
-        assert!(self.bias.len() == self.target_channels && self.weights.walks.len() == self.regions.len());
-        if target.is_empty() {
-            return moments.then(|| ColumnSums::zero(self.target_channels));
-        }
-        let images = images_per_part(batch, 4 * source_len, MAX_ROWS);
-        let image_parts = batch.div_ceil(images);
-        let groups = groups_of_blocks(self.weights.layout.blocks.len(), image_parts);
-        let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
-        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
-        let target = Target(target.as_mut_ptr().cast());
-        let mut parts = Vec::with_capacity(image_parts * groups.len());
-        for first in (0..batch).step_by(images) {
-            for blocks in &groups {
-                parts.push((first, blocks.clone(), of_parts.next()));
-            }
-        }
-        parts.into_par_iter().for_each(|(first, blocks, moments)| {
-            let images = images.min(batch - first);
-            let source = &source[first * source_len..][..images * source_len];
-            // SAFETY: the target has `batch` images.
-            let target = unsafe { target.add(first * target_len) };
-            // What lies behind a part of a batch is most likely this thread's next part.
-            let (band, behind, residual, ahead) = (Band::WHOLE, source.len(), None, &[][..]);
-            isa.run(Part { gather: self, images, blocks, band, source, behind, residual, ahead, target, moments });
-        });
-        sums.map(SumsOfParts::total)
-    }
-}
-
 /// Some pixels and blocks of some images, for one thread.
 pub(crate) struct Part<'a> {
-    pub gather: &'a Gather<'a>,
-    pub images: usize,
-    pub blocks: Range<usize>,
-    /// Which pixels of each region.
-    pub band: Band,
-    pub source: &'a [f32],
-    /// Values behind the source that are most likely read next, if any are there.
-    pub behind: usize,
-    /// What is added, as long as the images' targets.
-    pub residual: Option<&'a [f32]>,
-    /// What is most likely read next: it is brought near.
-    pub ahead: &'a [f32],
-    /// The first image's target.
-    pub target: Target,
-    /// Sums and sums of squares, `[2, target channels]`.
-    pub moments: Option<&'a mut [f64]>,
+    pub kernel: &'a Gather<'a>,
+    pub pass: Pass<'a>,
+    pub share: Share<'a>,
 }
 
 impl Task for Part<'_> {
@@ -176,30 +118,32 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let Gather { weights, regions, source_pixels, source_channels, target_pixels, .. } = *self.gather;
+        let Gather { weights, regions, source_pixels, source_channels, target_pixels, .. } = *self.kernel;
+        assert!(weights.walks.len() == regions.len());
         let source_len = source_pixels * source_channels;
-        let blocks = self.blocks.clone();
+        let blocks = self.share.blocks.clone();
         let tiles: usize = self.pixels().map(|pixels| pixels.len().div_ceil(MAX_ROWS)).sum();
         let mut turned = Turned::new();
-        let mut moments: Vec<Moments> = match self.moments {
+        let mut moments: Vec<Moments> = match self.share.moments {
             Some(_) => blocks.clone().map(|_| Moments::new()).collect(),
             None => Vec::new(),
         };
         let most = pixels_of_band(source_len, target_pixels);
         // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
         // it before the next ones, which are then brought near.
-        let together = if self.source.len() <= BAND { 1 } else { blocks.len().max(1) };
+        let together = if self.pass.source.len() <= BAND { 1 } else { blocks.len().max(1) };
         // What lies behind a band is most likely this thread's next one.
-        let far = BAND.min(self.source.len());
-        let of_band = self.band.of(self.source.len());
-        let end = (of_band.end + far).min(self.source.len() + self.behind);
+        let far = BAND.min(self.pass.source.len());
+        let of_band = self.share.band.of(self.pass.source.len());
+        let end = (of_band.end + far).min(self.pass.source.len() + self.pass.behind);
         let near = of_band.start + far..end.max(of_band.start + far);
-        let mut near = Prefetch::new(self.source.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
+        let mut near =
+            Prefetch::new(self.pass.source.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
         for first in blocks.clone().step_by(together) {
             let group = first..blocks.end.min(first + together);
             // Blocks that come one after another find their weights near.
             let next = group.end..blocks.end.min(group.end + together);
-            let next = if next.is_empty() { self.ahead } else { weights.first(&next) };
+            let next = if next.is_empty() { self.pass.ahead } else { weights.first(&next) };
             let mut ahead = Ahead::new(next);
             if let Some(apart) = self.apart(tiles) {
                 for index in group.clone() {
@@ -220,7 +164,7 @@ impl Task for Part<'_> {
                 }
             }
         }
-        if let Some(sums) = &mut self.moments {
+        if let Some(sums) = &mut self.share.moments {
             for (moments, block) in moments.into_iter().zip(&weights.layout.blocks[blocks]) {
                 moments.add_to(sums, &block.outputs);
             }
@@ -231,11 +175,11 @@ impl Task for Part<'_> {
 impl Part<'_> {
     /// The pixels of each region, image by image, that fall to this part.
     fn pixels(&self) -> impl Iterator<Item = Range<usize>> {
-        let (images, total) = (self.images, self.images * self.gather.target_pixels);
+        let (images, total) = (self.pass.images, self.pass.images * self.kernel.target_pixels);
         let mut before = 0;
-        self.gather.regions.iter().map(move |region| {
+        self.kernel.regions.iter().map(move |region| {
             let len = images * region.pixels.len();
-            let pixels = self.band.among(before, len, total, STEP);
+            let pixels = self.share.band.among(before, len, total, STEP);
             before += len;
             pixels
         })
@@ -243,16 +187,16 @@ impl Part<'_> {
 
     /// The two passes, if they read less: so many tiles there are in one.
     fn apart(&self, tiles: usize) -> Option<&Apart> {
-        let pixels = self.images * self.gather.target_pixels;
-        let whole = self.band == Band::WHOLE;
-        self.gather.weights.apart.as_ref().filter(|_| whole && (1..=tiles / 2).contains(&pixels.div_ceil(MAX_ROWS)))
+        let pixels = self.pass.images * self.kernel.target_pixels;
+        let whole = self.share.band == Band::WHOLE;
+        self.kernel.weights.apart.as_ref().filter(|_| whole && (1..=tiles / 2).contains(&pixels.div_ceil(MAX_ROWS)))
     }
 
     /// The first of two passes: the centre tap of all pixels by one block. Its results stand where the sums will.
     #[inline(always)]
     fn center<S: Simd>(&self, simd: S, apart: &Apart, index: usize, turned: &mut Turned) {
         let Gather { weights, regions, bias, source_pixels, target_pixels, source_channels, target_channels, .. } =
-            *self.gather;
+            *self.kernel;
         let block = &weights.layout.blocks[index];
         let mut tile = Tile {
             walk: &apart.center[index],
@@ -260,17 +204,17 @@ impl Part<'_> {
             packed: weights.packed.as_ptr(),
             bias: &bias[block.outputs.clone()],
             rows: 0,
-            sources: [self.source.as_ptr(); MAX_ROWS],
-            targets: [self.target.0; MAX_ROWS],
+            sources: [self.pass.source.as_ptr(); MAX_ROWS],
+            targets: [self.pass.target.0; MAX_ROWS],
             starts: None,
-            epilogue: Epilogue::new(None, self.target, None),
+            epilogue: Epilogue::new(None, self.pass.target, None),
             ahead: 0,
         };
-        let mut left = self.images * target_pixels;
+        let mut left = self.pass.images * target_pixels;
         let rows = left.div_ceil(left.div_ceil(Tile::most_rows::<S>(block)));
-        for image in 0..self.images {
-            let source = self.source.as_ptr().wrapping_add(image * source_pixels * source_channels);
-            let target = self.target.0.wrapping_add(image * target_pixels * target_channels + block.outputs.start);
+        for image in 0..self.pass.images {
+            let source = self.pass.source.as_ptr().wrapping_add(image * source_pixels * source_channels);
+            let target = self.pass.target.0.wrapping_add(image * target_pixels * target_channels + block.outputs.start);
             for (region, &offset) in regions.iter().zip(&apart.offsets) {
                 for &(from, to) in &region.pixels {
                     tile.sources[tile.rows] = source.wrapping_add(from).wrapping_offset(offset);
@@ -306,7 +250,7 @@ impl Part<'_> {
     ) {
         let Gather {
             weights, bias, activation, source_pixels, target_pixels, source_channels, target_channels, ..
-        } = *self.gather;
+        } = *self.kernel;
         let image_lens = [source_pixels * source_channels, target_pixels * target_channels];
         let mut tile = Tile {
             walk,
@@ -314,10 +258,10 @@ impl Part<'_> {
             packed: weights.packed.as_ptr(),
             bias: if begun { &NO_BIAS[..block.outputs.len()] } else { &bias[block.outputs.clone()] },
             rows: 0,
-            sources: [self.source.as_ptr(); MAX_ROWS],
-            targets: [self.target.0; MAX_ROWS],
+            sources: [self.pass.source.as_ptr(); MAX_ROWS],
+            targets: [self.pass.target.0; MAX_ROWS],
             starts: None,
-            epilogue: Epilogue::new(self.residual, self.target, activation),
+            epilogue: Epilogue::new(self.pass.residual, self.pass.target, activation),
             ahead: 0,
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
@@ -325,8 +269,8 @@ impl Part<'_> {
         let most = Tile::most_rows::<S>(block).min(if region.crowded { CROWDED_ROWS } else { MAX_ROWS });
         let rows = left.div_ceil(left.div_ceil(most).max(1));
         let image = pixels.start / region.pixels.len();
-        let mut source = self.source.as_ptr().wrapping_add(image * image_lens[0]);
-        let mut target = self.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
+        let mut source = self.pass.source.as_ptr().wrapping_add(image * image_lens[0]);
+        let mut target = self.pass.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
         let mut in_image = &region.pixels[pixels.start % region.pixels.len()..];
         while left > 0 {
             tile.rows = rows.min(left);

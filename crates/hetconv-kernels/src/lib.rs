@@ -23,6 +23,7 @@ mod fresh;
 mod gather;
 mod grad_weight;
 mod isa;
+mod kernel;
 mod moments;
 mod pack;
 mod parallel;

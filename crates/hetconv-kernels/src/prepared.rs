@@ -2,8 +2,9 @@
 
 use hetconv_core::Activation;
 
-use crate::conv::{Algorithm, Conv, Kernel, PackedForm};
+use crate::conv::{Algorithm, Conv, PackedForm};
 use crate::isa::Isa;
+use crate::kernel::{Kernel, Pass, Share};
 use crate::pack::Direction;
 use crate::parallel::{Band, Target};
 use crate::taps::Region;
@@ -181,7 +182,7 @@ impl Prepared {
         target: &mut [f32],
         next: Option<&Prepared>,
     ) {
-        let target = self.check(images, source, residual, target);
+        let pass = self.pass(images, source, residual, target);
         let split = self.split(images);
         let next = next.map(|next| (next, next.split(images)));
         team.each(split.parts(), scratch, |part, scratch| {
@@ -190,7 +191,7 @@ impl Prepared {
                 None if split.part(part)[1] == split.part(part + 1)[1] => None,
                 None => Some(self.first_weights(split, part + 1)),
             };
-            self.part(split.part(part), scratch.as_mut(), images, source, residual, target, ahead.unwrap_or_default());
+            self.part(split.part(part), Pass { ahead: ahead.unwrap_or_default(), ..pass }, scratch.as_mut());
         });
     }
 
@@ -206,12 +207,11 @@ impl Prepared {
         residual: Option<&[f32]>,
         target: &mut [f32],
     ) {
-        let target = self.check(images, source, residual, target);
-        self.part([Band::WHOLE; 2], scratch, images, source, residual, target, &[]);
+        self.part([Band::WHOLE; 2], self.pass(images, source, residual, target), scratch);
     }
 
-    /// Where the first pixel's outputs are written, after a look at all lengths.
-    fn check(&self, images: usize, source: &[f32], residual: Option<&[f32]>, target: &mut [f32]) -> Target {
+    /// The activations, after a look at all lengths.
+    fn pass<'a>(&self, images: usize, source: &'a [f32], residual: Option<&'a [f32]>, target: &mut [f32]) -> Pass<'a> {
         let [source_len, target_len] = [self.conv.in_len(images), self.conv.out_len(images)];
         let (target_len, first) = match &self.segment {
             Some(segment) => (target_len / self.conv.spec().out_channels * segment.pitch, segment.first),
@@ -221,7 +221,7 @@ impl Prepared {
         assert_eq!(target.len(), target_len, "length of the target");
         assert!(residual.is_none_or(|residual| residual.len() == target_len), "length of the residual");
         assert!(residual.is_none() || self.segment.is_none(), "a residual of a segment");
-        Target(target[first.min(target_len)..].as_mut_ptr())
+        Pass { residual, ..Pass::new(images, source, Target(target[first.min(target_len)..].as_mut_ptr())) }
     }
 
     fn kernel(&self) -> Kernel<'_> {
@@ -249,18 +249,10 @@ impl Prepared {
     }
 
     /// One part; other parts write other values of the target.
-    #[allow(clippy::too_many_arguments)]
-    fn part(
-        &self,
-        [band, group]: [Band; 2],
-        scratch: &mut [f32],
-        images: usize,
-        source: &[f32],
-        residual: Option<&[f32]>,
-        target: Target,
-        ahead: &[f32],
-    ) {
-        self.kernel().part(self.isa, [band, group], scratch, images, source, 0, residual, ahead, target);
+    fn part(&self, [band, group]: [Band; 2], pass: Pass<'_>, scratch: &mut [f32]) {
+        let kernel = self.kernel();
+        let share = Share { band, blocks: group.of(kernel.blocks()), moments: None };
+        kernel.compute(self.isa, pass, share, scratch);
     }
 
     /// The split for so many images. Where the weights are too large to be read by every part, parts share the source

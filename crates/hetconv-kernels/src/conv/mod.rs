@@ -16,8 +16,8 @@ use crate::depthwise::{self, Depthwise};
 use crate::gather::{self, Gather};
 use crate::grad_weight::Cut;
 use crate::isa::Isa;
+use crate::kernel::Kernel;
 use crate::pack::{Classes, Direction, Layout};
-use crate::parallel::{Band, Target};
 use crate::prepared::Prepared;
 use crate::taps::{self, Axis, Region, Rows};
 use crate::winograd::{self, Winograd};
@@ -338,76 +338,4 @@ pub(crate) enum PackedForm {
     Depthwise(Vec<f32>),
     Direct(gather::Weights),
     Winograd(winograd::Weights),
-}
-
-/// One of the three kernels of forward and grad-input, with its arguments but for the activations.
-pub(crate) enum Kernel<'a> {
-    Depthwise(depthwise::Gather<'a>),
-    Direct(Gather<'a>),
-    Winograd(Winograd<'a>),
-}
-
-impl Kernel<'_> {
-    /// Values of the scratch that a part of so many images needs.
-    pub fn scratch_len(&self, images: usize) -> usize {
-        match self {
-            Self::Winograd(winograd) => {
-                winograd.scratch_len(0..winograd.weights.layout.blocks.len(), images * winograd.pieces())
-            }
-            _ => 0,
-        }
-    }
-
-    /// Computes a band of the pixels of some images and a share of the outputs, on this thread. So many values behind the
-    /// source, and what is `ahead`, are most likely read next.
-    #[allow(clippy::too_many_arguments)]
-    pub fn part(
-        &self,
-        isa: Isa,
-        [band, share]: [Band; 2],
-        scratch: &mut [f32],
-        images: usize,
-        source: &[f32],
-        behind: usize,
-        residual: Option<&[f32]>,
-        ahead: &[f32],
-        target: Target,
-    ) {
-        let moments = None;
-        match self {
-            Self::Depthwise(gather) => {
-                isa.run(depthwise::Part { gather, images, band, source, residual, target, moments });
-            }
-            Self::Direct(gather) => {
-                let blocks = share.of(gather.weights.layout.blocks.len());
-                isa.run(gather::Part {
-                    gather,
-                    images,
-                    blocks,
-                    band,
-                    source,
-                    behind,
-                    residual,
-                    ahead,
-                    target,
-                    moments,
-                });
-            }
-            Self::Winograd(winograd) => {
-                let blocks = share.of(winograd.weights.layout.blocks.len());
-                isa.run(winograd::Part {
-                    winograd,
-                    images,
-                    blocks,
-                    band,
-                    source,
-                    residual,
-                    ahead,
-                    target,
-                    moments,
-                    scratch,
-                });
-            }
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::{Algorithm, Conv, ConvWeightsMut, Kernel, PackedWeights};
+use super::{Algorithm, Conv, ConvWeightsMut, PackedWeights};
 use crate::depthwise::Depthwise;
 use crate::fresh::{fresh, place};
 use crate::grad_weight::{Cut, GradWeight};
@@ -109,11 +109,7 @@ impl Conv {
             Direction::GradInput => self.spec.in_channels,
         };
         let bias = self.stored_bias(weights.isa, bias, target_channels);
-        match self.kernel(direction, &weights.form, &bias, None) {
-            Kernel::Depthwise(gather) => gather.run(weights.isa, batch, source, target, sums),
-            Kernel::Direct(gather) => gather.run(weights.isa, batch, source, target, sums),
-            Kernel::Winograd(winograd) => winograd.run(weights.isa, batch, source, target, sums),
-        }
+        self.kernel(direction, &weights.form, &bias, None).run(weights.isa, batch, source, target, sums)
     }
 
     /// Computes the loss's gradient by the weights, overwriting `grad`.

@@ -3,14 +3,13 @@
 use hetconv_core::ChannelOrder;
 use rayon::prelude::*;
 
-use super::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, Kernel, PackedWeights};
+use super::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
 use crate::aligned::Aligned;
 use crate::isa::Isa;
+use crate::kernel::{Pass, Share};
 use crate::pack::Direction;
-use crate::parallel::{Band, PARTS, Target, images_per_part};
+use crate::parallel::{Band, PARTS, Target};
 use crate::reorder::Reorder;
-use crate::tile::MAX_ROWS;
-use crate::winograd;
 
 /// A [`Conv`] between activations in natural order, whatever the orders of its [`ConvSpec`]: channels are brought into those
 /// and back a few images at a time, while these are in a core's cache anyway.
@@ -125,7 +124,7 @@ impl Reordered {
             return back.copy_all(isa, &written, target);
         }
         let rooms = || {
-            let scratch = Aligned::zeroed(kernel.scratch_len(images));
+            let scratch = Aligned::zeroed(kernel.scratch_len(0..kernel.blocks(), images));
             (there.room(images * source_len), back.room(images * target_len), scratch)
         };
         let parts = target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len));
@@ -139,8 +138,9 @@ impl Reordered {
                 }
             };
             let results = if back.is_none() { &mut *target } else { &mut written[..target.len()] };
-            let (whole, target_of_part) = ([Band::WHOLE; 2], Target(results.as_mut_ptr()));
-            kernel.part(isa, whole, scratch, images, source, 0, None, &[], target_of_part);
+            let pass = Pass::new(images, source, Target(results.as_mut_ptr()));
+            let share = Share { band: Band::WHOLE, blocks: 0..kernel.blocks(), moments: None };
+            kernel.compute(isa, pass, share, scratch);
             if !back.is_none() {
                 back.copy(isa, &written[..target.len()], target);
             }
@@ -154,17 +154,5 @@ impl Reordered {
     pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
         let orders = [&self.input.there, &self.output.there];
         self.conv.grad_weight_from(isa, batch, input, grad_output, grad, orders);
-    }
-}
-
-impl Kernel<'_> {
-    /// Images of a part that are worked on alone, `bytes` each.
-    fn images_together(&self, batch: usize, bytes: usize) -> usize {
-        match self {
-            Self::Winograd(kernel) => {
-                images_per_part(batch, bytes, 1).max(winograd::FEW_PIECES.div_ceil(kernel.pieces()))
-            }
-            _ => images_per_part(batch, bytes, MAX_ROWS),
-        }
     }
 }

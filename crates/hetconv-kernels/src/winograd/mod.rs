@@ -15,17 +15,14 @@
 mod product;
 mod weights;
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use hetconv_core::{Activation, Conv2dGeometry};
-use rayon::prelude::*;
 
-use crate::aligned::Aligned;
 use crate::isa::Isa;
-use crate::moments::{ColumnSums, Moments, SumsOfParts};
+use crate::kernel::{Pass, Share};
+use crate::moments::Moments;
 use crate::pack::{Block, LINE, Layout};
-use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::simd::{Simd, Task};
 use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
 
@@ -119,61 +116,6 @@ pub(crate) struct Winograd<'a> {
 }
 
 impl Winograd<'_> {
-    /// Computes `target` `[batch, target size, target channels]` from `source`, and, if wanted, the sum and the sum of
-    /// squares of each channel.
-    pub fn run(
-        &self,
-        isa: Isa,
-        batch: usize,
-        source: &[f32],
-        target: &mut [MaybeUninit<f32>],
-        moments: bool,
-    ) -> Option<ColumnSums> {
-        let (source_len, target_len) = (self.source_len(), self.target_len());
-        assert!(source.len() == batch * source_len && target.len() == batch * target_len);
-        assert!(self.bias.len() == self.target_channels);
-        if target.is_empty() {
-            return moments.then(|| ColumnSums::zero(self.target_channels));
-        }
-        let images = images_per_part(batch, 4 * (source_len + target_len), 1).max(FEW_PIECES.div_ceil(self.pieces()));
-        let image_parts = batch.div_ceil(images);
-        let groups = groups_of_blocks(self.weights.layout.blocks.len(), image_parts);
-        let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), self.target_channels));
-        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
-        let mut parts = Vec::with_capacity(image_parts * groups.len());
-        let whole = Target(target.as_mut_ptr().cast());
-        for first in (0..batch).step_by(images) {
-            for blocks in &groups {
-                parts.push((first, blocks.clone(), of_parts.next()));
-            }
-        }
-        let most =
-            groups.iter().map(|blocks| self.scratch_len(blocks.clone(), images * self.pieces())).max().unwrap_or(0);
-        parts.into_par_iter().for_each_init(
-            || Aligned::zeroed(most),
-            |scratch, (first, blocks, moments)| {
-                let images = images.min(batch - first);
-                let source = &source[first * source_len..][..images * source_len];
-                // SAFETY: the target has `batch` images.
-                let target = unsafe { whole.add(first * target_len) };
-                let (band, residual, ahead, scratch) = (Band::WHOLE, None, &[][..], &mut scratch[..]);
-                isa.run(Part {
-                    winograd: self,
-                    images,
-                    blocks,
-                    band,
-                    source,
-                    residual,
-                    ahead,
-                    target,
-                    moments,
-                    scratch,
-                });
-            },
-        );
-        sums.map(SumsOfParts::total)
-    }
-
     /// Values of a source image.
     pub fn source_len(&self) -> usize {
         self.source_size[0] * self.source_size[1] * self.source_channels
@@ -270,20 +212,9 @@ pub(crate) const MANY_PIECES: usize = 96;
 
 /// Some pieces and blocks of some images, for one thread.
 pub(crate) struct Part<'a> {
-    pub winograd: &'a Winograd<'a>,
-    pub images: usize,
-    pub blocks: Range<usize>,
-    /// Which pieces.
-    pub band: Band,
-    pub source: &'a [f32],
-    /// What is added, as long as the images' targets.
-    pub residual: Option<&'a [f32]>,
-    /// What is most likely read next: it is brought near.
-    pub ahead: &'a [f32],
-    /// The first image's target.
-    pub target: Target,
-    /// Sums and sums of squares, `[2, target channels]`.
-    pub moments: Option<&'a mut [f64]>,
+    pub kernel: &'a Winograd<'a>,
+    pub pass: Pass<'a>,
+    pub share: Share<'a>,
     /// As long as [`Winograd::scratch_len`] says.
     pub scratch: &'a mut [f32],
 }
@@ -318,9 +249,9 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let weights = self.winograd.weights;
-        let all = self.band.of(self.images * self.winograd.pieces());
-        let room = Room::new(self.winograd, self.blocks.clone(), all.len());
+        let weights = self.kernel.weights;
+        let all = self.share.band.of(self.pass.images * self.kernel.pieces());
+        let room = Room::new(self.kernel, self.share.blocks.clone(), all.len());
         assert!(self.scratch.len() >= room.len(), "scratch");
         let scratch = std::mem::take(&mut self.scratch);
         let (points, scratch) = scratch.split_at_mut(room.together * room.points_len());
@@ -331,7 +262,7 @@ impl Task for Part<'_> {
         let mut pieces = Pieces { range: 0..0, room, points, products, zeros };
         for first in all.clone().step_by(together) {
             pieces.range = first..all.end.min(first + together);
-            let mut left = self.blocks.clone();
+            let mut left = self.share.blocks.clone();
             while !left.is_empty() {
                 let alike = weights.alike(left.clone());
                 left.start = alike.end;
@@ -344,7 +275,7 @@ impl Task for Part<'_> {
                         let ahead = match (index + 1 < alike.end, point + 1 < POINTS) {
                             (true, _) => weights.of_point(index + 1, point),
                             (false, true) => weights.of_point(alike.start, point + 1),
-                            (false, false) if left.is_empty() => self.ahead,
+                            (false, false) if left.is_empty() => self.pass.ahead,
                             (false, false) => weights.first(&left),
                         };
                         match block.vectors {
@@ -366,8 +297,8 @@ impl Task for Part<'_> {
 
 impl Part<'_> {
     fn place(&self, piece: usize) -> Place {
-        let Winograd { source_size, target_size, before, source_channels, target_channels, .. } = *self.winograd;
-        let [rows, columns] = self.winograd.grid();
+        let Winograd { source_size, target_size, before, source_channels, target_channels, .. } = *self.kernel;
+        let [rows, columns] = self.kernel.grid();
         let (image, within) = (piece / (rows * columns), piece % (rows * columns));
         let first = [within / columns * OUT, within % columns * OUT];
         let source = [0, 1].map(|axis| first[axis] as isize - before[axis]);
@@ -379,9 +310,9 @@ impl Part<'_> {
         let pixel = pixel * source_size[1] as isize + source[1];
         let target = (image * target_size[0] + first[0]) * target_size[1] + first[1];
         Place {
-            source: self.source.as_ptr().wrapping_offset(pixel * source_channels as isize),
+            source: self.pass.source.as_ptr().wrapping_offset(pixel * source_channels as isize),
             inside: [inside(0), inside(1)],
-            target: self.target.0.wrapping_add(target * target_channels),
+            target: self.pass.target.0.wrapping_add(target * target_channels),
             size: [0, 1].map(|axis| (target_size[axis] - first[axis]).min(OUT)),
         }
     }
@@ -389,7 +320,7 @@ impl Part<'_> {
     /// A pixel of a piece's window: its own values, or zeros outside of the image.
     #[inline(always)]
     fn pixel(&self, place: &Place, y: usize, x: usize, zeros: &[f32]) -> *const f32 {
-        let Winograd { source_size, source_channels, .. } = *self.winograd;
+        let Winograd { source_size, source_channels, .. } = *self.kernel;
         let is_inside = (place.inside[0] >> y) & (place.inside[1] >> x) & 1 == 1;
         let pixel = place.source.wrapping_add((y * source_size[1] + x) * source_channels);
         if is_inside { pixel } else { zeros.as_ptr() }
@@ -441,7 +372,7 @@ impl Part<'_> {
         ahead: &[f32],
         pieces: &mut Pieces<'_>,
     ) {
-        let weights = self.winograd.weights;
+        let weights = self.kernel.weights;
         let block = &weights.layout.blocks[index];
         assert!(block.stride == V * S::LANES);
         let most_rows = MAX_ROWS.min(S::SUMS / V);
@@ -461,11 +392,11 @@ impl Part<'_> {
     /// Transforms a block's products back and writes its outputs.
     #[inline(always)]
     fn finish<S: Simd>(&mut self, simd: S, index: usize, column: usize, pieces: &Pieces<'_>) {
-        let Winograd { weights, bias, activation, target_size: [_, row], target_channels, .. } = *self.winograd;
+        let Winograd { weights, bias, activation, target_size: [_, row], target_channels, .. } = *self.kernel;
         let block = &weights.layout.blocks[index];
         let most_rows = Tile::most_rows::<S>(block);
         let (width, products_len) = (pieces.room.width, pieces.room.products_len());
-        let epilogue = Epilogue::new(self.residual, self.target, activation);
+        let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
         let mut moments = Moments::new();
         let mut turned = Turned::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
@@ -521,7 +452,7 @@ impl Part<'_> {
                         continue;
                     }
                     tile.starts = Some(starts);
-                    let moments = self.moments.is_some().then_some(&mut moments);
+                    let moments = self.share.moments.is_some().then_some(&mut moments);
                     // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
                     unsafe { tile.compute(simd, &mut turned, moments) };
                     left -= tile.rows;
@@ -529,7 +460,7 @@ impl Part<'_> {
                 }
             }
         }
-        if let Some(sums) = &mut self.moments {
+        if let Some(sums) = &mut self.share.moments {
             moments.add_to(sums, &block.outputs);
         }
     }

@@ -1,0 +1,164 @@
+//! The kernels of forward and grad-input seen as one, and how a pass over a batch is shared out among threads.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::aligned::Aligned;
+use crate::depthwise;
+use crate::gather::{self, Gather};
+use crate::isa::Isa;
+use crate::moments::{ColumnSums, SumsOfParts};
+use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
+use crate::tile::MAX_ROWS;
+use crate::winograd::{self, Winograd};
+
+/// One of the three kernels, with its arguments but for the activations.
+pub(crate) enum Kernel<'a> {
+    Depthwise(depthwise::Gather<'a>),
+    Direct(Gather<'a>),
+    Winograd(Winograd<'a>),
+}
+
+/// The activations of a pass, or of some of its images.
+#[derive(Clone, Copy)]
+pub(crate) struct Pass<'a> {
+    pub images: usize,
+    pub source: &'a [f32],
+    /// Values behind the source that are most likely read next, if any are there.
+    pub behind: usize,
+    /// What is added, as long as the target.
+    pub residual: Option<&'a [f32]>,
+    /// The first image's target. Its length was checked by whoever made the pass.
+    pub target: Target,
+    /// Weights that are most likely read next: they are brought near.
+    pub ahead: &'a [f32],
+}
+
+impl<'a> Pass<'a> {
+    /// Of some images, with nothing known of what comes next.
+    pub fn new(images: usize, source: &'a [f32], target: Target) -> Self {
+        Self { images, source, behind: 0, residual: None, target, ahead: &[] }
+    }
+}
+
+/// What one thread computes of a pass.
+pub(crate) struct Share<'a> {
+    /// Which pixels.
+    pub band: Band,
+    /// Which blocks of outputs; a depthwise convolution has one.
+    pub blocks: Range<usize>,
+    /// Counts each channel's results and their squares, `[2, target channels]`.
+    pub moments: Option<&'a mut [f64]>,
+}
+
+impl Kernel<'_> {
+    /// Values of a source image and of a target image.
+    fn lens(&self) -> [usize; 2] {
+        match self {
+            Self::Depthwise(kernel) => {
+                [kernel.source_pixels, kernel.target_pixels].map(|pixels| pixels * kernel.channels)
+            }
+            Self::Direct(kernel) => {
+                [kernel.source_pixels * kernel.source_channels, kernel.target_pixels * kernel.target_channels]
+            }
+            Self::Winograd(kernel) => [kernel.source_len(), kernel.target_len()],
+        }
+    }
+
+    fn target_channels(&self) -> usize {
+        match self {
+            Self::Depthwise(kernel) => kernel.channels,
+            Self::Direct(kernel) => kernel.target_channels,
+            Self::Winograd(kernel) => kernel.target_channels,
+        }
+    }
+
+    /// Blocks of outputs.
+    pub fn blocks(&self) -> usize {
+        match self {
+            Self::Depthwise(_) => 1,
+            Self::Direct(kernel) => kernel.weights.layout.blocks.len(),
+            Self::Winograd(kernel) => kernel.weights.layout.blocks.len(),
+        }
+    }
+
+    /// Values of the scratch for some blocks of so many images.
+    pub fn scratch_len(&self, blocks: Range<usize>, images: usize) -> usize {
+        match self {
+            Self::Winograd(kernel) => kernel.scratch_len(blocks, images * kernel.pieces()),
+            Self::Depthwise(_) | Self::Direct(_) => 0,
+        }
+    }
+
+    /// Images that a thread works on alone, if it keeps so many bytes of each near.
+    pub fn images_together(&self, batch: usize, bytes: usize) -> usize {
+        match self {
+            Self::Depthwise(_) => images_per_part(batch, bytes, 1),
+            Self::Direct(_) => images_per_part(batch, bytes, MAX_ROWS),
+            Self::Winograd(kernel) => {
+                images_per_part(batch, bytes, 1).max(winograd::FEW_PIECES.div_ceil(kernel.pieces()))
+            }
+        }
+    }
+
+    /// Computes a share of a pass on this thread.
+    pub fn compute(&self, isa: Isa, pass: Pass<'_>, share: Share<'_>, scratch: &mut [f32]) {
+        let [source_len, _] = self.lens();
+        assert_eq!(pass.source.len(), pass.images * source_len, "length of the source");
+        match self {
+            Self::Depthwise(kernel) => isa.run(depthwise::Part { kernel, pass, share }),
+            Self::Direct(kernel) => isa.run(gather::Part { kernel, pass, share }),
+            Self::Winograd(kernel) => isa.run(winograd::Part { kernel, pass, share, scratch }),
+        }
+    }
+
+    /// Computes `target` `[batch, target pixels, target channels]` from `source` on all threads, and, if wanted, the sum and
+    /// the sum of squares of each channel.
+    pub fn run(
+        &self,
+        isa: Isa,
+        batch: usize,
+        source: &[f32],
+        target: &mut [MaybeUninit<f32>],
+        moments: bool,
+    ) -> Option<ColumnSums> {
+        let ([source_len, target_len], channels) = (self.lens(), self.target_channels());
+        assert!(source.len() == batch * source_len && target.len() == batch * target_len, "lengths of activations");
+        if target.is_empty() {
+            return moments.then(|| ColumnSums::zero(channels));
+        }
+        let near = match self {
+            Self::Depthwise(_) => source_len.max(target_len),
+            Self::Direct(_) => source_len,
+            Self::Winograd(_) => source_len + target_len,
+        };
+        let images = self.images_together(batch, 4 * near);
+        let image_parts = batch.div_ceil(images);
+        let groups = groups_of_blocks(self.blocks(), image_parts);
+        let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), channels));
+        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
+        let mut parts = Vec::with_capacity(image_parts * groups.len());
+        for first in (0..batch).step_by(images) {
+            for blocks in &groups {
+                parts.push((first, Share { band: Band::WHOLE, blocks: blocks.clone(), moments: of_parts.next() }));
+            }
+        }
+        let scratch = groups.iter().map(|blocks| self.scratch_len(blocks.clone(), images)).max().unwrap_or(0);
+        let target = Target(target.as_mut_ptr().cast());
+        parts.into_par_iter().for_each_init(
+            || Aligned::zeroed(scratch),
+            |scratch, (first, share)| {
+                let images = images.min(batch - first);
+                let source = &source[first * source_len..][..images * source_len];
+                // SAFETY: the target has `batch` images.
+                let target = unsafe { target.add(first * target_len) };
+                // What lies behind a part of a batch is most likely this thread's next part.
+                let pass = Pass { behind: source.len(), ..Pass::new(images, source, target) };
+                self.compute(isa, pass, share, scratch);
+            },
+        );
+        sums.map(SumsOfParts::total)
+    }
+}
