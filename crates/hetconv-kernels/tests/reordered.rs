@@ -2,50 +2,25 @@
 
 mod common;
 
-use common::{Numbers, Weights, assert_close, each_isa};
+use common::{Problem, each_isa};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{Algorithm, ConvSpec, Direction, Isa, Reordered, reference};
+use hetconv_kernels::{ConvSpec, Direction, Isa, Reordered};
 
 fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed: u64) {
-    let mut numbers = Numbers(seed);
+    let problem = Problem::new(spec, isa, batch, in_size, seed);
+    let Problem { weights, input, grad, bias, output: want, .. } = &problem;
     let conv = Reordered::new(spec.clone(), in_size).expect("a convolution that fits");
-    let [h, w] = conv.conv().out_size();
-    let (m, n, taps) = (spec.in_channels, spec.out_channels, spec.geometry.taps());
-    let scale = 1.0 / ((m * taps) as f32).sqrt();
-    let weights = Weights::new(spec, || numbers.next() * scale);
-    let input = numbers.vec(batch * in_size[0] * in_size[1] * m);
-    let grad = numbers.vec(batch * h * w * n);
-    let bias = numbers.vec(n);
-    let dense = reference::dense_weights(spec, weights.get());
-    let label = |what: &str| format!("{what} of {spec:?} on {isa:?}, batch {batch}, {in_size:?}");
-
-    let mut want = reference::forward(spec, batch, in_size, &input, &dense);
-    for pixel in want.chunks_exact_mut(n) {
-        pixel.iter_mut().zip(&bias).for_each(|(value, &bias)| *value += f64::from(bias));
-    }
-    let want_grad_input = reference::grad_input(spec, batch, in_size, &grad, &dense);
     for &algorithm in conv.conv().algorithms() {
-        let more = if algorithm == Algorithm::Winograd { 4.0 } else { 1.0 };
         let mut output = vec![f32::NAN; want.len()];
         let packed = conv.conv().pack(isa, Direction::Forward, algorithm, weights.get());
-        conv.forward(batch, &input, &packed, Some(&bias), &mut output);
-        assert_close(&label(&format!("{algorithm:?} forward")), &output, &want, more * 1e-5);
+        conv.forward(batch, input, &packed, Some(bias), &mut output);
+        problem.check_output("forward", algorithm, &output);
         let mut grad_input = vec![f32::NAN; input.len()];
         let packed = conv.conv().pack(isa, Direction::GradInput, algorithm, weights.get());
-        conv.grad_input(batch, &grad, &packed, &mut grad_input);
-        assert_close(&label(&format!("{algorithm:?} grad-input")), &grad_input, &want_grad_input, more * 2e-5);
+        conv.grad_input(batch, grad, &packed, &mut grad_input);
+        problem.check_grad_input(algorithm, &grad_input);
     }
-
-    let want: Vec<f32> =
-        reference::grad_weight(spec, batch, in_size, &input, &grad).iter().map(|&value| value as f32).collect();
-    let want = Weights::from_dense(spec, &want);
-    let mut got = Weights::new(spec, || f32::NAN);
-    got.ring.fill(f32::NAN);
-    conv.grad_weight(isa, batch, &input, &grad, got.get_mut());
-    let as_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
-    let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
-    assert_close(&label("grad-weight"), &got.main, &as_f64(&want.main), tolerance);
-    assert_close(&label("grad-weight, ring"), &got.ring, &as_f64(&want.ring), tolerance);
+    problem.check_grad_weight(spec, |got| conv.grad_weight(isa, batch, input, grad, got));
 }
 
 fn shifted(m: usize, n: usize, parts: usize) -> ConvKind {

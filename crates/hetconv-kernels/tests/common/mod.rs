@@ -120,39 +120,95 @@ pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
     }
 }
 
-/// Checks all kernels of one layer against the reference, on random data in the layer's stored orders.
-pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed: u64) {
-    let mut numbers = Numbers(seed);
-    let conv = Conv::new(spec.clone(), in_size).expect("a convolution that fits");
-    let [h, w] = conv.out_size();
-    let (m, n, taps) = (spec.in_channels, spec.out_channels, spec.geometry.taps());
-    let scale = 1.0 / ((m * taps) as f32).sqrt();
-    let weights = Weights::new(spec, || numbers.next() * scale);
-    let input = numbers.vec(batch * in_size[0] * in_size[1] * m);
-    let grad = numbers.vec(batch * h * w * n);
-    let bias = numbers.vec(n);
-    let dense = reference::dense_weights(spec, weights.get());
-    let label = |what: &str| format!("{what} of {spec:?} on {isa:?}, batch {batch}, {in_size:?}");
+/// A layer with random numbers, and what the reference makes of them; activations in natural order.
+pub struct Problem {
+    pub label: String,
+    pub weights: Weights,
+    pub input: Vec<f32>,
+    pub grad: Vec<f32>,
+    pub bias: Vec<f32>,
+    pub output: Vec<f64>,
+    pub grad_input: Vec<f64>,
+    grad_weight: Weights,
+    /// Sums over pixels and images are as exact as that.
+    pub tolerance_of_sums: f64,
+}
 
-    let mut want = reference::forward(spec, batch, in_size, &input, &dense);
-    for pixel in want.chunks_exact_mut(n) {
-        for (value, &bias) in pixel.iter_mut().zip(&bias) {
-            *value += f64::from(bias);
+impl Problem {
+    pub fn new(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed: u64) -> Self {
+        let mut numbers = Numbers(seed);
+        let [h, w] = spec.geometry.output_size(in_size).expect("a convolution that fits");
+        let (m, n, taps) = (spec.in_channels, spec.out_channels, spec.geometry.taps());
+        let scale = 1.0 / ((m * taps) as f32).sqrt();
+        let weights = Weights::new(spec, || numbers.next() * scale);
+        let input = numbers.vec(batch * in_size[0] * in_size[1] * m);
+        let grad = numbers.vec(batch * h * w * n);
+        let bias = numbers.vec(n);
+        let dense = reference::dense_weights(spec, weights.get());
+        let mut output = reference::forward(spec, batch, in_size, &input, &dense);
+        for pixel in output.chunks_exact_mut(n) {
+            pixel.iter_mut().zip(&bias).for_each(|(value, &bias)| *value += f64::from(bias));
+        }
+        let grad_input = reference::grad_input(spec, batch, in_size, &grad, &dense);
+        let grad_weight = reference::grad_weight(spec, batch, in_size, &input, &grad);
+        let grad_weight: Vec<f32> = grad_weight.iter().map(|&value| value as f32).collect();
+        Self {
+            label: format!("of {spec:?} on {isa:?}, batch {batch}, {in_size:?}"),
+            weights,
+            input,
+            grad,
+            bias,
+            output,
+            grad_input,
+            grad_weight: Weights::from_dense(spec, &grad_weight),
+            tolerance_of_sums: 1e-6 * ((batch * h * w) as f64).max(10.0),
         }
     }
-    let stored = store(&input, &spec.in_order);
-    let stored_grad = store(&grad, &spec.out_order);
-    let want_grad_input = reference::grad_input(spec, batch, in_size, &grad, &dense);
+
+    /// How much less exact an algorithm is than the direct pass: Winograd's sums have terms up to some 100 times their
+    /// result's size.
+    pub fn more(algorithm: Algorithm) -> f64 {
+        if algorithm == Algorithm::Winograd { 4.0 } else { 1.0 }
+    }
+
+    pub fn check_output(&self, what: &str, algorithm: Algorithm, got: &[f32]) {
+        let label = format!("{algorithm:?} {what} {}", self.label);
+        assert_close(&label, got, &self.output, Self::more(algorithm) * 1e-5);
+    }
+
+    pub fn check_grad_input(&self, algorithm: Algorithm, got: &[f32]) {
+        let label = format!("{algorithm:?} grad-input {}", self.label);
+        assert_close(&label, got, &self.grad_input, Self::more(algorithm) * 2e-5);
+    }
+
+    /// Checks what is written over weights that are not numbers.
+    pub fn check_grad_weight(&self, spec: &ConvSpec, write: impl FnOnce(ConvWeightsMut<'_>)) {
+        let mut got = Weights::new(spec, || f32::NAN);
+        got.ring.fill(f32::NAN);
+        write(got.get_mut());
+        let as_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
+        let (want, tolerance) = (&self.grad_weight, self.tolerance_of_sums);
+        assert_close(&format!("grad-weight {}", self.label), &got.main, &as_f64(&want.main), tolerance);
+        assert_close(&format!("grad-weight, ring {}", self.label), &got.ring, &as_f64(&want.ring), tolerance);
+    }
+}
+
+/// Checks all kernels of one layer against the reference, on random data in the layer's stored orders.
+pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed: u64) {
+    let problem = Problem::new(spec, isa, batch, in_size, seed);
+    let Problem { weights, input, grad, bias, output: want, tolerance_of_sums, .. } = &problem;
+    let conv = Conv::new(spec.clone(), in_size).expect("a convolution that fits");
+    let n = spec.out_channels;
+    let stored = store(input, &spec.in_order);
+    let stored_grad = store(grad, &spec.out_order);
     for &algorithm in conv.algorithms() {
-        let label = |what: &str| format!("{algorithm:?} {}", label(what));
-        // Winograd's sums have terms up to some 100 times their result's size.
-        let more = if algorithm == Algorithm::Winograd { 4.0 } else { 1.0 };
+        let label = |what: &str| format!("{algorithm:?} {what} {}", problem.label);
         let mut output = vec![f32::NAN; want.len()];
         let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
-        conv.forward(batch, &stored, &packed, Some(&bias), &mut output);
-        assert_close(&label("forward"), &load(&output, &spec.out_order), &want, more * 1e-5);
+        conv.forward(batch, &stored, &packed, Some(bias), &mut output);
+        problem.check_output("forward", algorithm, &load(&output, &spec.out_order));
 
-        let (again, sums) = conv.forward_with_sums(batch, &stored, &packed, Some(&bias));
+        let (again, sums) = conv.forward_with_sums(batch, &stored, &packed, Some(bias));
         assert_eq!(again, output, "{}", label("forward with sums"));
         let (mut sum, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
         for pixel in output.chunks_exact(n) {
@@ -162,10 +218,10 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
             }
         }
         let as_f32 = |sums: &[f64]| sums.iter().map(|&sum| sum as f32).collect::<Vec<_>>();
-        let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
-        assert_close(&label("sums"), &as_f32(&sums.sums), &sum, tolerance);
-        assert_close(&label("sums of squares"), &as_f32(&sums.squares), &squares, tolerance);
+        assert_close(&label("sums"), &as_f32(&sums.sums), &sum, *tolerance_of_sums);
+        assert_close(&label("sums of squares"), &as_f32(&sums.squares), &squares, *tolerance_of_sums);
 
+        let tolerance = Problem::more(algorithm) * 1e-5;
         // With a residual and an activation, by a team and alone.
         let residual = Numbers(seed).vec(want.len());
         let swish = |x: f64| x * (x / 6.0 + 0.5).clamp(0.0, 1.0);
@@ -177,31 +233,22 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         for (function, exact) in [(Activation::Relu, relu as fn(f64) -> f64), (Activation::HardSwish, swish as _)] {
             let activated: Vec<f64> = sums.iter().map(|&sum| exact(sum)).collect();
             let again = Conv::new(spec.clone(), in_size).expect("as before");
-            let prepared = again.prepare(isa, algorithm, weights.get(), Some(&bias), Some(function));
+            let prepared = again.prepare(isa, algorithm, weights.get(), Some(bias), Some(function));
             let mut scratch: Vec<Aligned> = (0..3).map(|_| Aligned::zeroed(prepared.scratch_len(batch))).collect();
             output.fill(f32::NAN);
             prepared.run(team, &mut scratch, batch, &stored, Some(&residual), &mut output, Some(&prepared));
-            assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, more * 1e-5);
+            assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, tolerance);
             output.fill(f32::NAN);
             prepared.run_alone(scratch[0].as_mut(), batch, &stored, Some(&residual), &mut output);
-            assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, more * 1e-5);
+            assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, tolerance);
         }
 
         let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
         let grad_input = conv.grad_input(batch, &stored_grad, &packed);
-        assert_close(&label("grad-input"), &load(&grad_input, &spec.in_order), &want_grad_input, more * 2e-5);
+        problem.check_grad_input(algorithm, &load(&grad_input, &spec.in_order));
     }
 
-    let want = reference::grad_weight(spec, batch, in_size, &input, &grad);
-    let want: Vec<f32> = want.iter().map(|&v| v as f32).collect();
-    let want = Weights::from_dense(spec, &want);
-    let mut got = Weights::new(spec, || f32::NAN);
-    got.ring.fill(f32::NAN);
-    conv.grad_weight(isa, batch, &stored, &stored_grad, got.get_mut());
-    let as_f64 = |values: &[f32]| values.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-    let tolerance = 1e-6 * ((batch * h * w) as f64).max(10.0);
-    assert_close(&label("grad-weight"), &got.main, &as_f64(&want.main), tolerance);
-    assert_close(&label("grad-weight, ring"), &got.ring, &as_f64(&want.ring), tolerance);
+    problem.check_grad_weight(spec, |got| conv.grad_weight(isa, batch, &stored, &stored_grad, got));
 
     let mut grad_bias = vec![f32::NAN; n];
     conv.grad_bias(isa, batch, &stored_grad, &mut grad_bias);
@@ -211,7 +258,7 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
             *sum += f64::from(value);
         }
     }
-    assert_close(&label("grad-bias"), &grad_bias, &want, 1e-5);
+    assert_close(&format!("grad-bias {}", problem.label), &grad_bias, &want, 1e-5);
 }
 
 /// Says which instruction sets a test ran on.
