@@ -430,6 +430,12 @@ fn constants_out_of_all_proportion() {
         });
         assert!(["huge", "added"].contains(&found[0].node.as_str()), "{op}");
     }
+    // An empty constant with an axis that no memory holds.
+    let found = unsupported(|_, graph| {
+        add_ints(graph, "nothing", &[0, 1 << 50], vec![]);
+        add_node(graph, "Transpose", &["nothing"], vec![]);
+    });
+    assert_eq!(found[0].node, "added");
     // Each gather doubles what the one before it gave.
     let found = unsupported(|_, graph| {
         add_ints(graph, "twice", &[2], vec![0, 0]);

@@ -84,7 +84,7 @@ impl<'a> Importer<'a> {
             "ConstantOfShape" => self.fold_constant_of_shape(&first, attributes)?,
             "Squeeze" | "Unsqueeze" | "Reshape" | "Flatten" => {
                 let dims = self.folded_dims(op, &first, second.as_deref(), attributes)?;
-                if dims.iter().product::<usize>() != first.len() {
+                if elements(&dims)? != first.len() {
                     return Err(Refusal::because(format!("reshapes {:?} to {dims:?}", first.dims)));
                 }
                 Constant { dims, data: first.data.clone() }
@@ -106,9 +106,10 @@ impl<'a> Importer<'a> {
         Ok(Some(vec![Value::Constant(Rc::new(constant))]))
     }
 
-    /// Pays for a tensor of these extents.
+    /// Pays for a tensor of these extents, and for an empty one as if it were not: its other axes are gone through as well.
     fn spend_on(&mut self, dims: &[usize]) -> Read<()> {
-        self.network.spend(elements(dims).unwrap_or(usize::MAX))
+        let dims: Vec<usize> = dims.iter().map(|&dim| dim.max(1)).collect();
+        self.network.spend(elements(&dims).unwrap_or(usize::MAX))
     }
 
     fn fold_concat(&mut self, inputs: &[Option<Rc<Constant>>], attributes: &Attributes<'_>) -> Read<Constant> {
