@@ -123,6 +123,7 @@ impl Task for Part<'_> {
         let source_len = source_pixels * source_channels;
         let blocks = self.share.blocks.clone();
         let tiles: usize = self.pixels().map(|pixels| pixels.len().div_ceil(MAX_ROWS)).sum();
+        let apart = self.apart(tiles);
         let mut turned = Turned::new();
         let mut moments: Vec<Moments> = match self.share.moments {
             Some(_) => blocks.clone().map(|_| Moments::new()).collect(),
@@ -145,12 +146,12 @@ impl Task for Part<'_> {
             let next = group.end..blocks.end.min(group.end + together);
             let next = if next.is_empty() { self.pass.ahead } else { weights.first(&next) };
             let mut ahead = Ahead::new(next);
-            if let Some(apart) = self.apart(tiles) {
+            if let Some(apart) = apart {
                 for index in group.clone() {
                     self.center(simd, apart, index, &mut turned);
                 }
             }
-            let walks = self.apart(tiles).map_or(&weights.walks, |apart| &apart.rings);
+            let walks = apart.map_or(&weights.walks, |apart| &apart.rings);
             for ((region, walks), pixels) in regions.iter().zip(walks).zip(self.pixels()) {
                 for start in pixels.clone().step_by(most) {
                     let pixels = start..pixels.end.min(start + most);
@@ -158,7 +159,7 @@ impl Task for Part<'_> {
                     for (index, (block, walk)) in group.clone().zip(of_group) {
                         let moments = moments.get_mut(index - blocks.start);
                         let ahead = (&mut near, &mut ahead);
-                        let begun = self.apart(tiles).is_some();
+                        let begun = apart.is_some();
                         self.tiles(simd, region, pixels.clone(), block, walk, begun, ahead, &mut turned, moments);
                     }
                 }

@@ -30,7 +30,7 @@ pub(crate) struct Pass<'a> {
     pub behind: usize,
     /// What is added, as long as the target.
     pub residual: Option<&'a [f32]>,
-    /// The first image's target. Its length was checked by whoever made the pass.
+    /// The first image's target.
     pub target: Target,
     /// Weights that are most likely read next: they are brought near.
     pub ahead: &'a [f32],
@@ -104,7 +104,11 @@ impl Kernel<'_> {
     }
 
     /// Computes a share of a pass on this thread.
-    pub fn compute(&self, isa: Isa, pass: Pass<'_>, share: Share<'_>, scratch: &mut [f32]) {
+    ///
+    /// # Safety
+    /// The target has the pass's images and is writable, a residual is as long, and nobody else writes or reads this share
+    /// of the target meanwhile.
+    pub unsafe fn compute(&self, isa: Isa, pass: Pass<'_>, share: Share<'_>, scratch: &mut [f32]) {
         let [source_len, _] = self.lens();
         assert_eq!(pass.source.len(), pass.images * source_len, "length of the source");
         match self {
@@ -156,7 +160,8 @@ impl Kernel<'_> {
                 let target = unsafe { target.add(first * target_len) };
                 // What lies behind a part of a batch is most likely this thread's next part.
                 let pass = Pass { behind: source.len(), ..Pass::new(images, source, target) };
-                self.compute(isa, pass, share, scratch);
+                // SAFETY: the target's length was checked; parts are of different images or blocks.
+                unsafe { self.compute(isa, pass, share, scratch) };
             },
         );
         sums.map(SumsOfParts::total)

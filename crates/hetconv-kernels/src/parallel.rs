@@ -9,7 +9,7 @@ pub(crate) const PARTS: usize = 16;
 #[derive(Clone, Copy)]
 pub(crate) struct Target(pub *mut f32);
 
-// SAFETY: parts write disjoint values: other images or other blocks.
+// SAFETY: parts write disjoint values: other images, pixels or blocks.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}

@@ -191,7 +191,9 @@ impl Prepared {
                 None if split.part(part)[1] == split.part(part + 1)[1] => None,
                 None => Some(self.first_weights(split, part + 1)),
             };
-            self.part(split.part(part), Pass { ahead: ahead.unwrap_or_default(), ..pass }, scratch.as_mut());
+            let pass = Pass { ahead: ahead.unwrap_or_default(), ..pass };
+            // SAFETY: each part is computed once.
+            unsafe { self.part(split.part(part), pass, scratch.as_mut()) };
         });
     }
 
@@ -207,7 +209,9 @@ impl Prepared {
         residual: Option<&[f32]>,
         target: &mut [f32],
     ) {
-        self.part([Band::WHOLE; 2], self.pass(images, source, residual, target), scratch);
+        let pass = self.pass(images, source, residual, target);
+        // SAFETY: the only part.
+        unsafe { self.part([Band::WHOLE; 2], pass, scratch) };
     }
 
     /// The activations, after a look at all lengths.
@@ -248,11 +252,15 @@ impl Prepared {
         }
     }
 
-    /// One part; other parts write other values of the target.
-    fn part(&self, [band, group]: [Band; 2], pass: Pass<'_>, scratch: &mut [f32]) {
+    /// One part of a [`Prepared::pass`]; other parts write other values of the target.
+    ///
+    /// # Safety
+    /// Nobody else computes it meanwhile.
+    unsafe fn part(&self, [band, group]: [Band; 2], pass: Pass<'_>, scratch: &mut [f32]) {
         let kernel = self.kernel();
         let share = Share { band, blocks: group.of(kernel.blocks()), moments: None };
-        kernel.compute(self.isa, pass, share, scratch);
+        // SAFETY: `pass` checked the lengths; the rest is the caller's.
+        unsafe { kernel.compute(self.isa, pass, share, scratch) };
     }
 
     /// The split for so many images. Where the weights are too large to be read by every part, parts share the source
@@ -268,7 +276,7 @@ impl Prepared {
             match far {
                 true => {
                     let groups = parts.min(most_groups);
-                    Split { bands: (parts / groups).clamp(1, most_bands), groups, by_group: true }
+                    Split { bands: even(parts / groups).min(most_bands), groups, by_group: true }
                 }
                 false => {
                     let bands = parts.min(most_bands);

@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use common::{Numbers, Weights, check, each_isa};
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa, Team};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa, Reordered, Team};
 
 fn het(m: usize, n: usize, parts: usize) -> ConvKind {
     ConvKind::Het(HetPattern::shifted(m, n, parts).expect("legal"))
@@ -254,4 +256,34 @@ fn nothing_is_read_or_written_past_its_end() {
             }
         }
     });
+}
+
+/// Kernels read where packed weights say, so these have to be the convolution's own.
+#[test]
+fn weights_packed_by_another_convolution_are_refused() {
+    let packed_by = |channels: usize, size: usize, direction: Direction| {
+        let spec = ConvSpec::by_class(channels, 16, Conv2dGeometry::same(3, 1), het(channels, 16, 2));
+        let conv = Conv::new(spec.clone(), [size; 2]).expect("fits");
+        conv.pack(
+            Isa::selected().expect("an instruction set"),
+            direction,
+            Algorithm::Direct,
+            Weights::new(&spec, || 1.0).get(),
+        )
+    };
+    let spec = ConvSpec::by_class(16, 16, Conv2dGeometry::same(3, 1), het(16, 16, 2));
+    let conv = Conv::new(spec.clone(), [8; 2]).expect("fits");
+    let reordered = Reordered::new(spec, [8; 2]).expect("fits");
+    let input = vec![1.0; 32 * 8 * 8 * 16];
+    let mut output = vec![0.0; input.len()];
+    conv.forward(32, &input, &packed_by(16, 8, Direction::Forward), None, &mut output);
+    let others = [(32, 8, Direction::Forward), (16, 9, Direction::Forward), (16, 8, Direction::GradInput)];
+    for (channels, size, direction) in others {
+        let packed = packed_by(channels, size, direction);
+        let mut refused = |run: &mut dyn FnMut(&mut [f32])| {
+            catch_unwind(AssertUnwindSafe(|| run(&mut output))).expect_err("other weights")
+        };
+        refused(&mut |output| conv.forward(32, &input, &packed, None, output));
+        refused(&mut |output| reordered.forward(32, &input, &packed, None, output));
+    }
 }

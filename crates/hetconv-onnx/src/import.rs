@@ -120,10 +120,11 @@ pub(crate) fn import_bytes(
     folder: Option<&Path>,
     options: &ImportOptions,
 ) -> Result<Imported, OnnxError> {
+    let len = bytes.len();
     let (mut proto, opset) = prepare(bytes)?;
     let metadata = Metadata::read(&proto);
     let graph = proto.graph.take().ok_or(OnnxError::NoGraph)?;
-    let mut network = Importer::new(&graph, opset, folder).run(options)?;
+    let mut network = Importer::new(&graph, opset, folder, len).run(options)?;
     simplify::simplify(&mut network.graph, &mut network.weights);
     recognise::recognise(&mut network.graph, &mut network.weights, &metadata.layers)?;
     simplify::simplify(&mut network.graph, &mut network.weights);
@@ -163,7 +164,8 @@ struct Importer<'a> {
 }
 
 impl<'a> Importer<'a> {
-    fn new(proto: &'a GraphProto, opset: i64, folder: Option<&'a Path>) -> Self {
+    /// `len` is the file's number of bytes.
+    fn new(proto: &'a GraphProto, opset: i64, folder: Option<&'a Path>, len: usize) -> Self {
         let mut readers = HashMap::new();
         let outputs = proto.output.iter().map(|output| output.name());
         for name in proto.node.iter().flat_map(|node| node.input.iter().map(String::as_str)).chain(outputs) {
@@ -178,7 +180,7 @@ impl<'a> Importer<'a> {
             readers,
             first_names: HashMap::new(),
             batch: None,
-            network: Network::new(if proto.name().is_empty() { "onnx" } else { proto.name() }),
+            network: Network::new(if proto.name().is_empty() { "onnx" } else { proto.name() }, len),
             unsupported: Vec::new(),
         }
     }
@@ -193,6 +195,7 @@ impl<'a> Importer<'a> {
             self.load_initializers(node)?;
             match self.node(node) {
                 Ok(results) => {
+                    self.surplus(node, results.len());
                     for (name, value) in node.output.iter().zip(results).filter(|(name, _)| !name.is_empty()) {
                         if let Value::Network(id) = value {
                             self.first_names.entry(id).or_insert(name);
@@ -232,6 +235,17 @@ impl<'a> Importer<'a> {
         self.network.graph.outputs = outputs;
         self.network.graph.validate()?;
         Ok(self.network)
+    }
+
+    /// Refuses a node whose results from this number on are read: they are not computed.
+    fn surplus(&mut self, node: &'a NodeProto, computed: usize) {
+        for name in node.output.iter().skip(computed).map(String::as_str) {
+            if !name.is_empty() && self.readers.contains_key(name) {
+                let (node, op) = (node_name(node).to_owned(), node.op_type().to_owned());
+                self.unsupported.push(UnsupportedNode { node, op, reason: format!("gives a further result `{name}`") });
+                self.values.insert(name, Value::Unknown);
+            }
+        }
     }
 
     /// Notes a node that cannot be read; who reads its results is not asked for more.

@@ -14,7 +14,7 @@ pub(crate) const OPSETS: [i64; 2] = [11, 28];
 /// The most nodes a file may have once its functions are inlined.
 const MOST_NODES: usize = 1 << 20;
 /// The most bytes that inlining may copy.
-const MOST_BYTES: usize = 1 << 30;
+const MOST_BYTES: usize = 1 << 28;
 /// How deep functions may call functions.
 const DEEPEST_CALL: usize = 32;
 
@@ -55,13 +55,13 @@ fn inline(nodes: Vec<NodeProto>, functions: &[FunctionProto]) -> Result<Vec<Node
     let mut plain = Vec::with_capacity(nodes.len());
     // Nodes still to be looked at, the next one last, with the depth of the call they came from.
     let mut rest: Vec<(NodeProto, usize)> = nodes.into_iter().rev().map(|node| (node, 0)).collect();
-    let (mut calls, mut copied) = (0, 0);
+    let (mut calls, mut copied) = (0, 0_usize);
     while let Some((node, depth)) = rest.pop() {
         let Some(function) = by_name.get(&(node.domain(), node.op_type(), node.overload())) else {
             plain.push(node);
             continue;
         };
-        copied += function.node.iter().map(Message::encoded_len).sum::<usize>();
+        copied = copied.saturating_add(copied_by(&node, function));
         let nodes = plain.len() + rest.len() + function.node.len();
         if depth == DEEPEST_CALL || nodes > MOST_NODES || copied > MOST_BYTES {
             return Err(OnnxError::Functions { node: node_name(&node).to_owned() });
@@ -71,6 +71,17 @@ fn inline(nodes: Vec<NodeProto>, functions: &[FunctionProto]) -> Result<Vec<Node
         rest.extend(body.into_iter().rev().map(|node| (node, depth + 1)));
     }
     Ok(plain)
+}
+
+/// About as many bytes as [`call`] makes: the function's nodes, names with the caller's before them, and the caller's
+/// attributes where the function refers to them.
+fn copied_by(node: &NodeProto, function: &FunctionProto) -> usize {
+    let nodes: usize = function.node.iter().map(Message::encoded_len).sum();
+    let names: usize = function.node.iter().map(|body| 1 + body.input.len() + body.output.len()).sum();
+    let attributes = function.node.iter().flat_map(|body| &body.attribute);
+    let references = attributes.filter(|attribute| attribute.ref_attr_name.is_some()).count();
+    let given: usize = node.attribute.iter().chain(&function.attribute_proto).map(Message::encoded_len).sum();
+    nodes.saturating_add(names.saturating_mul(node_name(node).len())).saturating_add(references.saturating_mul(given))
 }
 
 /// The nodes of a function in place of a call of it.

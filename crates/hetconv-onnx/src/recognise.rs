@@ -51,6 +51,10 @@ fn masked(graph: &mut Graph, weights: &mut Weights, facts: &Facts, known: &BTree
     if !known.contains_key(&graph.nodes[id].name) && !has_dead_kernel(graph, weights, id) {
         return;
     }
+    let (base, _) = ungathered(graph, graph.nodes[id].inputs[0]);
+    if !has_centers(graph, weights, facts, base, id, &[id]) {
+        return;
+    }
     let Some(mut term) = Term::convolution(graph, weights, facts, id) else { return };
     term.mark_spatial();
     let stated = known.get(&graph.nodes[id].name).filter(|pattern| term.has_pattern(pattern));
@@ -85,9 +89,7 @@ fn sum(graph: &mut Graph, weights: &mut Weights, facts: &Facts, id: ValueId) {
         }
     }
     for (base, operands) in by_base.into_iter().filter(|(_, operands)| operands.len() > 1) {
-        // A HetConv layer has a centre tap for every filter and channel, so the file has as many numbers.
-        let numbers: usize = operands.iter().map(|&operand| weight_count(graph, weights, operand, DEEPEST)).sum();
-        if facts.shapes[base].channels().saturating_mul(facts.shapes[id].channels()) > numbers {
+        if !has_centers(graph, weights, facts, base, id, &operands) {
             continue;
         }
         let terms: Option<Vec<Term>> =
@@ -121,6 +123,20 @@ fn base(graph: &Graph, facts: &Facts, value: ValueId, depth: usize) -> Option<Va
         }
         _ => None,
     }
+}
+
+/// Whether the values that a layer between two values would be made of have as many weights as it has centre taps: one for
+/// every filter and channel, and the file has as many numbers.
+fn has_centers(
+    graph: &Graph,
+    weights: &Weights,
+    facts: &Facts,
+    base: ValueId,
+    result: ValueId,
+    parts: &[ValueId],
+) -> bool {
+    let numbers: usize = parts.iter().map(|&part| weight_count(graph, weights, part, DEEPEST)).sum();
+    facts.shapes[base].channels().saturating_mul(facts.shapes[result].channels()) <= numbers
 }
 
 /// How many weights the convolutions have that a value with a [`base`] is made of.
@@ -279,6 +295,9 @@ impl Term {
     /// Two convolutions' filters one after another.
     fn beside(mut self, other: Self) -> Option<Self> {
         if self.base != other.base || self.geometry != other.geometry || self.channels != other.channels {
+            return None;
+        }
+        if self.kernels.len() + other.kernels.len() > Self::LIMIT {
             return None;
         }
         if self.bias.is_some() || other.bias.is_some() {

@@ -198,7 +198,9 @@ fn shapes_that_do_not_fit() {
 
 #[test]
 fn attributes_that_make_no_sense() {
-    let attributes: [(&str, &[i64]); 10] = [
+    let attributes: [(&str, &[i64]); 12] = [
+        ("pads", &[-1, 1, 1, 1, 1]),
+        ("kernel_shape", &[-1, 3, 3]),
         ("strides", &[0, 1]),
         ("strides", &[1]),
         ("strides", &[i64::MAX, 1]),
@@ -304,6 +306,27 @@ fn all_unsupported_nodes_at_once() {
     });
     let nodes: Vec<(&str, &str)> = found.iter().map(|node| (node.node.as_str(), node.op.as_str())).collect();
     assert_eq!(nodes, [("conv1.relu", "Erf"), ("conv2.relu", "Softplus"), ("added", "Det")]);
+}
+
+#[test]
+fn results_that_are_not_computed() {
+    let found = unsupported(|_, graph| {
+        let norm = graph.node.iter_mut().find(|node| node.op_type() == "Relu").unwrap();
+        norm.output.push("second".to_owned());
+        add_node(graph, "Identity", &["second"], vec![]);
+    });
+    assert!(found[0].reason.contains("second"), "{found:?}");
+}
+
+#[test]
+fn an_axis_that_is_sliced_twice() {
+    let found = unsupported(|_, graph| {
+        for (name, numbers) in [("starts", [0, 1]), ("ends", [2, 2]), ("axes", [1, 1])] {
+            add_ints(graph, name, &[2], numbers.to_vec());
+        }
+        add_node(graph, "Slice", &["conv1", "starts", "ends", "axes"], vec![]);
+    });
+    assert_eq!(found[0].node, "added");
 }
 
 #[test]
@@ -436,6 +459,35 @@ fn constants_out_of_all_proportion() {
         add_node(graph, "Transpose", &["nothing"], vec![]);
     });
     assert_eq!(found[0].node, "added");
+    // Each gather nearly doubles the number of axes, of one element all the while.
+    let found = unsupported(|_, graph| {
+        add_ints(graph, "r0", &[1, 1], vec![0]);
+        for i in 0..30 {
+            let [from, to] = [i, i + 1].map(|i| format!("r{i}"));
+            let (input, op_type) = (vec![from.clone(), from], Some("Gather".to_owned()));
+            graph.node.push(NodeProto { input, output: vec![to], op_type, ..Default::default() });
+        }
+        add_node(graph, "Identity", &["r30"], vec![]);
+    });
+    assert!(!found.is_empty());
+    // Copies of one large constant, each by a node of a few bytes.
+    let found = unsupported(|_, graph| {
+        add_ints(graph, "size", &[1], vec![4_000_000]);
+        add_node(graph, "ConstantOfShape", &["size"], vec![]);
+        for i in 0..20 {
+            let (input, op_type) = (vec!["added".to_owned()], Some("Neg".to_owned()));
+            graph.node.push(NodeProto { input, output: vec![format!("n{i}")], op_type, ..Default::default() });
+        }
+    });
+    assert_eq!(found.iter().filter(|node| node.op == "Neg").count(), 20);
+    // Such a constant is not quoted.
+    let found = unsupported(|_, graph| {
+        add_ints(graph, "size", &[1], vec![1_000_000]);
+        add_node(graph, "ConstantOfShape", &["size"], vec![]);
+        let (input, op_type) = (vec!["conv1".to_owned(), "added".to_owned()], Some("Reshape".to_owned()));
+        graph.node.push(NodeProto { input, output: vec!["r".to_owned()], op_type, ..Default::default() });
+    });
+    assert!(found[0].reason.len() < 1000, "{}", found[0].reason.len());
     // Each gather doubles what the one before it gave.
     let found = unsupported(|_, graph| {
         add_ints(graph, "twice", &[2], vec![0, 0]);

@@ -4,7 +4,7 @@ mod passes;
 mod reordered;
 mod spec;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind};
 
@@ -36,7 +36,7 @@ pub enum Algorithm {
 /// A convolution prepared for one image size: the tables that its three kernels read.
 #[derive(Debug)]
 pub struct Conv {
-    spec: ConvSpec,
+    spec: Arc<ConvSpec>,
     classes: Classes,
     in_size: [usize; 2],
     out_size: [usize; 2],
@@ -78,7 +78,7 @@ impl Conv {
             classes,
             in_size,
             out_size,
-            spec,
+            spec: Arc::new(spec),
         })
     }
 
@@ -132,7 +132,7 @@ impl Conv {
 
     /// MACs of the layer for one image, as the paper counts them: taps on padding included.
     pub fn macs(&self) -> usize {
-        let ConvSpec { in_channels, out_channels, geometry, kind, .. } = &self.spec;
+        let ConvSpec { in_channels, out_channels, geometry, kind, .. } = &*self.spec;
         let weights = kind.weights(*in_channels, *out_channels, geometry.taps());
         weights * self.out_size[0] * self.out_size[1]
     }
@@ -217,7 +217,8 @@ impl Conv {
         algorithm: Algorithm,
         weights: ConvWeights<'_>,
     ) -> PackedWeights {
-        PackedWeights { isa, direction, form: self.form(isa, direction, algorithm, weights) }
+        let form = self.form(isa, direction, algorithm, weights);
+        PackedWeights { spec: Arc::clone(&self.spec), in_size: self.in_size, isa, direction, form }
     }
 
     fn form(&self, isa: Isa, direction: Direction, algorithm: Algorithm, weights: ConvWeights<'_>) -> PackedForm {
@@ -238,6 +239,14 @@ impl Conv {
                 PackedForm::Winograd(winograd::Weights::new(spec, classes, layout(), direction, isa, weights))
             }
         }
+    }
+
+    /// Insists that weights were packed for this direction, by this convolution or one like it: kernels read where the packed
+    /// weights say.
+    fn check_packed(&self, weights: &PackedWeights, direction: Direction) {
+        assert_eq!(weights.direction, direction, "direction of packed weights");
+        let same = Arc::ptr_eq(&weights.spec, &self.spec) || weights.spec == self.spec;
+        assert!(same && weights.in_size == self.in_size, "weights packed for another convolution or image size");
     }
 
     /// A bias in the order of the outputs, padded to what the kernel reads.
@@ -328,6 +337,9 @@ impl Conv {
 /// A layer's weights in the order that a kernel reads them; see [`Conv::pack`].
 #[derive(Debug)]
 pub struct PackedWeights {
+    /// The convolution that they were packed by.
+    spec: Arc<ConvSpec>,
+    in_size: [usize; 2],
     isa: Isa,
     direction: Direction,
     form: PackedForm,

@@ -97,7 +97,7 @@ impl Conv {
         target: &mut [MaybeUninit<f32>],
         sums: bool,
     ) -> Option<ColumnSums> {
-        assert_eq!(weights.direction, direction, "direction of packed weights");
+        self.check_packed(weights, direction);
         let [source_len, target_len] = match direction {
             Direction::Forward => [self.in_len(batch), self.out_len(batch)],
             Direction::GradInput => [self.out_len(batch), self.in_len(batch)],

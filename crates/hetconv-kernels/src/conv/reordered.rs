@@ -77,7 +77,7 @@ impl Reordered {
         output: &mut [f32],
     ) {
         let write = |input: &[f32], output: &mut [f32]| self.conv.forward(batch, input, weights, bias, output);
-        self.gather([&self.input.there, &self.output.back], batch, input, weights, bias, output, write);
+        self.gather(Direction::Forward, batch, input, weights, bias, output, write);
     }
 
     /// As [`Conv::grad_input`], in natural order and overwriting `grad_input`.
@@ -86,14 +86,14 @@ impl Reordered {
     /// As [`Conv::grad_input`].
     pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
         let write = |source: &[f32], target: &mut [f32]| self.conv.grad_input_into(batch, source, weights, target);
-        self.gather([&self.output.there, &self.input.back], batch, grad_output, weights, None, grad_input, write);
+        self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, write);
     }
 
     /// Forward or grad-input; `write` computes it for a whole batch in the kernels' orders.
     #[allow(clippy::too_many_arguments)]
     fn gather(
         &self,
-        [there, back]: [&Reorder; 2],
+        direction: Direction,
         batch: usize,
         source: &[f32],
         weights: &PackedWeights,
@@ -101,10 +101,15 @@ impl Reordered {
         target: &mut [f32],
         write: impl FnOnce(&[f32], &mut [f32]),
     ) {
+        let (conv, isa) = (&self.conv, weights.isa);
+        conv.check_packed(weights, direction);
+        let [there, back] = match direction {
+            Direction::Forward => [&self.input.there, &self.output.back],
+            Direction::GradInput => [&self.output.there, &self.input.back],
+        };
         if there.is_none() && back.is_none() {
             return write(source, target);
         }
-        let (conv, isa, direction) = (&self.conv, weights.isa, weights.direction);
         let [source_len, target_len, target_channels] = match direction {
             Direction::Forward => [conv.in_len(1), conv.out_len(1), conv.spec.out_channels],
             Direction::GradInput => [conv.out_len(1), conv.in_len(1), conv.spec.in_channels],
@@ -140,7 +145,8 @@ impl Reordered {
             let results = if back.is_none() { &mut *target } else { &mut written[..target.len()] };
             let pass = Pass::new(images, source, Target(results.as_mut_ptr()));
             let share = Share { band: Band::WHOLE, blocks: 0..kernel.blocks(), moments: None };
-            kernel.compute(isa, pass, share, scratch);
+            // SAFETY: the pass has `images` images, whose target is `results`, and this thread alone computes it.
+            unsafe { kernel.compute(isa, pass, share, scratch) };
             if !back.is_none() {
                 back.copy(isa, &written[..target.len()], target);
             }

@@ -34,7 +34,9 @@ impl<'a> Attributes<'a> {
     /// A list of so many sizes, each with a default.
     pub fn sizes<const LENGTH: usize>(&self, name: &str, default: usize) -> Read<[usize; LENGTH]> {
         let Some(ints) = self.ints(name) else { return Ok([default; LENGTH]) };
-        let sizes: Vec<usize> = ints.iter().filter_map(|&int| usize::try_from(int).ok()).collect();
-        sizes.try_into().map_err(|_| Refusal::because(format!("its {name} {ints:?} are not {LENGTH} sizes")))
+        let refused = || Refusal::because(format!("its {name} {ints:?} are not {LENGTH} sizes"));
+        let sizes =
+            ints.iter().map(|&int| usize::try_from(int).map_err(|_| refused())).collect::<Read<Vec<usize>>>()?;
+        sizes.try_into().map_err(|_| refused())
     }
 }

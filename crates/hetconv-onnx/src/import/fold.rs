@@ -23,7 +23,7 @@ impl<'a> Importer<'a> {
         let constant = if let Some(tensor) = attributes.tensor("value") {
             let constant =
                 self.constant(tensor, node_name(node)).map_err(|error| Refusal::because(error.to_string()))?;
-            self.network.earn(constant.len());
+            self.network.earn_in_node(constant.len())?;
             constant
         } else if let Some(value) = attributes.get("value_float") {
             float(vec![], vec![value.f()])
@@ -52,6 +52,10 @@ impl<'a> Importer<'a> {
         let Some(first) = inputs.first().cloned().flatten() else { return Ok(None) };
         let second = inputs.get(1).cloned().flatten();
         let op = node.op_type();
+        let copies = ["Cast", "Floor", "Ceil", "Sqrt", "Neg", "Squeeze", "Unsqueeze", "Reshape", "Flatten"];
+        if copies.contains(&op) {
+            self.network.spend(first.len())?;
+        }
         let constant = match op {
             "Identity" => return Ok(Some(vec![Value::Constant(first)])),
             "Shape" => Constant::ints(first.dims.iter().map(|&dim| Int::Known(dim as i64)).collect()),
@@ -182,8 +186,8 @@ impl<'a> Importer<'a> {
         let size = data.dims[along];
         let picked: Vec<usize> = indices.known()?.into_iter().map(|index| axis(index, size)).collect::<Read<_>>()?;
         let dims = [&data.dims[..along], &indices.dims, &data.dims[along + 1..]].concat();
-        if data.len() == 0 {
-            return Err(Refusal::because("picks from nothing"));
+        if data.len() == 0 || dims.len() > MOST_AXES {
+            return Err(Refusal::because(format!("picks from {:?} into a value of {} axes", data.dims, dims.len())));
         }
         self.spend_on(&dims)?;
         let lists: Vec<Vec<usize>> = (0..data.dims.len())
@@ -223,7 +227,14 @@ impl<'a> Importer<'a> {
         if [ends.len(), axes.len(), steps.len()].iter().any(|&length| length != starts.len()) {
             return Err(Refusal::because("its starts, ends, axes and steps differ in number"));
         }
-        (0..starts.len()).map(|i| Ok((axis(axes[i], rank)?, [starts[i], ends[i], steps[i]]))).collect()
+        let slices: Vec<(usize, [i64; 3])> = (0..starts.len())
+            .map(|i| Ok((axis(axes[i], rank)?, [starts[i], ends[i], steps[i]])))
+            .collect::<Read<_>>()?;
+        let twice = |i: usize| slices[..i].iter().any(|(axis, _)| *axis == slices[i].0);
+        if (1..slices.len()).any(twice) {
+            return Err(Refusal::because(format!("slices an axis twice: {axes:?}")));
+        }
+        Ok(slices)
     }
 }
 

@@ -32,6 +32,7 @@ impl<'a> Importer<'a> {
         let size = padded_size([height, width], pads)?;
         let geometry = self.geometry(attributes, kernel, size)?;
         let (geometry, margin) = with_pads(&geometry, pads)?;
+        self.network.spend(weight.len())?;
         let mut weights = weight.floats()?.to_vec();
         if margin != [0; 4] {
             self.network.spend(filters.saturating_mul(of_group).saturating_mul(geometry.taps()))?;
@@ -55,6 +56,7 @@ impl<'a> Importer<'a> {
         }
         let of = self.network_operand(node, 0)?;
         let channels = self.network.shape(of).channels();
+        self.network.spend(channels.saturating_mul(4))?;
         let suffixes = ["weight", "bias", "running_mean", "running_var"];
         let mut parameters = Vec::new();
         for (index, suffix) in suffixes.into_iter().enumerate() {
@@ -115,6 +117,7 @@ impl<'a> Importer<'a> {
                 "its weight is for {inputs} features, but its input has {in_features}"
             )));
         }
+        self.network.spend(weight.len())?;
         let data = weight.floats()?;
         let at = |out: usize, input: usize| if by_output { out * columns + input } else { input * columns + out };
         let indices = (0..out_features).flat_map(|out| (0..in_features).map(move |input| at(out, input)));
@@ -138,8 +141,8 @@ impl<'a> Importer<'a> {
         }
         let (of, pads, fill) = self.padded_operand(node, |_| true)?;
         // Padding never wins in this graph's pooling, nor do zeros around an image without negative numbers.
-        let harmless = fill <= f32::MIN || fill == 0.0 && self.is_non_negative(of, 8);
-        if pads != [0; 4] && !harmless {
+        let harmless = || fill <= f32::MIN || fill == 0.0 && self.is_non_negative(of, &mut 100);
+        if pads != [0; 4] && !harmless() {
             return Err(Refusal::because(format!("takes the maximum of an image padded with {fill}")));
         }
         let mut geometry = self.pool_geometry(of, pads, attributes)?;
@@ -226,14 +229,17 @@ impl<'a> Importer<'a> {
         Ok((self.network_operand(node, 0)?, [0; 4], 0.0))
     }
 
-    /// Whether a value has no negative numbers, as far as so many nodes before it tell.
-    fn is_non_negative(&self, value: ValueId, depth: usize) -> bool {
+    /// Whether a value has no negative numbers, as far as so many looks at nodes before it tell.
+    fn is_non_negative(&self, value: ValueId, looks: &mut usize) -> bool {
         use hetconv_graph::Activation::{HardSigmoid, Relu, Relu6, Sigmoid};
         match self.network.op(value) {
             Op::Activation { function } => matches!(function, Relu | Relu6 | Sigmoid | HardSigmoid),
             Op::MaxPool { .. } | Op::AvgPool { .. } | Op::GlobalAvgPool | Op::Gather { .. } | Op::Concat => {
                 let inputs = &self.network.graph.nodes[value].inputs;
-                depth > 0 && inputs.iter().all(|&input| self.is_non_negative(input, depth - 1))
+                inputs.iter().all(|&input| {
+                    *looks = looks.saturating_sub(1);
+                    *looks > 0 && self.is_non_negative(input, looks)
+                })
             }
             Op::Softmax => true,
             _ => false,

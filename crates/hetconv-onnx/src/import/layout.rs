@@ -115,7 +115,10 @@ impl<'a> Importer<'a> {
             return Err(refused());
         }
         let channels = match &value {
-            Value::Channels(channels) => channels.channels.clone(),
+            Value::Channels(channels) => {
+                self.network.spend(channels.channels.len())?;
+                channels.channels.clone()
+            }
             _ => {
                 let count = of_channels(&dims);
                 self.network.spend(count)?;
@@ -251,10 +254,12 @@ impl<'a> Importer<'a> {
                 }
             },
         };
-        let sizes: Vec<usize> = sizes.iter().filter_map(|&size| usize::try_from(size).ok()).collect();
+        let refused = || Refusal::because(format!("splits {channels} channels into {sizes:?} for {outputs} outputs"));
+        let sizes: Vec<usize> =
+            sizes.iter().map(|&size| usize::try_from(size).map_err(|_| refused())).collect::<Read<_>>()?;
         let total = sizes.iter().try_fold(0_usize, |total, &size| total.checked_add(size));
         if sizes.len() != outputs || total != Some(channels) {
-            return Err(Refusal::because(format!("splits {channels} channels into {sizes:?} for {outputs} outputs")));
+            return Err(refused());
         }
         self.network.spend(channels)?;
         let mut start = 0;
@@ -284,7 +289,8 @@ impl<'a> Importer<'a> {
             Some(axes) => axes.known()?.into_iter().map(|at| axis(at, 4)).collect::<Read<_>>()?,
             None => (0..4).collect(),
         };
-        if given.len() != 2 * axes.len() || axes.len() > 4 {
+        let twice = |i: usize| axes[..i].contains(&axes[i]);
+        if given.len() != 2 * axes.len() || axes.len() > 4 || (1..axes.len()).any(twice) {
             return Err(Refusal::because(format!("its {} pads are for another number of axes", given.len())));
         }
         let mut pads = [[0; 2]; 4];

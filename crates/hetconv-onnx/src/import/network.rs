@@ -14,6 +14,8 @@ pub(crate) struct Network {
     names: Names,
     /// How many numbers may still be made that are not in the file.
     budget: usize,
+    /// Numbers that nodes may still have without asking.
+    in_nodes: usize,
 }
 
 impl Network {
@@ -22,14 +24,31 @@ impl Network {
     const BUDGET: usize = 1 << 22;
     const PER_NUMBER: usize = 16;
 
-    pub fn new(name: &str) -> Self {
+    /// Of a file of so many bytes.
+    pub fn new(name: &str, len: usize) -> Self {
         let graph = Graph { name: name.to_owned(), nodes: Vec::new(), outputs: Vec::new() };
-        Self { graph, weights: Weights::new(), shapes: Vec::new(), names: Names::default(), budget: Self::BUDGET }
+        Self {
+            graph,
+            weights: Weights::new(),
+            shapes: Vec::new(),
+            names: Names::default(),
+            budget: Self::BUDGET,
+            in_nodes: len,
+        }
     }
 
     /// Takes note of so many numbers that are in the file.
     pub fn earn(&mut self, numbers: usize) {
         self.budget = self.budget.saturating_add(numbers.saturating_mul(Self::PER_NUMBER));
+    }
+
+    /// Takes note of so many numbers of a node. A node may be a copy of one in a function, so those beyond what the file can
+    /// hold are not in it.
+    pub fn earn_in_node(&mut self, numbers: usize) -> Read<()> {
+        let within = numbers.min(self.in_nodes);
+        self.in_nodes -= within;
+        self.earn(within);
+        self.spend(numbers - within)
     }
 
     /// Asks for so many numbers that are not in the file.

@@ -14,8 +14,16 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// Longer reasons, such as one that quotes a constant, are cut.
+    const MOST: usize = 500;
+
     pub fn because(reason: impl Into<String>) -> Self {
-        Self::Because(reason.into())
+        let reason = reason.into();
+        if reason.len() <= Self::MOST {
+            return Self::Because(reason);
+        }
+        let end = (0..=Self::MOST).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or(0);
+        Self::Because(format!("{} …", &reason[..end]))
     }
 }
 
