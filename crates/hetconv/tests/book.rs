@@ -35,10 +35,16 @@ fn between<'a>(text: &'a str, begin: &str, end: char) -> impl Iterator<Item = &'
 fn referred(chapter: &Path) -> Vec<PathBuf> {
     let text = std::fs::read_to_string(chapter).unwrap_or_else(|error| panic!("{}: {error}", chapter.display()));
     let folder = chapter.parent().unwrap();
-    let includes = between(&text, "{{#include ", '}').map(|path| path.split(':').next().unwrap());
-    let links = between(&text, "](", ')').filter(|link| !link.contains("://") && !link.starts_with('#'));
     let path = |link: &str| folder.join(link.split('#').next().unwrap());
-    includes.chain(links).map(path).collect()
+    let includes: Vec<PathBuf> =
+        between(&text, "{{#include ", '}').map(|file| path(file.split(':').next().unwrap())).collect();
+    // What is included is read in the chapter's place.
+    let mut pages = vec![text.clone()];
+    let is_page = |file: &&PathBuf| file.extension().is_some_and(|extension| extension == "md");
+    pages.extend(includes.iter().filter(is_page).map(|file| std::fs::read_to_string(file).unwrap()));
+    let links = pages.iter().flat_map(|page| between(page, "](", ')'));
+    let links = links.filter(|link| !link.contains("://") && !link.starts_with('#'));
+    links.map(path).chain(includes.iter().cloned()).collect()
 }
 
 #[test]

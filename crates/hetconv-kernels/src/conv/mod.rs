@@ -330,6 +330,9 @@ impl Conv {
     ) -> Prepared {
         let form = self.form(isa, Direction::Forward, algorithm, weights);
         let bias = self.stored_bias(isa, bias, self.spec.out_channels);
+        if self.depthwise {
+            self.rows(Direction::Forward);
+        }
         Prepared::new(self, isa, algorithm, form, bias, activation)
     }
 }

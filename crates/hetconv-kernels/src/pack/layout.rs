@@ -36,7 +36,7 @@ struct Choice<'a> {
 }
 
 impl Layout {
-    /// Splits the outputs into blocks, cheapest first.
+    /// Splits the outputs into blocks, in their order, each the cheapest from its start on.
     pub fn new(spec: &ConvSpec, classes: &Classes, direction: Direction, algorithm: Algorithm, isa: Isa) -> Self {
         let (filters, channels) =
             (stored(&classes.filters, &spec.out_order), stored(&classes.channels, &spec.in_order));
