@@ -1,11 +1,12 @@
 """Checks that what the peers compute is what this project computes, so that their times can be compared.
 
-    python3 bench/peers/check.py [--zoo [NAME ...]] [--hetconv PATH]
+    python3 bench/peers/check.py [--zoo [NAME ...] [--statistics IMAGES]] [--hetconv PATH]
     python3 bench/peers/check.py --top1 DATA MODEL [MODEL ...]
 
 Layers: both forms of HetConv against the golden vectors (result and gradients). Networks: `hetconv predict` against the
 exact network, and every engine on the exported file against the network it was exported from. With `--zoo`: `hetconv run` on
-every network of the zoo against PyTorch and ONNX Runtime; every network is tried before the check fails. With `--top1`:
+every network of the zoo against PyTorch and ONNX Runtime; every network is tried before the check fails. How far PyTorch is from
+its own float64 is printed beside it, with batch-norms folded and without, and how far folded weights alone are. With `--top1`:
 `hetconv eval` of trained models with Winograd's algorithm and without it, whose hits may differ by five images.
 """
 
@@ -100,7 +101,20 @@ def networks(hetconv, folder):
                 close(f"{name} {form} on {engine}", call(pixels.numpy()).reshape(logits.shape), logits, 1e-4)
 
 
-def zoo(hetconv, names, folder):
+def rounding(name, file, pixels, exact):
+    """Prints how far PyTorch is from the same network in float64, and what the folding of batch-norms has to do with it."""
+    import graph
+    import torch
+
+    with torch.inference_mode():
+        folded = graph.Network(*graph.fold_batch_norms(*graph.read(file)), "dense").eval()
+        found = {"folded": folded(pixels).numpy(), "folded weights in float64": folded.double()(pixels.double()).numpy()}
+        found["plain"] = graph.Network(*graph.read(file), "dense").eval()(pixels).numpy()
+    for what, logits in found.items():
+        close(f"{name}, PyTorch {what} from its own float64", logits, exact, float("inf"))
+
+
+def zoo(hetconv, names, folder, statistics):
     """`hetconv run` on every network, exact and fast, against PyTorch on the same graph and ONNX Runtime on the export."""
     import graph
     import numpy
@@ -111,13 +125,14 @@ def zoo(hetconv, names, folder):
     source, result, onnx = (str(Path(folder, name)) for name in ("x.npy", "y.npy", "model.onnx"))
     for name in names or json.loads(subprocess.check_output([hetconv, "list", "--format", "json"])):
         model = run.fresh_model(name, Path(folder, "fresh"))
-        file, _, pixels = settle(*graph.read(model), folder)
+        file, _, pixels = settle(*graph.read(model), folder, statistics)
         model.unlink()
         numpy.save(source, pixels.numpy())
         with torch.inference_mode():
             network = graph.Network(*graph.read(file), "dense").eval()
             expected = {"PyTorch": network(pixels).numpy()}
             expected["PyTorch in float64"] = network.double()(pixels.double()).numpy()
+        rounding(name, file, pixels, expected["PyTorch in float64"])
         Path(onnx).unlink(missing_ok=True)
         subprocess.run([hetconv, "export", file, "--output", onnx], check=True, stdout=subprocess.DEVNULL)
         session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
@@ -148,7 +163,7 @@ def top1(hetconv, data, models):
             raise SystemExit(f"{model}: Winograd's algorithm changes the hits by more than five images")
 
 
-def settle(description, tensors, folder):
+def settle(description, tensors, folder, statistics=SETTLING):
     """Gives a fresh network statistics and moderate logits, and an image; returns the file, the image and its pixels.
 
     Fresh statistics are all the same, and logits of a hundred leave one class with a probability of 1: neither would
@@ -171,7 +186,7 @@ def settle(description, tensors, folder):
         for norm in norms.values():
             norm.momentum = None
             norm.bias.normal_(0, 0.1)
-        network(torch.cat([pixels, torch.randn(SETTLING - 1, *network.input_shape)]))
+        network(torch.cat([pixels, torch.randn(statistics - 1, *network.input_shape)]))
         scale = network.eval()(pixels).std()
     for name, norm in norms.items():
         node = description["nodes"][int(name.rpartition(".")[2])]["name"]
@@ -195,6 +210,7 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", nargs="*", metavar="NAME", help="check the runtime on these networks [all], nothing else")
+    parser.add_argument("--statistics", type=int, default=SETTLING, help="images that settle a network of the zoo [%(default)s]")
     parser.add_argument("--hetconv", help="the binary [default: a release build of this repository]")
     parser.add_argument("--top1", nargs="+", metavar=("DATA", "MODEL"), help="compare exact and fast hits, nothing else")
     options = parser.parse_args()
@@ -206,7 +222,7 @@ def main():
             golden_layers()
             networks(hetconv, folder)
         else:
-            zoo(hetconv, options.zoo, folder)
+            zoo(hetconv, options.zoo, folder, options.statistics)
     print("all close")
 
 

@@ -90,8 +90,12 @@ impl Layer {
             // SAFETY: as above.
             let bias = (bias != 0).then(|| unsafe { values(bias, self.spec.out_channels) });
             let weights = self.weights_at(center, ring);
-            let packed =
-                conv.pack(self.isa, Direction::Forward, self.algorithm(&conv, Direction::Forward, exact), weights);
+            let packed = conv.conv().pack(
+                self.isa,
+                Direction::Forward,
+                self.algorithm(&conv, Direction::Forward, exact),
+                weights,
+            );
             conv.forward(batch, input, &packed, bias, output);
         })
     }
@@ -118,7 +122,7 @@ impl Layer {
             let (grad_output, grad_input) = unsafe { (values(grad_output, out_len), values_mut(grad_input, in_len)) };
             let direction = Direction::GradInput;
             let algorithm = self.algorithm(&conv, direction, exact);
-            let packed = conv.pack(self.isa, direction, algorithm, self.weights_at(center, ring));
+            let packed = conv.conv().pack(self.isa, direction, algorithm, self.weights_at(center, ring));
             conv.grad_input(batch, grad_output, &packed, grad_input);
         })
     }

@@ -55,7 +55,7 @@ pub(crate) struct Share<'a> {
 
 impl Kernel<'_> {
     /// Values of a source image and of a target image.
-    fn lens(&self) -> [usize; 2] {
+    pub fn lens(&self) -> [usize; 2] {
         match self {
             Self::Depthwise(kernel) => {
                 [kernel.source_pixels, kernel.target_pixels].map(|pixels| pixels * kernel.channels)

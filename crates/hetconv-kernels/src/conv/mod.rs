@@ -250,7 +250,11 @@ impl Conv {
     }
 
     /// A bias in the order of the outputs, padded to what the kernel reads.
-    fn stored_bias(&self, isa: Isa, bias: Option<&[f32]>, channels: usize) -> Vec<f32> {
+    fn stored_bias(&self, isa: Isa, bias: Option<&[f32]>, direction: Direction) -> Vec<f32> {
+        let channels = match direction {
+            Direction::Forward => self.spec.out_channels,
+            Direction::GradInput => self.spec.in_channels,
+        };
         let len = if self.depthwise { Depthwise::new(&self.spec, isa).padded() } else { channels };
         let mut stored = vec![0.0; len];
         if let Some(bias) = bias {
@@ -329,7 +333,7 @@ impl Conv {
         activation: Option<Activation>,
     ) -> Prepared {
         let form = self.form(isa, Direction::Forward, algorithm, weights);
-        let bias = self.stored_bias(isa, bias, self.spec.out_channels);
+        let bias = self.stored_bias(isa, bias, Direction::Forward);
         if self.depthwise {
             self.rows(Direction::Forward);
         }

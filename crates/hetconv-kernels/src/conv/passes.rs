@@ -98,17 +98,7 @@ impl Conv {
         sums: bool,
     ) -> Option<ColumnSums> {
         self.check_packed(weights, direction);
-        let [source_len, target_len] = match direction {
-            Direction::Forward => [self.in_len(batch), self.out_len(batch)],
-            Direction::GradInput => [self.out_len(batch), self.in_len(batch)],
-        };
-        assert_eq!(source.len(), source_len, "length of the activation that is read");
-        assert_eq!(target.len(), target_len, "length of the activation that is written");
-        let target_channels = match direction {
-            Direction::Forward => self.spec.out_channels,
-            Direction::GradInput => self.spec.in_channels,
-        };
-        let bias = self.stored_bias(weights.isa, bias, target_channels);
+        let bias = self.stored_bias(weights.isa, bias, direction);
         self.kernel(direction, &weights.form, &bias, None).run(weights.isa, batch, source, target, sums)
     }
 

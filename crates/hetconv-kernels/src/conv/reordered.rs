@@ -3,7 +3,7 @@
 use hetconv_core::ChannelOrder;
 use rayon::prelude::*;
 
-use super::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights};
+use super::{Conv, ConvError, ConvSpec, ConvWeightsMut, PackedWeights};
 use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
@@ -45,23 +45,9 @@ impl Reordered {
         Ok(Self { conv, input, output })
     }
 
-    /// The convolution in the kernels' orders.
+    /// The convolution in the kernels' orders; it packs the weights.
     pub fn conv(&self) -> &Conv {
         &self.conv
-    }
-
-    /// As [`Conv::pack`].
-    ///
-    /// # Panics
-    /// As [`Conv::pack`].
-    pub fn pack(
-        &self,
-        isa: Isa,
-        direction: Direction,
-        algorithm: Algorithm,
-        weights: ConvWeights<'_>,
-    ) -> PackedWeights {
-        self.conv.pack(isa, direction, algorithm, weights)
     }
 
     /// As [`Conv::forward`], in natural order.
@@ -110,13 +96,10 @@ impl Reordered {
         if there.is_none() && back.is_none() {
             return write(source, target);
         }
-        let [source_len, target_len, target_channels] = match direction {
-            Direction::Forward => [conv.in_len(1), conv.out_len(1), conv.spec.out_channels],
-            Direction::GradInput => [conv.out_len(1), conv.in_len(1), conv.spec.in_channels],
-        };
-        assert!(source.len() == batch * source_len && target.len() == batch * target_len, "lengths of activations");
-        let bias = conv.stored_bias(isa, bias, target_channels);
+        let bias = conv.stored_bias(isa, bias, direction);
         let kernel = conv.kernel(direction, &weights.form, &bias, None);
+        let [source_len, target_len] = kernel.lens();
+        assert!(source.len() == batch * source_len && target.len() == batch * target_len, "lengths of activations");
         let images = kernel.images_together(batch, 4 * (source_len + target_len));
         if batch.div_ceil(images.max(1)) < PARTS {
             // Too few to be worked on one by one: blocks of filters have to be shared out as well.
