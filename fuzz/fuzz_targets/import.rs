@@ -19,7 +19,8 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    let options = ImportOptions { image_size: Some([8, 8]) };
+    let options = ImportOptions { image_size: Some([8, 8]), ..ImportOptions::default() };
+    let _ = import(bytes, None, &ImportOptions { as_written: true, ..options.clone() });
     if let Ok(imported) = import(bytes, None, &options) {
         // What was read can be stored,
         imported.model.to_bytes().expect("an imported network is a model file");

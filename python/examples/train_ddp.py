@@ -44,8 +44,12 @@ def generator(*purpose):
 class ImageFolder(Dataset):
     """The images below a folder of classes, as tensors from 0 to 1; read by `(epoch, index)`."""
 
-    def __init__(self, root, size, seed=None):
-        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    def __init__(self, root, size, seed=None, classes=None):
+        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        # A class without test images keeps its number.
+        self.classes = classes or found
+        if unknown := set(found) - set(self.classes):
+            raise SystemExit(f"{root} has classes that are not learned: {', '.join(sorted(unknown))}")
         files = [(path, label) for label, name in enumerate(self.classes) for path in sorted((root / name).rglob("*"))]
         self.files = [(path, label) for path, label in files if path.suffix.lower() in EXTENSIONS]
         if not self.files:
@@ -100,14 +104,15 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training or dist.get_world_size() == 1:
             return super().forward(x)
         count = x.numel() // x.shape[1] * dist.get_world_size()
-        sums = all_reduce(torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]))
-        mean, square = (sums / count).chunk(2)
-        variance = square - mean.square()
+        mean = all_reduce(x.sum((0, 2, 3))) / count
+        # From what is left once the mean is gone: a difference of large squares would be none of a variance.
+        centred = x - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 def global_batch_norms(model):
@@ -208,7 +213,8 @@ def train(arguments, device):
     if steps == 0:
         raise SystemExit(f"{len(images)} images are less than one batch of {arguments.batch}")
 
-    network = het.network(arguments.model, len(images.classes), seed=arguments.seed)
+    size = tuple(arguments.size)
+    network = het.network(arguments.model, len(images.classes), seed=arguments.seed, image_size=size)
     network = global_batch_norms(network).to(device, memory_format=torch.channels_last).train()
     decay = [weight for weight in network.parameters() if weight.dim() > 1]
     others = [weight for weight in network.parameters() if weight.dim() <= 1]
@@ -243,13 +249,14 @@ def train(arguments, device):
     if main:
         het.save_model_file(network, arguments.out / "model.safetensors", class_names=images.classes)
     if (arguments.data / "test").is_dir():
-        evaluate(arguments, network, device)
+        evaluate(arguments, network, images.classes, device)
 
 
 @torch.no_grad()
-def evaluate(arguments, network, device):
+def evaluate(arguments, network, classes, device):
     """Top-1 on the test images, each process counting its share."""
-    images, rank, world = ImageFolder(arguments.data / "test", arguments.size), dist.get_rank(), dist.get_world_size()
+    images = ImageFolder(arguments.data / "test", arguments.size, classes=classes)
+    rank, world = dist.get_rank(), dist.get_world_size()
     own = [(0, index) for index in range(rank, len(images), world)]
     right = torch.zeros((), device=device)
     network.eval()

@@ -48,7 +48,14 @@ class Layer:
 class Runtime:
     """A compiled network."""
 
-    def __init__(self, path: str | os.PathLike[str], batch: int, exact: bool, threads: int | None) -> None: ...
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        batch: int,
+        exact: bool,
+        threads: int | None,
+        image_size: tuple[int, int] | None,
+    ) -> None: ...
     @property
     def name(self) -> str: ...
     @property
@@ -63,11 +70,15 @@ class Runtime:
     def normalisation(self) -> list[list[float]]: ...
     def run(self, batch: int, inputs: list[Any], outputs: list[Any]) -> None: ...
 
-def build_model(name: str, classes: int | None, seed: int) -> tuple[str, dict[str, tuple[list[int], bytes]]]: ...
+def build_model(
+    name: str, classes: int | None, seed: int, image_size: tuple[int, int] | None
+) -> tuple[str, dict[str, tuple[list[int], bytes]]]: ...
 def network_names() -> list[str]:
     """The networks of the paper: `ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]`. Other P and G are legal, too."""
 
-def read_model(path: str | os.PathLike[str]) -> tuple[str, dict[str, tuple[list[int], bytes]]]: ...
+def read_model(
+    path: str | os.PathLike[str], image_size: tuple[int, int] | None
+) -> tuple[str, dict[str, tuple[list[int], bytes]]]: ...
 def write_model(
     path: str | os.PathLike[str], description: str, tensors: dict[str, tuple[list[int], bytes]]
 ) -> None: ...

@@ -18,7 +18,8 @@ class Runtime:
 
     `path` is a model file (`.safetensors`) or an ONNX file (`.onnx`). `batch` says for how many images at a time the
     layers' algorithms are chosen; any other number can be run. With `exact`, Winograd's algorithm is left out, whose
-    results differ by rounding. `threads` defaults to one for each core.
+    results differ by rounding. `threads` defaults to one for each core. `image_size` is `(height, width)` of the images,
+    needed where an ONNX file leaves them open.
 
     A runtime may be used by several threads at a time; computing releases the interpreter's lock.
 
@@ -26,11 +27,17 @@ class Runtime:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, batch: int = 1, exact: bool = False, threads: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        batch: int = 1,
+        exact: bool = False,
+        threads: int | None = None,
+        image_size: tuple[int, int] | None = None,
     ) -> None:
         if batch < 1 or (threads is not None and threads < 1):
             raise ValueError(f"batch = {batch} and threads = {threads} have to be at least 1")
-        self._native = _native.Runtime(os.fspath(path), batch, exact, threads)
+        self._native = _native.Runtime(os.fspath(path), batch, exact, threads, image_size)
 
     @property
     def name(self) -> str:

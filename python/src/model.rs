@@ -21,27 +21,46 @@ struct Description {
 /// Description and tensors, each a shape and the bytes of its `f32` values.
 type Parts<'py> = (String, Bound<'py, PyDict>);
 
-/// Reads a model file, or an ONNX file by its extension.
-pub fn open(path: &Path) -> PyResult<ModelFile> {
-    if path.extension().is_some_and(|extension| extension == "onnx") {
-        let imported = hetconv_onnx::import_file(path, &ImportOptions::default());
-        return Ok(imported.map_err(|error| onnx_error(path, error))?.model);
+/// Reads a model file, or an ONNX file by its extension; `image_size` is the height and width of images whose size an ONNX
+/// file leaves open, and no other than it has.
+pub fn open(path: &Path, image_size: Option<[usize; 2]>) -> PyResult<ModelFile> {
+    let file = if path.extension().is_some_and(|extension| extension == "onnx") {
+        let options = ImportOptions { image_size, ..ImportOptions::default() };
+        let imported = hetconv_onnx::import_file(path, &options);
+        imported.map_err(|error| onnx_error(path, error))?.model
+    } else {
+        ModelFile::load(path).map_err(file_error)?
+    };
+    if let (Some(asked), Some([_, own @ ..])) = (image_size, file.graph.input_shape())
+        && asked != own
+    {
+        let ([height, width], [h, w]) = (own, asked);
+        return Err(error(format!("{}: it is for images of {height}×{width}, not {h}×{w}", path.display())));
     }
-    ModelFile::load(path).map_err(file_error)
+    Ok(file)
 }
 
-/// Takes a file apart.
+/// Takes a file apart; `image_size` as of [`open`].
 #[pyfunction]
-pub fn read_model(py: Python<'_>, path: PathBuf) -> PyResult<Parts<'_>> {
-    let model = py.detach(|| open(&path))?;
+pub fn read_model(py: Python<'_>, path: PathBuf, image_size: Option<[usize; 2]>) -> PyResult<Parts<'_>> {
+    let model = py.detach(|| open(&path, image_size))?;
     parts(py, model)
 }
 
-/// A network of the zoo with fresh weights.
+/// A network of the zoo with fresh weights, for images of this height and width if they are given.
 #[pyfunction]
-pub fn build_model<'py>(py: Python<'py>, name: &str, classes: Option<usize>, seed: u64) -> PyResult<Parts<'py>> {
+pub fn build_model<'py>(
+    py: Python<'py>,
+    name: &str,
+    classes: Option<usize>,
+    seed: u64,
+    image_size: Option<[usize; 2]>,
+) -> PyResult<Parts<'py>> {
     let name: ModelName = name.parse().map_err(error)?;
-    let graph = zoo::build(&name, classes.unwrap_or(name.usual_classes())).map_err(error)?;
+    let mut graph = zoo::build(&name, classes.unwrap_or(name.usual_classes())).map_err(error)?;
+    if let (Some([height, width]), Some([channels, ..])) = (image_size, graph.input_shape()) {
+        graph = graph.with_input([channels, height, width]).map_err(error)?;
+    }
     let weights = py.detach(|| Weights::init(&graph, seed)).map_err(error)?;
     let channels = graph.input_shape().map_or(0, |[channels, ..]| channels);
     parts(py, ModelFile { graph, weights, classes: Vec::new(), normalisation: Normalisation::identity(channels) })

@@ -30,9 +30,16 @@ pub struct Runtime {
 #[pymethods]
 impl Runtime {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf, batch: usize, exact: bool, threads: Option<usize>) -> PyResult<Self> {
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        batch: usize,
+        exact: bool,
+        threads: Option<usize>,
+        image_size: Option<[usize; 2]>,
+    ) -> PyResult<Self> {
         py.detach(|| {
-            let model = open(&path)?;
+            let model = open(&path, image_size)?;
             let options = Options { batch, exact, ..Options::default() };
             let named = |fault: String| error(format!("{}: {fault}", path.display()));
             let plan =

@@ -90,5 +90,5 @@ def model_file(tmp_path_factory):
     from hetconv import _native
 
     path = tmp_path_factory.mktemp("models") / "small-cifar_p4.safetensors"
-    _native.write_model(path, *_native.build_model("small-cifar_p4", 10, 7))
+    _native.write_model(path, *_native.build_model("small-cifar_p4", 10, 7, None))
     return path

@@ -3,6 +3,7 @@
 import csv
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,6 +87,31 @@ def test_two_processes_learn_what_one_does(images, tmp_path):
     assert one[-1] < one[0]
     runtime = hetconv.Runtime(tmp_path / "2" / "model.safetensors")
     assert runtime.class_names == ["stripes1", "stripes3", "stripes8"]
+
+
+def test_other_image_sizes_and_classes_without_test_images(images, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    shutil.rmtree(data / "test" / "stripes1")
+    done = torchrun(1, *arguments(data, tmp_path / "run", "--size", 40, 24))
+    assert done.returncode == 0, done.stderr
+    # The classes that are left are the second and third of training.
+    whole = torchrun(1, *arguments(images, tmp_path / "run", "--size", 40, 24, "--resume"))
+    assert whole.returncode == 1 and "other settings" in whole.stderr
+    runtime = hetconv.Runtime(tmp_path / "run" / "model.safetensors")
+    assert runtime.input_shapes == [(3, 40, 24)]
+    right = 0
+    for label, name in enumerate(["stripes3", "stripes8"], 1):
+        for file in sorted((data / "test" / name).iterdir()):
+            with image.open(file) as picture:
+                pixels = torch.tensor(list(picture.resize((24, 40), image.BILINEAR).tobytes()), dtype=torch.float32)
+            pixels = pixels.view(1, 40, 24, 3).permute(0, 3, 1, 2).contiguous() / 255
+            right += int(torch.tensor(runtime.run(pixels)).argmax()) == label
+    assert f"top-1 of 16 test images: {100 * right / 16:.2f} %" in done.stdout
+
+    (data / "test" / "spots").mkdir()
+    strange = torchrun(1, *arguments(data, tmp_path / "other"))
+    assert strange.returncode == 1 and "not learned: spots" in strange.stderr
 
 
 def test_one_process_killed_ends_the_other_and_the_run_resumes(images, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import threading
 
 import pytest
-from conftest import canonical, golden_files, golden_operator, read_safetensors
+from conftest import GOLDEN, canonical, golden_files, golden_operator, read_safetensors
 
 import hetconv
 from hetconv import _native
@@ -72,6 +72,22 @@ def test_threads_and_repetition_change_no_bit(model_file):
     assert bytes(memoryview(runtime.run({"input": batch}))) == first
 
 
+def test_an_open_image_size_is_said():
+    path = GOLDEN.parents[1] / "crates/hetconv-onnx/tests/fixtures/open_size.onnx"
+    for size in [(6, 5), (9, 11)]:
+        runtime = hetconv.Runtime(path, image_size=size)
+        assert runtime.input_shapes == [(4, *size)]
+        assert runtime.run(images(2, (4, *size))).shape == (2, 3)
+    with pytest.raises(hetconv.Error, match="height and width are open"):
+        hetconv.Runtime(path)
+
+
+def test_an_image_size_is_never_ignored(model_file):
+    assert hetconv.Runtime(model_file, image_size=(32, 32)).input_shapes == [(3, 32, 32)]
+    with pytest.raises(hetconv.Error, match="32×32, not 64×48"):
+        hetconv.Runtime(model_file, image_size=(64, 48))
+
+
 def test_what_does_not_fit_is_an_error(model_file, tmp_path):
     runtime = hetconv.Runtime(model_file)
     with pytest.raises(ValueError, match=r"takes \(images, 3, 32, 32\)"):
@@ -90,7 +106,7 @@ def test_what_does_not_fit_is_an_error(model_file, tmp_path):
         with pytest.raises(hetconv.Error, match="short"):
             hetconv.Runtime(broken)
     with pytest.raises(hetconv.Error, match="did you mean"):
-        _native.build_model("vgg17-cifar", None, 0)
+        _native.build_model("vgg17-cifar", None, 0, None)
 
 
 def test_layers_that_contradict_themselves_are_errors():
@@ -110,7 +126,7 @@ def test_layers_that_contradict_themselves_are_errors():
 
 def test_the_interpreter_goes_on_while_a_network_runs(tmp_path):
     path = tmp_path / "vgg.safetensors"
-    _native.write_model(path, *_native.build_model("vgg16-cifar_p4", 10, 0))
+    _native.write_model(path, *_native.build_model("vgg16-cifar_p4", 10, 0, None))
     runtime, batch = hetconv.Runtime(path, threads=1), images(32)
     started, finished = threading.Event(), []
 

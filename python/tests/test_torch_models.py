@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch")
 from torch import nn  # noqa: E402
 
 import hetconv  # noqa: E402
+from hetconv import _native  # noqa: E402
 from hetconv.torch import (  # noqa: E402
     HetConv2d,
     convert,
@@ -176,6 +177,61 @@ def test_a_converted_network_is_a_model_file_again(tmp_path):
     found = torch.tensor(hetconv.Runtime(path, exact=True).run(x))
     torch.testing.assert_close(found, net(x).detach(), rtol=1e-4, atol=1e-4)
     assert isinstance(load_model_file(path).conv3, HetConv2d)
+
+
+def test_uneven_padding_survives_a_conversion(tmp_path):
+    torch.manual_seed(5)
+
+    def convolution(name, reads, stride, padding):
+        geometry = {"kernel": [3, 3], "stride": [stride] * 2, "padding": padding, "dilation": [1, 1]}
+        op = {
+            "op": "conv2d",
+            "in_channels": 4,
+            "out_channels": 4,
+            "geometry": geometry,
+            "kind": "standard",
+            "bias": True,
+        }
+        return {"name": name, "op": op, "inputs": [reads]}
+
+    nodes = [
+        {"name": "x", "op": {"op": "input", "shape": [4, 9, 8]}},
+        convolution("first", 0, 1, [1] * 4),
+        convolution("uneven", 1, 2, [0, 0, 1, 1]),
+        convolution("even", 2, 1, [1] * 4),
+    ]
+    tensors = {}
+    for node in nodes[1:]:
+        for name, shape in [("weight", [4, 4, 3, 3]), ("bias", [4])]:
+            tensors[f"{node['name']}.{name}"] = (shape, torch.randn(shape).numpy().tobytes())
+    description = {
+        "graph": {"name": "uneven", "nodes": nodes, "outputs": [3]},
+        "classes": [],
+        "normalisation": {"mean": [0.0] * 4, "std": [1.0] * 4},
+    }
+    path = tmp_path / "model.safetensors"
+    _native.write_model(path, json.dumps(description), tensors)
+    net = load_model_file(path)
+    x = torch.randn(2, 4, 9, 8)
+
+    def agrees():
+        found = torch.tensor(hetconv.Runtime(path, exact=True).run(x))
+        torch.testing.assert_close(found, net(x).detach(), rtol=1e-4, atol=1e-4)
+
+    agrees()
+    report = convert(net, 2)
+    assert {layer.name: bool(layer.parts) for layer in report.layers} == {"first": False, "uneven": False, "even": True}
+    save_model_file(net, path)
+    agrees()
+
+
+def test_networks_of_another_image_size(tmp_path):
+    net = network("small-cifar_p4", image_size=(40, 24)).eval()
+    assert net.input_shape == (3, 40, 24)
+    save_model_file(net, tmp_path / "model.safetensors")
+    assert hetconv.Runtime(tmp_path / "model.safetensors").input_shapes == [(3, 40, 24)]
+    with pytest.raises(hetconv.Error, match="classifier|linear|fc"):
+        network("vgg16", image_size=(32, 32))
 
 
 def test_decompose_leaves_the_model_alone():

@@ -260,6 +260,8 @@ pub enum KeptReason {
     AutoPad,
     /// It is not a 2-D convolution, or its attributes make no sense.
     Malformed,
+    /// It stands in a function or a subgraph of the file.
+    OutOfReach,
 }
 
 impl KeptReason {
@@ -287,6 +289,7 @@ impl fmt::Display for KeptReason {
             Self::ElementType => write!(f, "a weight that is not of 32-bit floats"),
             Self::AutoPad => write!(f, "padding that depends on the image size"),
             Self::Malformed => write!(f, "no 2-D convolution"),
+            Self::OutOfReach => write!(f, "in a function or a subgraph of the file"),
         }
     }
 }

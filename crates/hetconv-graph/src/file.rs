@@ -47,6 +47,14 @@ impl Normalisation {
     pub fn identity(channels: usize) -> Self {
         Self { mean: vec![0.0; channels], std: vec![1.0; channels] }
     }
+
+    /// Whether it can be applied to images of so many channels: a finite mean and a positive, finite standard deviation for
+    /// each.
+    pub fn fits(&self, channels: usize) -> bool {
+        let Self { mean, std } = self;
+        let usable = mean.iter().all(|mean| mean.is_finite()) && std.iter().all(|std| std.is_finite() && *std > 0.0);
+        usable && mean.len() == channels && std.len() == channels
+    }
 }
 
 /// A model file that could not be read or written.
@@ -209,14 +217,8 @@ impl ModelFile {
             }
             _ => {}
         }
-        let Normalisation { mean, std } = &self.normalisation;
         let channels = self.graph.input_shape().map_or(0, |[channels, ..]| channels);
-        let usable = mean.iter().all(|mean| mean.is_finite()) && std.iter().all(|std| std.is_finite() && *std > 0.0);
-        if mean.len() == channels && std.len() == channels && usable {
-            Ok(())
-        } else {
-            Err(FileFault::Normalisation { channels })
-        }
+        if self.normalisation.fits(channels) { Ok(()) } else { Err(FileFault::Normalisation { channels }) }
     }
 }
 

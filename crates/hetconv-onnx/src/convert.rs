@@ -16,10 +16,12 @@ use prost::bytes::Bytes;
 
 use crate::OnnxError;
 use crate::decompose::Layer;
+use crate::export::SIZE_LIMIT;
 use crate::import::{ImportOptions, import_bytes};
 use crate::layer::{dense_kernels, grouped_parts, stored_pattern};
-use crate::prepare::{is_standard, node_name};
+use crate::prepare::{is_standard, node_name, stated_opset};
 use crate::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
+use crate::tensor::DataFiles;
 use crate::writer::Writer;
 
 mod edit;
@@ -62,7 +64,8 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
     let graph = model.graph.as_ref().ok_or(OnnxError::NoGraph)?;
     let weights = select::weights(graph);
     let pixels = output_pixels(graph, &bytes, folder);
-    let mut writer = Writer::default();
+    let files = DataFiles::by_name(folder);
+    let mut writer = Writer::for_opset(stated_opset(&model));
     all_names(graph).into_iter().for_each(|name| drop(writer.claim(name)));
     let mut layers = Vec::new();
     let mut replaced: HashMap<usize, Vec<NodeProto>> = HashMap::new();
@@ -71,12 +74,17 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
             continue;
         }
         let tensor = node.input.get(1).and_then(|name| weights.get(name.as_str())).copied();
-        let choice = select::candidate(node, tensor, folder, layers.is_empty(), options);
+        let choice = select::candidate(node, tensor, &files, layers.is_empty(), options);
         let result = choice.and_then(|candidate| {
             let candidate =
                 candidate.with(&options.init, node_name(node)).map_err(|error| Stop::Failed(Box::new(error)))?;
             let nodes = replacement(node, &candidate, &mut writer);
-            Ok((candidate, nodes))
+            match writer.bytes() {
+                bytes if bytes > SIZE_LIMIT => {
+                    Err(Stop::Failed(Box::new(OnnxError::TooLarge { bytes, limit: SIZE_LIMIT })))
+                }
+                _ => Ok((candidate, nodes)),
+            }
         });
         let pixels = pixels.get(node.output.first().map_or("", String::as_str)).copied();
         let (candidate, kept) = match result {
@@ -89,6 +97,8 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
         };
         layers.push(row(node, tensor, candidate.as_ref(), kept, pixels));
     }
+    layers
+        .extend(out_of_reach(&model).into_iter().map(|node| row(node, None, None, Some(KeptReason::OutOfReach), None)));
     let report = ConvertReport::new(layers);
     if replaced.is_empty() {
         return Err(OnnxError::NothingConverted { kept: report.kept() });
@@ -175,7 +185,9 @@ fn row(
     let dim = |axis: usize| dims.get(axis).copied().unwrap_or(0);
     let groups = node.attribute.iter().find(|attribute| attribute.name() == "group").map_or(1, |group| group.i());
     let kernel = dims.get(2..).unwrap_or_default().to_vec();
-    let weights = dims.iter().fold(1_u64, |total, &dim| total.saturating_mul(dim as u64));
+    // Nothing is known of a weight that other nodes compute.
+    let weights =
+        if dims.is_empty() { 0 } else { dims.iter().fold(1_u64, |total, &dim| total.saturating_mul(dim as u64)) };
     let bias = if node.input.get(2).is_some_and(|bias| !bias.is_empty()) { dim(0) as u64 } else { 0 };
     let cost = |weights: u64, bias: u64| ConvCost {
         params: weights.saturating_add(bias),
@@ -224,6 +236,23 @@ fn output_pixels(graph: &GraphProto, bytes: &Bytes, folder: Option<&Path>) -> Ha
         }
     }
     pixels
+}
+
+/// The convolutions that are not in the graph itself, but in functions or subgraphs.
+fn out_of_reach(model: &ModelProto) -> Vec<&NodeProto> {
+    let mut found = Vec::new();
+    let main = model.graph.iter().flat_map(|graph| &graph.node).map(|node| (node, true));
+    let functions = model.functions.iter().flat_map(|function| &function.node).map(|node| (node, false));
+    let mut nodes: Vec<(&NodeProto, bool)> = main.chain(functions).collect();
+    while let Some((node, is_main)) = nodes.pop() {
+        if !is_main && node.op_type() == "Conv" && is_standard(node.domain()) {
+            found.push(node);
+        }
+        let graphs = node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs));
+        nodes.extend(graphs.flat_map(|graph| &graph.node).map(|node| (node, false)));
+    }
+    found.reverse();
+    found
 }
 
 /// Every name that is taken, of nodes and of values, subgraphs included.

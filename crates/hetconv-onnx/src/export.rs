@@ -125,7 +125,7 @@ struct Exporter<'a> {
 
 impl<'a> Exporter<'a> {
     fn new(graph: &'a Graph, weights: &'a Weights, options: &'a ExportOptions) -> Result<Self, OnnxError> {
-        let mut writer = Writer::default();
+        let mut writer = Writer::for_opset(options.opset);
         // Every node's own value gets its name before any helper asks for one.
         graph.nodes.iter().for_each(|node| drop(writer.claim(&node.name)));
         Ok(Self {

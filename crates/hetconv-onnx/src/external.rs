@@ -5,11 +5,12 @@ use std::path::Path;
 use prost::Message;
 use prost::bytes::Bytes;
 
+use crate::OnnxError;
 use crate::export::SIZE_LIMIT;
 use crate::proto::tensor_proto::DataLocation;
 use crate::proto::{FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto};
+use crate::tensor::DataFiles;
 use crate::wire::{self, fields};
-use crate::{OnnxError, tensor};
 
 /// Field numbers of a model and of a graph.
 const MODEL_GRAPH: u32 = 7;
@@ -34,7 +35,7 @@ const GRAPH_SPARSE_INITIALIZER: u32 = 15;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn embed_external_data(bytes: &[u8], folder: &Path) -> Result<Vec<u8>, OnnxError> {
-    let embed = Embed(folder);
+    let embed = Embed(DataFiles::new(Some(folder)));
     let mut model = Vec::with_capacity(bytes.len());
     for field in fields(&Bytes::copy_from_slice(bytes))? {
         match field.tag {
@@ -61,7 +62,7 @@ pub fn embed_external_data(bytes: &[u8], folder: &Path) -> Result<Vec<u8>, OnnxE
 }
 
 /// Brings in the data from a folder. Every method says whether there was any.
-struct Embed<'a>(&'a Path);
+struct Embed<'a>(DataFiles<'a>);
 
 impl Embed<'_> {
     /// Copies a field, with its message changed if need be.
@@ -84,8 +85,8 @@ impl Embed<'_> {
         if tensor.data_location() != DataLocation::External {
             return Ok(false);
         }
-        let bytes = tensor::external_bytes(tensor, Some(self.0), None);
-        let bytes = bytes.map_err(|fault| OnnxError::Tensor { tensor: tensor.name().to_owned(), fault })?;
+        let bytes =
+            self.0.read(tensor).map_err(|fault| OnnxError::Tensor { tensor: tensor.name().to_owned(), fault })?;
         tensor.raw_data = Some(bytes);
         tensor.external_data.clear();
         tensor.data_location = None;

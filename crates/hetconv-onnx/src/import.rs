@@ -14,12 +14,12 @@ use hetconv_graph::{Activation, ModelFile, Normalisation, Op, Shape, ValueId};
 
 use prost::bytes::Bytes;
 
-use crate::metadata::{self, Metadata};
+use crate::metadata::Metadata;
 use crate::prepare::{is_standard, node_name, prepare};
 use crate::proto::tensor_shape_proto::dimension;
 use crate::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
-use crate::tensor::{self, Elements};
-use crate::{OnnxError, UnsupportedNode, recognise, simplify};
+use crate::tensor::{self, DataFiles, Elements};
+use crate::{OnnxError, TensorFault, UnsupportedNode, recognise, simplify};
 
 mod attributes;
 mod constant;
@@ -83,6 +83,9 @@ const OPERATORS: [&str; 40] = [
 pub struct ImportOptions {
     /// Height and width, in pixels, of images whose size the file leaves open.
     pub image_size: Option<[usize; 2]>,
+    /// Leave every convolution as its node has it: no bias taken from a sum behind it, no HetConv recognised, nothing
+    /// simplified. It is slower to run, and what is computed for a layer fits its node.
+    pub as_written: bool,
 }
 
 /// A network read from an ONNX file.
@@ -92,6 +95,8 @@ pub struct Imported {
     pub model: ModelFile,
     /// The names of its HetConv layers.
     pub het_layers: Vec<String>,
+    /// Whether the file says how images are normalised; if not, the model leaves them as they are.
+    pub states_normalisation: bool,
 }
 
 /// Reads an ONNX file; external data must lie in its folder.
@@ -124,33 +129,37 @@ pub(crate) fn import_bytes(
     let (mut proto, opset) = prepare(bytes)?;
     let metadata = Metadata::read(&proto);
     let graph = proto.graph.take().ok_or(OnnxError::NoGraph)?;
-    let mut network = Importer::new(&graph, opset, folder, len).run(options)?;
-    simplify::simplify(&mut network.graph, &mut network.weights);
-    recognise::recognise(&mut network.graph, &mut network.weights, &metadata.layers)?;
-    simplify::simplify(&mut network.graph, &mut network.weights);
+    let data = DataFiles::by_name(folder);
+    let mut network = Importer::new(&graph, opset, &data, len, options.as_written).run(options)?;
+    if !options.as_written {
+        simplify::simplify(&mut network.graph, &mut network.weights);
+        recognise::recognise(&mut network.graph, &mut network.weights, &metadata.layers)?;
+        simplify::simplify(&mut network.graph, &mut network.weights);
+    }
     network.weights.check(&network.graph)?;
     let channels = network.graph.input_shape().map_or(0, |[channels, ..]| channels);
     let Metadata { classes, normalisation, .. } = metadata;
     let outputs = network.graph.shapes()?[network.graph.outputs[0]].channels();
     let het = network.graph.nodes.iter().filter(|node| matches!(node.op, Op::Conv2d { kind: ConvKind::Het(_), .. }));
     let het_layers = het.map(|node| node.name.clone()).collect();
+    // Said about another network, they would make the model's own file one that does not fit together.
+    let normalisation = normalisation.filter(|normalisation| normalisation.fits(channels));
+    let states_normalisation = normalisation.is_some();
     let model = ModelFile {
         graph: network.graph,
         weights: network.weights,
-        // Said about another network, they would make the model's own file one that does not fit together.
         classes: classes.filter(|classes| classes.len() == outputs).unwrap_or_default(),
-        normalisation: normalisation
-            .filter(|normalisation| metadata::fits(normalisation, channels))
-            .unwrap_or_else(|| Normalisation::identity(channels)),
+        normalisation: normalisation.unwrap_or_else(|| Normalisation::identity(channels)),
     };
-    Ok(Imported { model, het_layers })
+    Ok(Imported { model, het_layers, states_normalisation })
 }
 
 /// The graph being read.
 struct Importer<'a> {
     proto: &'a GraphProto,
     opset: i64,
-    folder: Option<&'a Path>,
+    as_written: bool,
+    data: &'a DataFiles<'a>,
     initializers: HashMap<&'a str, &'a TensorProto>,
     values: HashMap<&'a str, Value>,
     /// How often a value is read, outputs of the graph included.
@@ -165,7 +174,7 @@ struct Importer<'a> {
 
 impl<'a> Importer<'a> {
     /// `len` is the file's number of bytes.
-    fn new(proto: &'a GraphProto, opset: i64, folder: Option<&'a Path>, len: usize) -> Self {
+    fn new(proto: &'a GraphProto, opset: i64, data: &'a DataFiles<'a>, len: usize, as_written: bool) -> Self {
         let mut readers = HashMap::new();
         let outputs = proto.output.iter().map(|output| output.name());
         for name in proto.node.iter().flat_map(|node| node.input.iter().map(String::as_str)).chain(outputs) {
@@ -174,7 +183,8 @@ impl<'a> Importer<'a> {
         Self {
             proto,
             opset,
-            folder,
+            as_written,
+            data,
             initializers: proto.initializer.iter().map(|tensor| (tensor.name(), tensor)).collect(),
             values: HashMap::new(),
             readers,
@@ -192,8 +202,11 @@ impl<'a> Importer<'a> {
             }
         }
         for node in &self.proto.node {
-            self.load_initializers(node)?;
-            match self.node(node) {
+            let ready = match supported(node) {
+                Ok(()) => self.load_initializers(node)?,
+                refused => refused,
+            };
+            match ready.and_then(|()| self.node(node)) {
                 Ok(results) => {
                     self.surplus(node, results.len());
                     for (name, value) in node.output.iter().zip(results).filter(|(name, _)| !name.is_empty()) {
@@ -293,22 +306,27 @@ impl<'a> Importer<'a> {
         Ok(())
     }
 
-    /// Decodes the initializers that a node reads, unless they are already.
-    fn load_initializers(&mut self, node: &'a NodeProto) -> Result<(), OnnxError> {
+    /// Decodes the initializers that a node reads, unless they are already; refuses the node for one of a type that is not
+    /// read.
+    fn load_initializers(&mut self, node: &'a NodeProto) -> Result<Read<()>, OnnxError> {
         for name in node.input.iter().map(String::as_str) {
-            if let Some(tensor) = self.initializers.get(name)
-                && !self.values.contains_key(name)
-            {
-                let constant = self.constant(tensor, name)?;
-                self.network.earn(constant.len());
-                self.values.insert(name, Value::Constant(Rc::new(constant)));
-            }
+            let Some(tensor) = self.initializers.get(name).filter(|_| !self.values.contains_key(name)) else {
+                continue;
+            };
+            let constant = match self.constant(tensor, name) {
+                Err(OnnxError::Tensor { fault: fault @ TensorFault::ElementType(_), .. }) => {
+                    return Ok(Err(Refusal::because(format!("reads `{name}`: {fault}"))));
+                }
+                constant => constant?,
+            };
+            self.network.earn(constant.len());
+            self.values.insert(name, Value::Constant(Rc::new(constant)));
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     fn constant(&self, tensor: &TensorProto, name: &str) -> Result<Constant, OnnxError> {
-        let read = tensor::read(tensor, self.folder);
+        let read = tensor::read(tensor, self.data);
         let (dims, elements) = read.map_err(|fault| OnnxError::Tensor { tensor: name.to_owned(), fault })?;
         let data = match elements {
             Elements::Float(data) => Data::Float(data),
@@ -319,13 +337,6 @@ impl<'a> Importer<'a> {
 
     /// The values a node gives, in the order of its outputs.
     fn node(&mut self, node: &'a NodeProto) -> Read<Vec<Value>> {
-        if !is_standard(node.domain()) {
-            return Err(Refusal::because(format!("domain `{}` is not known", node.domain())));
-        }
-        // Before its operands are looked at: an operator that is not known is named, wherever it stands.
-        if !OPERATORS.contains(&node.op_type()) {
-            return Err(Refusal::because("is not supported"));
-        }
         let attributes = Attributes(node);
         if node.op_type() == "Constant" {
             return Ok(vec![self.constant_node(node)?]);
@@ -454,6 +465,18 @@ impl<'a> Importer<'a> {
             Value::Constant(_) | Value::Unknown => Err(Refusal::because("reads a constant as an image")),
         }
     }
+}
+
+/// Whether a node's operator is one that is read. Asked before its operands are looked at: one that is not is named,
+/// wherever it stands.
+fn supported(node: &NodeProto) -> Read<()> {
+    if !is_standard(node.domain()) {
+        return Err(Refusal::because(format!("domain `{}` is not known", node.domain())));
+    }
+    if !OPERATORS.contains(&node.op_type()) {
+        return Err(Refusal::because("is not supported"));
+    }
+    Ok(())
 }
 
 /// A network value that an elementwise function can be pending on.

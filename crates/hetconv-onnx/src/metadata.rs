@@ -62,10 +62,3 @@ fn layers(json: &str) -> BTreeMap<String, HetPattern> {
     let plausible = stated.into_iter().filter(|(_, pattern)| small(pattern));
     plausible.filter_map(|(name, pattern)| Some((name, serde_json::from_value(pattern).ok()?))).collect()
 }
-
-/// Whether a normalisation can be applied to images of so many channels.
-pub(crate) fn fits(normalisation: &Normalisation, channels: usize) -> bool {
-    let Normalisation { mean, std } = normalisation;
-    let usable = mean.iter().all(|mean| mean.is_finite()) && std.iter().all(|std| std.is_finite() && *std > 0.0);
-    usable && mean.len() == channels && std.len() == channels
-}

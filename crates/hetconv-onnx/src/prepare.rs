@@ -30,10 +30,15 @@ pub(crate) fn prepare(bytes: Bytes) -> Result<(ModelProto, i64), OnnxError> {
     Ok((model, opset))
 }
 
-/// The version of the standard operators.
-fn opset(model: &ModelProto) -> Result<i64, OnnxError> {
+/// The version of the standard operators that a file states, 0 if none.
+pub(crate) fn stated_opset(model: &ModelProto) -> i64 {
     let standard = model.opset_import.iter().find(|import| is_standard(import.domain()));
-    let found = standard.map_or(0, |import| import.version());
+    standard.map_or(0, |import| import.version())
+}
+
+/// The version of the standard operators, if it is one that is read.
+fn opset(model: &ModelProto) -> Result<i64, OnnxError> {
+    let found = stated_opset(model);
     let [first, last] = OPSETS;
     if (first..=last).contains(&found) { Ok(found) } else { Err(OnnxError::Opset { found, first, last }) }
 }

@@ -55,7 +55,7 @@ fn masked(graph: &mut Graph, weights: &mut Weights, facts: &Facts, known: &BTree
     if !has_centers(graph, weights, facts, base, id, &[id]) {
         return;
     }
-    let Some(mut term) = Term::convolution(graph, weights, facts, id) else { return };
+    let Some(mut term) = Term::convolution(graph, weights, facts, id, &mut Room::default()) else { return };
     term.mark_spatial();
     let stated = known.get(&graph.nodes[id].name).filter(|pattern| term.has_pattern(pattern));
     let pattern = stated.cloned().or_else(|| {
@@ -92,8 +92,9 @@ fn sum(graph: &mut Graph, weights: &mut Weights, facts: &Facts, id: ValueId) {
         if !has_centers(graph, weights, facts, base, id, &operands) {
             continue;
         }
+        let mut room = Room::default();
         let terms: Option<Vec<Term>> =
-            operands.iter().map(|&operand| Term::of(graph, weights, facts, operand, DEEPEST)).collect();
+            operands.iter().map(|&operand| Term::of(graph, weights, facts, operand, DEEPEST, &mut room)).collect();
         let Some((term, pattern)) = terms.and_then(joined) else { continue };
         let kept: Vec<ValueId> =
             graph.nodes[id].inputs.iter().copied().filter(|input| !operands.contains(input)).collect();
@@ -163,6 +164,24 @@ fn ungathered(graph: &Graph, mut value: ValueId) -> (ValueId, Option<Vec<Option<
     (value, picked)
 }
 
+/// How many more numbers a layer's parts may be written out in, all together.
+struct Room(usize);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(1 << 27)
+    }
+}
+
+impl Room {
+    /// Takes room for so many filters with so many kernels of so many taps.
+    fn take(&mut self, filters: usize, channels: usize, taps: usize) -> Option<()> {
+        let numbers = filters.checked_mul(channels)?.checked_mul(taps)?;
+        self.0 = self.0.checked_sub(numbers)?;
+        Some(())
+    }
+}
+
 /// A convolution written out: one kernel for every filter and channel of the image it reads.
 struct Term {
     base: ValueId,
@@ -177,24 +196,28 @@ struct Term {
 }
 
 impl Term {
-    /// The most numbers a layer is written out in.
-    const LIMIT: usize = 1 << 27;
-
     /// A value as one convolution; only values that nobody else reads are taken apart.
-    fn of(graph: &Graph, weights: &Weights, facts: &Facts, value: ValueId, depth: usize) -> Option<Self> {
+    fn of(
+        graph: &Graph,
+        weights: &Weights,
+        facts: &Facts,
+        value: ValueId,
+        depth: usize,
+        room: &mut Room,
+    ) -> Option<Self> {
         if !facts.alone[value] || depth == 0 {
             return None;
         }
         let node = &graph.nodes[value];
-        let input = |index: usize| Self::of(graph, weights, facts, node.inputs[index], depth - 1);
+        let mut input = |index: usize| Self::of(graph, weights, facts, node.inputs[index], depth - 1, room);
         match &node.op {
-            Op::Conv2d { .. } => Self::convolution(graph, weights, facts, value),
+            Op::Conv2d { .. } => Self::convolution(graph, weights, facts, value, room),
             Op::BatchNorm { epsilon, .. } => {
                 let number = |suffix: &str| Some(&weights.get(&format!("{}.{suffix}", node.name))?.data);
                 let norm = [number("weight")?, number("bias")?, number("running_mean")?, number("running_var")?];
                 input(0)?.normalised(norm, *epsilon)
             }
-            Op::Gather { channels, stride: 1 } => Some(input(0)?.with_filters(channels)),
+            Op::Gather { channels, stride: 1 } => input(0)?.with_filters(channels, room),
             Op::Concat => {
                 let mut terms = (0..node.inputs.len()).map(input);
                 let first = terms.next()??;
@@ -205,16 +228,14 @@ impl Term {
     }
 
     /// A convolution node.
-    fn convolution(graph: &Graph, weights: &Weights, facts: &Facts, id: ValueId) -> Option<Self> {
+    fn convolution(graph: &Graph, weights: &Weights, facts: &Facts, id: ValueId, room: &mut Room) -> Option<Self> {
         let node = &graph.nodes[id];
         let Op::Conv2d { in_channels, out_channels: filters, geometry, kind, .. } = &node.op else { return None };
         let (filters, taps) = (*filters, geometry.taps());
         let tensor = |suffix: &str| Some(weights.get(&format!("{}.{suffix}", node.name))?.data.as_slice());
         let (base, picked) = ungathered(graph, node.inputs[0]);
         let channels = facts.shapes[base].channels();
-        if filters.checked_mul(channels)?.checked_mul(taps)? > Self::LIMIT {
-            return None;
-        }
+        room.take(filters, channels, taps)?;
         let mut term = Self {
             base,
             channels,
@@ -271,7 +292,8 @@ impl Term {
     }
 
     /// The filters of these numbers, zero where there is none.
-    fn with_filters(self, picked: &[Option<u32>]) -> Self {
+    fn with_filters(self, picked: &[Option<u32>], room: &mut Room) -> Option<Self> {
+        room.take(picked.len(), self.channels, self.geometry.taps())?;
         let pick = |data: &[f32], row: usize| -> Vec<f32> {
             let source = |filter: &Option<u32>| match filter {
                 Some(filter) => data[*filter as usize * row..][..row].to_vec(),
@@ -283,21 +305,18 @@ impl Term {
             Some(filter) => self.spatial[*filter as usize * self.channels..][..self.channels].to_vec(),
             None => vec![false; self.channels],
         });
-        Self {
+        Some(Self {
             filters: picked.len(),
             kernels: pick(&self.kernels, self.channels * self.geometry.taps()),
             spatial: spatial.collect(),
             bias: self.bias.as_ref().map(|bias| pick(bias, 1)),
             ..self
-        }
+        })
     }
 
     /// Two convolutions' filters one after another.
     fn beside(mut self, other: Self) -> Option<Self> {
         if self.base != other.base || self.geometry != other.geometry || self.channels != other.channels {
-            return None;
-        }
-        if self.kernels.len() + other.kernels.len() > Self::LIMIT {
             return None;
         }
         if self.bias.is_some() || other.bias.is_some() {

@@ -1,5 +1,7 @@
 //! The tensors of an ONNX file, believed only once their claims have been checked against the bytes that are there.
 
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
@@ -44,6 +46,24 @@ pub enum TensorFault {
         /// Its value.
         value: String,
     },
+    /// Less external data than is claimed.
+    #[error("its external data is said to have {length} bytes from byte {offset} on, but {rest} are there")]
+    Missing {
+        /// How many it claims.
+        length: u64,
+        /// Where they begin.
+        offset: u64,
+        /// How many there are.
+        rest: u64,
+    },
+    /// More external data than there is, because tensors share it.
+    #[error("with it, tensors read `{}` more than {times} times over", path.display())]
+    Shared {
+        /// The file.
+        path: PathBuf,
+        /// How often all of it may be read.
+        times: u64,
+    },
     /// External data that cannot be read.
     #[error("`{}`: {source}", path.display())]
     Io {
@@ -79,16 +99,17 @@ pub(crate) fn checked_dims(dims: &[i64]) -> Result<(Vec<usize>, usize), TensorFa
     Ok((sizes.clone(), if sizes.contains(&0) { 0 } else { elements }))
 }
 
-/// Reads a tensor; `folder` is where external data may be.
-pub(crate) fn read(tensor: &TensorProto, folder: Option<&Path>) -> Result<(Vec<usize>, Elements), TensorFault> {
+/// Reads a tensor; `data` is where external data may be.
+pub(crate) fn read(tensor: &TensorProto, files: &DataFiles<'_>) -> Result<(Vec<usize>, Elements), TensorFault> {
     let (dims, count) = checked_dims(&tensor.dims)?;
     let data_type = DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined);
+    let unknown = || TensorFault::ElementType(data_type.as_str_name().to_owned());
     let raw = if tensor.data_location() == DataLocation::External {
-        Some(external_data(tensor, data_type, count, folder)?)
+        width(data_type).ok_or_else(unknown)?;
+        Some(files.read(tensor)?)
     } else {
         tensor.raw_data.clone()
     };
-    let unknown = || TensorFault::ElementType(data_type.as_str_name().to_owned());
     let Some(raw) = raw else {
         let elements = match data_type {
             DataType::Float => Elements::Float(tensor.float_data.clone()),
@@ -162,49 +183,71 @@ fn brain(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The bytes of a tensor that are in a file of their own, as many as its type and dimensions ask for.
-fn external_data(
-    tensor: &TensorProto,
-    data_type: DataType,
-    count: usize,
-    folder: Option<&Path>,
-) -> Result<Bytes, TensorFault> {
-    let width = width(data_type).ok_or_else(|| TensorFault::ElementType(data_type.as_str_name().to_owned()))?;
-    external_bytes(tensor, folder, Some(count * width))
+/// The files beside a model that hold data of its tensors.
+pub(crate) struct DataFiles<'a> {
+    /// Where they must lie, if there may be any.
+    folder: Option<&'a Path>,
+    /// How many more bytes of each may be read: tensors that share data would otherwise come to any amount.
+    left: RefCell<HashMap<PathBuf, u64>>,
+    /// The names of tensors that count no more, if each has its own.
+    counted: Option<RefCell<HashSet<String>>>,
 }
 
-/// The bytes of a tensor that are in a file of their own, which must lie in the model's folder, and which must be so many
-/// if their number is known.
-pub(crate) fn external_bytes(
-    tensor: &TensorProto,
-    folder: Option<&Path>,
-    expected: Option<usize>,
-) -> Result<Bytes, TensorFault> {
-    let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
-    let number = |key: &str| {
-        let parse = |value: &str| {
-            value.parse().map_err(|_| TensorFault::External { key: key.to_owned(), value: value.to_owned() })
-        };
-        entry(key).map(parse).transpose()
-    };
-    let location = entry("location").unwrap_or_default();
-    let folder = folder.ok_or(TensorFault::NoFolder)?;
-    let path = file_inside(folder, location)?;
-    let failed = |source| TensorFault::Io { path: path.clone(), source };
-    let mut file = File::open(&path).map_err(failed)?;
-    let available = file.metadata().map_err(failed)?.len();
-    let offset: u64 = number("offset")?.unwrap_or(0);
-    let rest = available.saturating_sub(offset);
-    let found = number("length")?.unwrap_or(rest).min(rest) as usize;
-    if let Some(expected) = expected.filter(|&expected| expected != found) {
-        let dims = tensor.dims.clone();
-        return Err(TensorFault::Length { dims, expected, found, unit: "bytes" });
+impl<'a> DataFiles<'a> {
+    /// How often all of a file may be read.
+    const TIMES: u64 = 4;
+
+    /// Files in a folder, or none; a tensor counts whenever it is read.
+    pub fn new(folder: Option<&'a Path>) -> Self {
+        Self { folder, left: RefCell::default(), counted: None }
     }
-    // As much as the file has: a length that lies allocates nothing.
-    let mut bytes = vec![0; found];
-    file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-    file.read_exact(&mut bytes).map_err(failed)?;
-    Ok(Bytes::from(bytes))
+
+    /// As [`DataFiles::new`], of tensors that are known by their names: one that many nodes read counts once.
+    pub fn by_name(folder: Option<&'a Path>) -> Self {
+        Self { counted: Some(RefCell::default()), ..Self::new(folder) }
+    }
+
+    /// The bytes of a tensor that are in a file of their own, as many as its type and dimensions ask for.
+    pub fn read(&self, tensor: &TensorProto) -> Result<Bytes, TensorFault> {
+        let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
+        let number = |key: &str| {
+            let parse = |value: &str| {
+                value.parse().map_err(|_| TensorFault::External { key: key.to_owned(), value: value.to_owned() })
+            };
+            entry(key).map(parse).transpose()
+        };
+        let location = entry("location").unwrap_or_default();
+        let folder = self.folder.ok_or(TensorFault::NoFolder)?;
+        let path = file_inside(folder, location)?;
+        let failed = |source| TensorFault::Io { path: path.clone(), source };
+        let mut file = File::open(&path).map_err(failed)?;
+        let available = file.metadata().map_err(failed)?.len();
+        let offset: u64 = number("offset")?.unwrap_or(0);
+        let rest = available.saturating_sub(offset);
+        let length: u64 = number("length")?.unwrap_or(rest);
+        if length > rest {
+            return Err(TensorFault::Missing { length, offset, rest });
+        }
+        let (_, count) = checked_dims(&tensor.dims)?;
+        // Of other types it is not known how much data they have.
+        let width = width(DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined));
+        let expected = width.map_or(length, |width| count.saturating_mul(width) as u64);
+        if expected != length {
+            let (dims, found) = (tensor.dims.clone(), length as usize);
+            return Err(TensorFault::Length { dims, expected: expected as usize, found, unit: "bytes" });
+        }
+        if self.counted.as_ref().is_none_or(|counted| counted.borrow_mut().insert(tensor.name().to_owned())) {
+            let mut left = self.left.borrow_mut();
+            let left = left.entry(path.clone()).or_insert(available.saturating_mul(Self::TIMES));
+            let shared = || TensorFault::Shared { path: path.clone(), times: Self::TIMES };
+            *left = left.checked_sub(length).ok_or_else(shared)?;
+        }
+        // No more than the file has: a length that lies allocates nothing.
+        let mut bytes = vec![0; length as usize];
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        file.read_exact(&mut bytes).map_err(failed)?;
+        Ok(Bytes::from(bytes))
+    }
 }
 
 /// The file at a relative path that does not leave the folder, not even by a symbolic link.

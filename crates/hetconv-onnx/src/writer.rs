@@ -9,14 +9,26 @@ use crate::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::proto::{AttributeProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
 
 /// Nodes and initializers under names that are unique.
-#[derive(Default)]
 pub(crate) struct Writer {
     pub nodes: Vec<NodeProto>,
     pub initializers: Vec<TensorProto>,
     names: Names,
+    opset: i64,
+    /// Of the initializers' elements.
+    bytes: usize,
 }
 
 impl Writer {
+    /// Of nodes of this version of the operators.
+    pub fn for_opset(opset: i64) -> Self {
+        Self { nodes: Vec::new(), initializers: Vec::new(), names: Names::default(), opset, bytes: 0 }
+    }
+
+    /// How many bytes the elements of all initializers take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// A name not used so far: the wanted one, or that with a number.
     pub fn claim(&mut self, wanted: &str) -> String {
         self.names.claim(wanted)
@@ -25,6 +37,7 @@ impl Writer {
     /// A float constant; gives its name.
     pub fn floats(&mut self, wanted: &str, dims: &[usize], data: &[f32]) -> String {
         let name = self.claim(wanted);
+        self.bytes += size_of_val(data);
         self.initializers.push(float_tensor(&name, dims, data));
         name
     }
@@ -33,6 +46,7 @@ impl Writer {
     pub fn ints(&mut self, wanted: &str, data: &[i64]) -> String {
         let name = self.claim(wanted);
         let raw = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.bytes += size_of_val(data);
         self.initializers.push(tensor(&name, DataType::Int64, &[data.len()], raw));
         name
     }
@@ -72,6 +86,16 @@ impl Writer {
 
     /// As [`Writer::slice`], with a claimed name.
     pub fn slice_into(&mut self, name: &str, data: &str, slices: &[Slice]) {
+        // An older one has no steps, which only graphs that are exported to a newer one need.
+        if self.opset < 10 {
+            let column = |of: fn(&Slice) -> i64| slices.iter().map(of).collect();
+            let attributes = vec![
+                signed("starts", column(|slice| slice.start)),
+                signed("ends", column(|slice| slice.end)),
+                signed("axes", column(|slice| slice.axis)),
+            ];
+            return self.node(name, "Slice", &[data], attributes);
+        }
         let mut column = |suffix: &str, of: fn(&Slice) -> i64| {
             let column: Vec<i64> = slices.iter().map(of).collect();
             self.ints(&format!("{name}.{suffix}"), &column)
@@ -133,7 +157,11 @@ pub(crate) fn float(name: &str, value: f32) -> AttributeProto {
 
 /// An attribute of several integers.
 pub(crate) fn ints(name: &str, values: &[usize]) -> AttributeProto {
-    let ints = values.iter().map(|&value| value as i64).collect();
+    signed(name, values.iter().map(|&value| value as i64).collect())
+}
+
+/// An attribute of several integers that may be negative.
+fn signed(name: &str, ints: Vec<i64>) -> AttributeProto {
     AttributeProto { name: Some(name.to_owned()), r#type: Some(AttributeType::Ints as i32), ints, ..Default::default() }
 }
 

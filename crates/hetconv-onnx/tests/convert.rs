@@ -232,6 +232,48 @@ fn a_network_that_cannot_be_executed_is_converted_all_the_same() {
 }
 
 #[test]
+fn old_operators_are_written_as_they_were() {
+    let options = ConvertOptions { arrangement: ArrangementKind::Shifted, ..ConvertOptions::new(3) };
+    for (version, inputs) in [(9, 1), (10, 5)] {
+        let bytes = changed(|model| model.opset_import[0].version = Some(version));
+        let converted = decode(&convert(&bytes, None, &options).unwrap().bytes);
+        let slices: Vec<&NodeProto> = graph(&converted).node.iter().filter(|node| node.op_type() == "Slice").collect();
+        assert!(!slices.is_empty() && slices.iter().all(|slice| slice.input.len() == inputs), "{slices:?}");
+        for slice in slices.into_iter().filter(|slice| slice.input.len() == 1) {
+            let names: Vec<&str> = slice.attribute.iter().map(AttributeProto::name).collect();
+            assert_eq!(names, ["starts", "ends", "axes"]);
+            assert!(slice.attribute.iter().all(|attribute| !attribute.ints.is_empty()), "{slice:?}");
+        }
+    }
+}
+
+#[test]
+fn convolutions_in_functions_and_branches_are_named() {
+    let bytes = changed(|model| {
+        let graph = model.graph.as_mut().unwrap();
+        let (in_function, in_branch): (Vec<NodeProto>, Vec<NodeProto>) =
+            graph.node.drain(..).filter(|node| node.op_type() == "Conv").partition(|node| node.name() == "wide");
+        model.functions.push(FunctionProto { node: in_function, ..Default::default() });
+        let branch = GraphProto { node: in_branch, ..Default::default() };
+        let attribute = vec![AttributeProto { g: Some(branch), ..Default::default() }];
+        graph.node.push(NodeProto { op_type: Some("If".to_owned()), attribute, ..Default::default() });
+    });
+    let error = convert(&bytes, None, &ConvertOptions::new(4)).unwrap_err().to_string();
+    let kept = error.lines().find(|line| line.contains("in a function or a subgraph")).unwrap();
+    assert!(["`wide`", "`stem`", "`cropped`"].iter().all(|name| kept.contains(name)), "{error}");
+
+    // Beside those that are converted they stand in the report.
+    let bytes = changed(|model| {
+        let graph = model.graph.as_ref().unwrap();
+        let node = graph.node.iter().find(|node| node.name() == "wide").unwrap().clone();
+        model.functions.push(FunctionProto { node: vec![node], ..Default::default() });
+    });
+    let report = convert(&bytes, None, &ConvertOptions::new(4)).unwrap().report;
+    let last = report.layers.last().unwrap();
+    assert_eq!((last.name.as_str(), &last.kept, last.before.params), ("wide", &Some(KeptReason::OutOfReach), 0));
+}
+
+#[test]
 fn weights_that_others_read_stay() {
     // Another node, the graph itself, a branch of an If: whoever it is.
     let readers: [fn(&mut GraphProto); 3] = [

@@ -32,13 +32,16 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 fn read(path: &Path) -> Imported {
-    import_file(path, &ImportOptions::default()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    let open_size =
+        expected(path)["size"].as_array().map(|size| [0, 1].map(|axis| size[axis].as_u64().unwrap() as usize));
+    import_file(path, &ImportOptions { image_size: open_size, ..ImportOptions::default() })
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 #[test]
 fn results_are_those_of_onnx_runtime() {
     let files = files();
-    assert!(files.len() >= 28);
+    assert!(files.len() >= 33);
     for (name, path) in files {
         let (model, expected) = (read(&path).model, expected(&path));
         let results = run(&model.graph, &model.weights, &numbers(&expected["input"]), None);

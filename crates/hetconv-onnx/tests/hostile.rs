@@ -9,8 +9,8 @@ use hetconv_onnx::proto::{
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 use hetconv_onnx::{
-    ConvertOptions, ExportOptions, ImportOptions, OnnxError, TensorFault, UnsupportedNode, convert, export, import,
-    import_file,
+    ConvertOptions, ExportOptions, ImportOptions, OnnxError, TensorFault, UnsupportedNode, convert,
+    embed_external_data, export, import, import_file,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -83,6 +83,10 @@ fn add_ints(graph: &mut GraphProto, name: &str, dims: &[i64], data: Vec<i64>) {
         int64_data: data,
         ..Default::default()
     });
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto { name: Some(name.to_owned()), r#type: Some(2), i: Some(value), ..Default::default() }
 }
 
 fn ints(name: &str, ints: &[i64]) -> AttributeProto {
@@ -177,8 +181,13 @@ fn dims_that_lie() {
 #[test]
 fn element_types_that_are_not_read() {
     for data_type in [0, 8, 14, 17, 99, -1] {
-        let found = error(|_, graph| tensor(graph, "conv1.weight").data_type = Some(data_type));
-        assert!(matches!(found, OnnxError::Tensor { fault: TensorFault::ElementType(_), .. }), "{data_type}");
+        let found = unsupported(|_, graph| {
+            tensor(graph, "conv1.weight").data_type = Some(data_type);
+            node(graph, "conv2.relu").op_type = Some("Softplus".to_owned());
+        });
+        let nodes: Vec<&str> = found.iter().map(|node| node.node.as_str()).collect();
+        assert_eq!(nodes, ["conv1", "conv2.relu"], "{data_type}");
+        assert!(found[0].reason.contains("`conv1.weight`: its element type"), "{found:?}");
     }
     // Integers where floats belong.
     let found = unsupported(|_, graph| tensor(graph, "conv1.weight").data_type = Some(6));
@@ -319,6 +328,53 @@ fn results_that_are_not_computed() {
 }
 
 #[test]
+fn images_without_a_channel_axis() {
+    // Their rows stand where channels are looked for.
+    for (op, more) in [("GlobalAveragePool", &[][..]), ("Concat", &["rows"]), ("Identity", &[])] {
+        let found = unsupported(|_, graph| {
+            add_ints(graph, "first", &[1], vec![0]);
+            add_ints(graph, "one", &[1], vec![1]);
+            let picked = [("Gather", ["conv1", "first"], "picked"), ("Squeeze", ["picked", "one"], "rows")];
+            for (op, inputs, output) in picked {
+                let attribute = if op == "Gather" { vec![int("axis", 1)] } else { vec![] };
+                graph.node.push(NodeProto {
+                    input: inputs.map(str::to_owned).to_vec(),
+                    output: vec![output.to_owned()],
+                    op_type: Some(op.to_owned()),
+                    attribute,
+                    ..Default::default()
+                });
+            }
+            let axis = if op == "Concat" { vec![int("axis", 1)] } else { vec![] };
+            add_node(graph, op, &[&["rows"], more].concat(), axis);
+        });
+        assert!(found[0].reason.contains("0 channel axes"), "{op}: {found:?}");
+    }
+}
+
+#[test]
+fn a_batch_norm_that_is_trained() {
+    // Before operator set 14 further results say so, read or not.
+    let found = unsupported(|model, graph| {
+        model.opset_import[0].version = Some(12);
+        for name in ["a", "b", "c", "d"] {
+            let data = vec![1.0; 16];
+            let (name, float_data) = (Some(name.to_owned()), data);
+            graph.initializer.push(TensorProto {
+                dims: vec![16],
+                data_type: Some(1),
+                name,
+                float_data,
+                ..Default::default()
+            });
+        }
+        add_node(graph, "BatchNormalization", &["conv1", "a", "b", "c", "d"], vec![]);
+        graph.node.last_mut().unwrap().output.extend(["mean".to_owned(), "var".to_owned()]);
+    });
+    assert!(found[0].reason.contains("training mode"), "{found:?}");
+}
+
+#[test]
 fn an_axis_that_is_sliced_twice() {
     let found = unsupported(|_, graph| {
         for (name, numbers) in [("starts", [0, 1]), ("ends", [2, 2]), ("axes", [1, 1])] {
@@ -417,7 +473,7 @@ fn inputs_that_are_no_images() {
     // An open size can be given.
     let mut model = model();
     model.graph.as_mut().unwrap().input[0].r#type = with_dims(&[None, Some(3), None, None]);
-    let options = ImportOptions { image_size: Some([16, 24]) };
+    let options = ImportOptions { image_size: Some([16, 24]), ..ImportOptions::default() };
     let imported = import(&model.encode_to_vec(), None, &options).unwrap();
     assert_eq!(imported.model.graph.input_shape(), Some([3, 16, 24]));
 }
@@ -480,6 +536,21 @@ fn constants_out_of_all_proportion() {
         }
     });
     assert_eq!(found.iter().filter(|node| node.op == "Neg").count(), 20);
+    // As lists of sizes or axes they are refused by their length, not read.
+    let found = unsupported(|_, graph| {
+        add_ints(graph, "size", &[1], vec![4_000_000]);
+        let five = TensorProto { dims: vec![1], data_type: Some(7), int64_data: vec![5], ..Default::default() };
+        let value =
+            AttributeProto { name: Some("value".to_owned()), r#type: Some(4), t: Some(five), ..Default::default() };
+        add_node(graph, "ConstantOfShape", &["size"], vec![value]);
+        for (i, op) in
+            ["Reshape", "Squeeze", "Unsqueeze", "Pad", "ReduceMean"].into_iter().cycle().take(2000).enumerate()
+        {
+            let (input, op_type) = (vec!["conv1".to_owned(), "added".to_owned()], Some(op.to_owned()));
+            graph.node.push(NodeProto { input, output: vec![format!("n{i}")], op_type, ..Default::default() });
+        }
+    });
+    assert_eq!(found.iter().filter(|node| node.reason.contains("list of 4000000 numbers")).count(), 2000);
     // Such a constant is not quoted.
     let found = unsupported(|_, graph| {
         add_ints(graph, "size", &[1], vec![1_000_000]);
@@ -634,14 +705,49 @@ fn external_data() {
         assert!(matches!(fault("weights/data", &[(key, value)]), TensorFault::External { .. }));
     }
     let largest = u64::MAX.to_string();
-    for more in [("offset", "0"), ("offset", "11"), ("offset", &largest), ("length", "4"), ("length", &largest)] {
+    for more in [("offset", "0"), ("offset", "11"), ("offset", &largest), ("length", "4")] {
         assert!(matches!(fault("weights/data", &[more]), TensorFault::Length { .. }), "{more:?}");
     }
+    let found = fault("weights/data", &[("length", &largest)]);
+    assert!(matches!(found, TensorFault::Missing { length: u64::MAX, offset: 0, .. }), "{found}");
     #[cfg(unix)]
     {
         std::os::unix::fs::symlink(outside.path().join("data"), folder.join("link")).unwrap();
         assert!(matches!(fault("link", &[("offset", "10")]), TensorFault::Outside(_)));
     }
+    // What is not there is missed even where its amount is not asked for, and tensors that share data do not multiply it.
+    let data = "weights/data";
+    let (short, _) = external(data, &[("length", "1000000")]);
+    let taken_in = embed_external_data(&short, &folder).unwrap_err();
+    assert!(matches!(taken_in, OnnxError::Tensor { fault: TensorFault::Missing { .. }, .. }), "{taken_in}");
+    let (shared, _) = external(data, &[("offset", "10")]);
+    let mut shared = ModelProto::decode(shared.as_slice()).unwrap();
+    let graph = shared.graph.as_mut().unwrap();
+    for i in 0..10 {
+        let copy = TensorProto { name: Some(format!("copy{i}")), ..tensor(graph, "conv1.weight").clone() };
+        graph.initializer.push(copy);
+    }
+    let names: Vec<String> = (0..10).map(|i| format!("copy{i}")).collect();
+    add_node(graph, "Concat", &names.iter().map(String::as_str).collect::<Vec<_>>(), vec![int("axis", 0)]);
+    let shared = shared.encode_to_vec();
+    fs::write(&path, &shared).unwrap();
+    let read = import_file(&path, &ImportOptions::default()).map(drop);
+    for found in [read, embed_external_data(&shared, &folder).map(drop)] {
+        let error = found.unwrap_err();
+        assert!(matches!(error, OnnxError::Tensor { fault: TensorFault::Shared { .. }, .. }), "{error}");
+    }
+    // One tensor that many convolutions read is no more than itself.
+    let (unrolled, _) = external(data, &[("offset", "10")]);
+    let mut unrolled = ModelProto::decode(unrolled.as_slice()).unwrap();
+    let graph = unrolled.graph.as_mut().unwrap();
+    for i in 0..10 {
+        let (name, output) = (Some(format!("again{i}")), vec![format!("again{i}")]);
+        let again = NodeProto { name, output, ..node(graph, "conv1").clone() };
+        graph.node.push(again);
+    }
+    let arrangement = ArrangementKind::Shifted;
+    let options = ConvertOptions { keep_first: false, arrangement, ..ConvertOptions::new(3) };
+    convert(&unrolled.encode_to_vec(), Some(&folder), &options).unwrap();
     let (model, _) = external("weights/data", &[]);
     let from_memory = import(&model, None, &ImportOptions::default()).unwrap_err();
     assert!(matches!(from_memory, OnnxError::Tensor { fault: TensorFault::NoFolder, .. }));

@@ -107,6 +107,16 @@ class _BatchNorm(nn.BatchNorm2d):
         super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": 2}, *rest)
 
 
+class UnevenlyPaddedConv2d(nn.Conv2d):
+    """A convolution that pads its sides differently, which PyTorch's own cannot."""
+
+    margins: tuple[int, int, int, int]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[batch, channels, height, width]`, with zeros at the left, right, top and bottom."""
+        return super().forward(F.pad(input, self.margins))
+
+
 def _module(op: dict[str, Any]) -> nn.Module | None:
     """The module of an operator that has weights."""
     match op["op"]:
@@ -119,7 +129,11 @@ def _module(op: dict[str, Any]) -> nn.Module | None:
             window = {key: tuple(geometry[key]) for key in ("stride", "dilation")}
             window["padding"] = (top, left) if (top, left) == (bottom, right) else 0
             sizes = op["in_channels"], op["out_channels"], tuple(geometry["kernel"])
-            return nn.Conv2d(*sizes, **window, groups=groups, bias=op["bias"])
+            layer = nn.Conv2d(*sizes, **window, groups=groups, bias=op["bias"])
+            if (top, left) != (bottom, right):
+                layer.__class__ = UnevenlyPaddedConv2d
+                layer.margins = (left, right, top, bottom)
+            return layer
         case "batch_norm":
             return _BatchNorm(op["channels"], op["epsilon"])
         case "linear":
@@ -131,9 +145,6 @@ def _compute(op: dict[str, Any], layer: nn.Module | None, operands: list[Tensor]
     """One operator."""
     first = operands[0]
     match op["op"]:
-        case "conv2d" if isinstance(layer, nn.Conv2d):
-            top, left, bottom, right = op["geometry"]["padding"]
-            return layer(first if (top, left) == (bottom, right) else F.pad(first, (left, right, top, bottom)))
         case "conv2d" | "batch_norm" | "linear":
             return layer(first)
         case "activation":
@@ -197,20 +208,24 @@ def _gather(image: Tensor, channels: list[int | None], stride: int, training: bo
     return picked
 
 
-def network(name: str, classes: int | None = None, *, seed: int = 0) -> Network:
+def network(
+    name: str, classes: int | None = None, *, seed: int = 0, image_size: tuple[int, int] | None = None
+) -> Network:
     """A network of the paper with fresh weights, such as `vgg16-cifar_p4`; see `hetconv.network_names`.
 
-    The same seed gives the weights that `hetconv train` begins with.
+    The same seed gives the weights that `hetconv train` begins with. `image_size` is `(height, width)` of its images, the
+    usual one of the network unless given; `hetconv.Error` is raised if it does not fit the network.
     """
-    return _assembled(*_native.build_model(name, classes, seed))
+    return _assembled(*_native.build_model(name, classes, seed, image_size))
 
 
-def load_model_file(path: str | os.PathLike[str]) -> Network:
+def load_model_file(path: str | os.PathLike[str], *, image_size: tuple[int, int] | None = None) -> Network:
     """The network in a model file, or in an ONNX file that this project can read.
 
-    Raises `OSError` for a file that cannot be read, `hetconv.Error` for one that holds no network.
+    `image_size` is `(height, width)` of the images, needed where an ONNX file leaves them open. Raises `OSError` for a file
+    that cannot be read, `hetconv.Error` for one that holds no network, or one for images of another size.
     """
-    return _assembled(*_native.read_model(os.fspath(path)))
+    return _assembled(*_native.read_model(os.fspath(path), image_size))
 
 
 def save_model_file(

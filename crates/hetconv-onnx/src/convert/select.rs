@@ -1,7 +1,6 @@
 //! Which convolutions are converted.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use hetconv_core::Conv2dGeometry;
 use hetconv_graph::{ConvertOptions, KeptReason};
@@ -11,7 +10,7 @@ use crate::OnnxError;
 use crate::prepare::node_name;
 use crate::proto::tensor_proto::DataType;
 use crate::proto::{GraphProto, NodeProto, TensorProto};
-use crate::tensor::{self, Elements};
+use crate::tensor::{self, DataFiles, Elements};
 
 /// The tensors of a graph by name: initializers, and what Constant nodes hold.
 pub(super) fn weights(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
@@ -26,7 +25,7 @@ pub(super) fn weights(graph: &GraphProto) -> HashMap<&str, &TensorProto> {
 pub(super) fn candidate(
     node: &NodeProto,
     weight: Option<&TensorProto>,
-    folder: Option<&Path>,
+    files: &DataFiles<'_>,
     first: bool,
     options: &ConvertOptions,
 ) -> Result<Candidate, Stop> {
@@ -51,7 +50,7 @@ pub(super) fn candidate(
     }
     let geometry = geometry(node, [height, width]).map_err(Stop::Kept)?;
     // Its sizes are believed, and classes made for them, when the data is there.
-    let kernels = match tensor::read(weight, folder) {
+    let kernels = match tensor::read(weight, files) {
         Ok((_, Elements::Float(kernels))) => kernels,
         Ok((_, Elements::Int(_))) => return kept(KeptReason::ElementType),
         Err(fault) => {

@@ -6,7 +6,7 @@ use hetconv_graph::{Activation, Op, Shape, ValueId};
 
 use super::attributes::Attributes;
 use super::layers::broadcast_channels;
-use super::value::{Constant, Ramp, Read, Refusal, Value};
+use super::value::{Constant, Data, Ramp, Read, Refusal, Value};
 use super::{Importer, as_ramp};
 use crate::prepare::node_name;
 use crate::proto::NodeProto;
@@ -72,7 +72,10 @@ impl<'a> Importer<'a> {
 
     pub(super) fn sub(&mut self, node: &'a NodeProto) -> Read<Value> {
         match (self.operand(node, 0)?, self.operand(node, 1)?) {
-            (_, Value::Constant(constant)) => self.affine(node, 0, None, Some(&mapped(&constant, |x| -x)?)),
+            (_, Value::Constant(constant)) => {
+                let negative = self.mapped(&constant, |x| -x)?;
+                self.affine(node, 0, None, Some(&negative))
+            }
             (Value::Constant(constant), other) => {
                 let negative =
                     as_ramp(&other, node_name(node)).map(|ramp| ramp.then_affine(node_name(node), -1.0, 0.0));
@@ -87,7 +90,10 @@ impl<'a> Importer<'a> {
 
     pub(super) fn div(&mut self, node: &'a NodeProto) -> Read<Value> {
         match self.operand(node, 1)? {
-            Value::Constant(divisor) => self.affine(node, 0, Some(&mapped(&divisor, |x| 1.0 / x)?), None),
+            Value::Constant(divisor) => {
+                let factor = self.mapped(&divisor, |x| 1.0 / x)?;
+                self.affine(node, 0, Some(&factor), None)
+            }
             _ => Err(Refusal::because("divides by an image")),
         }
     }
@@ -156,11 +162,18 @@ impl<'a> Importer<'a> {
         };
         let (scale_values, shift_values) = (numbers(scale, 1.0)?, numbers(shift, 0.0)?);
         let unbiased = matches!(self.network.op(of), Op::Conv2d { bias: false, .. } | Op::Linear { bias: false, .. });
-        if scale.is_none() && unbiased && self.reads_alone(node, operand, of) {
+        if scale.is_none() && unbiased && !self.as_written && self.reads_alone(node, operand, of) {
             self.add_bias(of, shift_values);
             return Ok(Value::Network(of));
         }
         Ok(Value::Network(self.network.affine(name, of, scale_values, shift_values)?))
+    }
+
+    /// A constant with a function applied to its elements.
+    fn mapped(&mut self, constant: &Constant, function: fn(f32) -> f32) -> Read<Constant> {
+        self.network.spend(constant.len())?;
+        let data = Data::Float(constant.floats()?.iter().map(|&x| function(x)).collect());
+        Ok(Constant { dims: constant.dims.clone(), data })
     }
 
     pub(super) fn dropout(&mut self, node: &'a NodeProto) -> Read<Value> {
@@ -188,10 +201,4 @@ impl<'a> Importer<'a> {
 
 fn pending_ramp(ramp: Ramp) -> Value {
     Value::Ramp(Rc::new(ramp))
-}
-
-/// A constant with a function applied to its elements.
-fn mapped(constant: &Constant, function: fn(f32) -> f32) -> Read<Constant> {
-    let data = super::value::Data::Float(constant.floats()?.iter().map(|&x| function(x)).collect());
-    Ok(Constant { dims: constant.dims.clone(), data })
 }

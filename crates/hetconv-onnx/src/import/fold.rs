@@ -58,7 +58,10 @@ impl<'a> Importer<'a> {
         }
         let constant = match op {
             "Identity" => return Ok(Some(vec![Value::Constant(first)])),
-            "Shape" => Constant::ints(first.dims.iter().map(|&dim| Int::Known(dim as i64)).collect()),
+            "Shape" => {
+                let all: Vec<Int> = first.dims.iter().map(|&dim| Int::Known(dim as i64)).collect();
+                shape_of(&all, attributes)?
+            }
             "Cast" => {
                 let to = DataType::try_from(attributes.int("to", 0) as i32).unwrap_or(DataType::Undefined);
                 let to_float = match to {
@@ -137,7 +140,7 @@ impl<'a> Importer<'a> {
 
     fn fold_constant_of_shape(&mut self, shape: &Constant, attributes: &Attributes<'_>) -> Read<Constant> {
         let (dims, count) =
-            tensor::checked_dims(&shape.known()?).map_err(|fault| Refusal::because(fault.to_string()))?;
+            tensor::checked_dims(&shape.known_list()?).map_err(|fault| Refusal::because(fault.to_string()))?;
         self.network.spend(count)?;
         let data = match attributes.tensor("value") {
             None => Data::Float(vec![0.0; count]),
@@ -163,7 +166,7 @@ impl<'a> Importer<'a> {
     ) -> Read<Vec<usize>> {
         let dims = &constant.dims;
         let axes = || match argument {
-            Some(axes) => axes.known().map(Some),
+            Some(axes) => axes.known_list().map(Some),
             None => Ok(attributes.ints("axes").map(<[i64]>::to_vec)),
         };
         match op {
@@ -175,7 +178,7 @@ impl<'a> Importer<'a> {
                 Ok(vec![elements(&dims[..at])?, elements(&dims[at..])?])
             }
             _ => {
-                let target = argument.ok_or_else(|| Refusal::because("its shape is missing"))?.known()?;
+                let target = argument.ok_or_else(|| Refusal::because("its shape is missing"))?.known_list()?;
                 resolved(&target, dims, attributes.int("allowzero", 0) != 0)
             }
         }
@@ -184,6 +187,7 @@ impl<'a> Importer<'a> {
     fn fold_gather(&mut self, data: &Constant, indices: &Constant, attributes: &Attributes<'_>) -> Read<Constant> {
         let along = axis(attributes.int("axis", 0), data.dims.len())?;
         let size = data.dims[along];
+        self.network.spend(indices.len())?;
         let picked: Vec<usize> = indices.known()?.into_iter().map(|index| axis(index, size)).collect::<Read<_>>()?;
         let dims = [&data.dims[..along], &indices.dims, &data.dims[along + 1..]].concat();
         if data.len() == 0 || dims.len() > MOST_AXES {
@@ -200,6 +204,7 @@ impl<'a> Importer<'a> {
         if data.len() == 0 {
             return Err(Refusal::because("slices nothing"));
         }
+        self.network.spend(data.dims.iter().sum())?;
         let mut lists: Vec<Vec<usize>> = data.dims.iter().map(|&size| (0..size).collect()).collect();
         for (along, [start, end, step]) in self.slices(node, data.dims.len())? {
             lists[along] = slice_indices(start, end, step, data.dims[along])?;
@@ -211,14 +216,14 @@ impl<'a> Importer<'a> {
 
     /// What a Slice takes, axis by axis: start, end and step.
     pub(super) fn slices(&self, node: &'a NodeProto, rank: usize) -> Read<Vec<(usize, [i64; 3])>> {
-        let starts = self.constant_operand(node, 1, "starts")?.known()?;
-        let ends = self.constant_operand(node, 2, "ends")?.known()?;
+        let starts = self.constant_operand(node, 1, "starts")?.known_list()?;
+        let ends = self.constant_operand(node, 2, "ends")?.known_list()?;
         let axes = match self.optional_constant(node, 3, "axes")? {
-            Some(axes) => axes.known()?,
+            Some(axes) => axes.known_list()?,
             None => (0..starts.len() as i64).collect(),
         };
         let steps = match self.optional_constant(node, 4, "steps")? {
-            Some(steps) => steps.known()?,
+            Some(steps) => steps.known_list()?,
             None => vec![1; starts.len()],
         };
         if starts.len() > rank {
@@ -236,6 +241,12 @@ impl<'a> Importer<'a> {
         }
         Ok(slices)
     }
+}
+
+/// What a Shape gives of these extents.
+pub(super) fn shape_of(all: &[Int], attributes: &Attributes<'_>) -> Read<Constant> {
+    let picked = slice_indices(attributes.int("start", 0), attributes.int("end", i64::MAX), 1, all.len())?;
+    Ok(Constant::ints(picked.into_iter().map(|index| all[index]).collect()))
 }
 
 /// The number of elements of these extents.

@@ -51,7 +51,9 @@ impl<'a> Importer<'a> {
     }
 
     pub(super) fn batch_norm(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
-        if attributes.int("training_mode", 0) != 0 {
+        // Before the attribute came, a node was in training mode that gave more than one result.
+        let several = || node.output.iter().skip(1).any(|output| !output.is_empty());
+        if attributes.int("training_mode", 0) != 0 || (self.opset < 14 && several()) {
             return Err(Refusal::because("is in training mode"));
         }
         let of = self.network_operand(node, 0)?;
@@ -193,7 +195,7 @@ impl<'a> Importer<'a> {
     /// A mean over all pixels.
     pub(super) fn reduce_mean(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
         let axes = match self.optional_constant(node, 1, "axes")? {
-            Some(axes) => axes.known()?,
+            Some(axes) => axes.known_list()?,
             None => attributes.ints("axes").map(<[i64]>::to_vec).unwrap_or_default(),
         };
         let of = self.network_operand(node, 0)?;
@@ -222,7 +224,7 @@ impl<'a> Importer<'a> {
             let own = attributes.ints("pads").unwrap_or_default();
             let refilled = padded.pads.iter().zip(own).any(|(&pad, &own)| pad < 0 && own > 0);
             let explicit = matches!(attributes.string("auto_pad"), "" | "NOTSET" | "VALID");
-            if !crops || (node.op_type() == "Conv" && explicit && !refilled) {
+            if !crops || (node.op_type() == "Conv" && explicit && !refilled && !self.as_written) {
                 return Ok((padded.of, padded.pads, padded.fill));
             }
         }

@@ -7,8 +7,8 @@ use hetconv_graph::{Op, Shape, ValueId};
 use super::Importer;
 use super::attributes::Attributes;
 use super::constant::{axis, slice_indices, transposed};
-use super::fold::{elements, permutation, resolved, squeezed, unsqueezed};
-use super::value::{Channels, Constant, Int, Padded, Read, Refusal, Value};
+use super::fold::{elements, permutation, resolved, shape_of, squeezed, unsqueezed};
+use super::value::{Channels, Int, Padded, Read, Refusal, Value};
 use crate::prepare::node_name;
 use crate::proto::NodeProto;
 
@@ -18,20 +18,15 @@ impl<'a> Importer<'a> {
         let dims = self.dims(&self.operand(node, 0)?)?;
         let known = dims.iter().map(|&dim| Int::Known(dim as i64));
         let all: Vec<Int> = std::iter::once(Int::Batch).chain(known).collect();
-        let bounds = [attributes.int("start", 0), attributes.int("end", i64::MAX), 1];
-        let picked = slice_indices(bounds[0], bounds[1], 1, all.len())?;
-        let ints = picked.into_iter().map(|index| all[index]).collect();
-        Ok(Value::Constant(Rc::new(Constant::ints(ints))))
+        Ok(Value::Constant(Rc::new(shape_of(&all, attributes)?)))
     }
 
     pub(super) fn reshape(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
         let target = self.constant_operand(node, 1, "shape")?;
         let zero_is_meant = attributes.int("allowzero", 0) != 0;
         let dims = self.dims(&self.operand(node, 0)?)?;
-        let super::value::Data::Int(sizes) = &target.data else {
-            return Err(Refusal::because("its shape has floats"));
-        };
-        let [batch, rest @ ..] = sizes.as_slice() else { return Err(Refusal::because("its shape is empty")) };
+        let sizes = target.list()?;
+        let [batch, rest @ ..] = sizes else { return Err(Refusal::because("its shape is empty")) };
         let known = |size: &Int| match size {
             Int::Known(size) => Ok(*size),
             Int::Batch => Err(Refusal::because("moves the batch to another axis")),
@@ -66,19 +61,23 @@ impl<'a> Importer<'a> {
 
     pub(super) fn squeeze(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
         let axes = match self.optional_constant(node, 1, "axes")? {
-            Some(axes) => Some(axes.known()?),
+            Some(axes) => Some(axes.known_list()?),
             None => attributes.ints("axes").map(<[i64]>::to_vec),
         };
         let axes = axes.ok_or_else(|| Refusal::because("squeezes whatever axis has extent 1, the batch perhaps"))?;
-        // The batch counts as an axis that cannot go.
-        let dims = [&[usize::MAX], self.dims(&self.operand(node, 0)?)?.as_slice()].concat();
+        let dims = [&[1], self.dims(&self.operand(node, 0)?)?.as_slice()].concat();
+        for &at in &axes {
+            if axis(at, dims.len())? == 0 {
+                return Err(Refusal::because("squeezes the batch"));
+            }
+        }
         let new = squeezed(&dims, Some(&axes))?;
         self.reshaped(node, new[1..].to_vec())
     }
 
     pub(super) fn unsqueeze(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
         let axes = match self.optional_constant(node, 1, "axes")? {
-            Some(axes) => axes.known()?,
+            Some(axes) => axes.known_list()?,
             None => attributes.ints("axes").map(<[i64]>::to_vec).unwrap_or_default(),
         };
         let dims = [&[usize::MAX], self.dims(&self.operand(node, 0)?)?.as_slice()].concat();
@@ -161,9 +160,9 @@ impl<'a> Importer<'a> {
 
     /// Channels of an image, picked; the image itself if they are all there in their places.
     pub(super) fn picked_channels(&mut self, name: &str, channels: &Channels) -> Read<ValueId> {
-        if let [_, _, ..] = channels.dims[..] {
-            return Err(Refusal::because("reads an image whose channel axis is split"));
-        }
+        let [_] = channels.dims[..] else {
+            return Err(Refusal::because(format!("reads an image with {} channel axes, not one", channels.dims.len())));
+        };
         self.pick(name, channels.of, channels.channels.iter().copied().map(Some).collect(), 1)
     }
 
@@ -230,6 +229,7 @@ impl<'a> Importer<'a> {
         if axis(attributes.int("axis", 0), 4)? != 1 || indices.dims.len() != 1 {
             return Err(Refusal::because("picks something else than channels"));
         }
+        self.network.spend(indices.len())?;
         let picked = indices.known()?.into_iter().map(|index| axis(index, channels));
         let picked: Vec<Option<u32>> = picked.map(|index| Ok(Some(index? as u32))).collect::<Read<_>>()?;
         Ok(Value::Network(self.pick(node_name(node), of, picked, 1)?))
@@ -244,6 +244,9 @@ impl<'a> Importer<'a> {
         }
         let outputs = node.output.len();
         let sizes = match self.optional_constant(node, 1, "split")? {
+            Some(sizes) if sizes.len() != outputs => {
+                return Err(Refusal::because(format!("splits into {} parts for {outputs} outputs", sizes.len())));
+            }
             Some(sizes) => sizes.known()?,
             None => match attributes.ints("split") {
                 Some(sizes) => sizes.to_vec(),
@@ -281,12 +284,12 @@ impl<'a> Importer<'a> {
         if !matches!(attributes.string("mode"), "" | "constant") {
             return Err(Refusal::because(format!("pads in the mode `{}`", attributes.string("mode"))));
         }
-        let given = self.constant_operand(node, 1, "pads")?.known()?;
+        let given = self.constant_operand(node, 1, "pads")?.known_list()?;
         let fill = self.optional_constant(node, 2, "value")?;
         let fill =
             fill.map_or(Some(0.0), |fill| fill.scalar()).ok_or_else(|| Refusal::because("its value is no number"))?;
         let axes: Vec<usize> = match self.optional_constant(node, 3, "axes")? {
-            Some(axes) => axes.known()?.into_iter().map(|at| axis(at, 4)).collect::<Read<_>>()?,
+            Some(axes) => axes.known_list()?.into_iter().map(|at| axis(at, 4)).collect::<Read<_>>()?,
             None => (0..4).collect(),
         };
         let twice = |i: usize| axes[..i].contains(&axes[i]);

@@ -1,5 +1,7 @@
 //! The graph that an import builds, node by node.
 
+use std::collections::HashMap;
+
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{Activation, ConvKind, Graph, Node, Op, Shape, ValueId, WeightTensor, Weights};
 
@@ -135,6 +137,9 @@ impl Network {
             let x = self.push(name, Op::Activation { function: Activation::HardSigmoid }, &[of])?;
             return self.uniform_affine(&format!("{name}.scaled"), x, k, 0.0);
         }
+        if low < 0.0 && high > 0.0 {
+            return self.clipped_about_zero(ramp);
+        }
         // Everything else is a ReLU or ReLU6 with its argument and result moved and stretched.
         let (function, sign, from, stretch) = match (low.is_finite(), high.is_finite()) {
             (true, false) => (Activation::Relu, 1.0, low, 1.0),
@@ -145,6 +150,23 @@ impl Network {
         let x = self.uniform_affine(&format!("{name}.argument"), of, inner * a, inner * (b - from))?;
         let x = self.push(name, Op::Activation { function }, &[x])?;
         self.uniform_affine(&format!("{name}.scaled"), x, c * sign / stretch, c * from + d)
+    }
+
+    /// A clip to a range with 0 inside: what is above 0 and what is below, each a ReLU or a stretched ReLU6. Moved to where a
+    /// single one clips, numbers near 0 would lose their digits in a wide range.
+    fn clipped_about_zero(&mut self, ramp: &Ramp) -> Read<ValueId> {
+        let Ramp { ref name, of, a, b, low, high, c, d } = *ramp;
+        let mut halves = Vec::new();
+        for (part, sign, bound) in [("above", 1.0, high), ("below", -1.0, -low)] {
+            let (function, stretch) =
+                if bound.is_finite() { (Activation::Relu6, 6.0 / bound) } else { (Activation::Relu, 1.0) };
+            let inner = sign * stretch;
+            let x = self.uniform_affine(&format!("{name}.{part}.argument"), of, inner * a, inner * b)?;
+            let x = self.push(&format!("{name}.{part}"), Op::Activation { function }, &[x])?;
+            let shift = if halves.is_empty() { d } else { 0.0 };
+            halves.push(self.uniform_affine(&format!("{name}.{part}.scaled"), x, c * sign / stretch, shift)?);
+        }
+        self.push(name, Op::Add, &halves)
     }
 
     /// Padding or cropping that no window takes up: a depthwise convolution with one tap of 1.
@@ -170,21 +192,29 @@ impl Network {
 
     /// A value as an image of 1×1 pixels: what was flattened is unflattened, with the layers behind it.
     pub fn as_image(&mut self, value: ValueId) -> Read<ValueId> {
-        self.unflattened(value, 16)
+        self.unflattened(value, 16, &mut HashMap::new())
     }
 
-    /// As [`Network::as_image`], looking back so many nodes.
-    fn unflattened(&mut self, value: ValueId, depth: usize) -> Read<ValueId> {
+    /// As [`Network::as_image`], looking back so many nodes; `done` are the images of values that were looked at.
+    fn unflattened(&mut self, value: ValueId, depth: usize, done: &mut HashMap<ValueId, ValueId>) -> Read<ValueId> {
         if let Shape::Image { .. } = self.shapes[value] {
             return Ok(value);
+        }
+        if let Some(&image) = done.get(&value) {
+            return Ok(image);
         }
         let Node { name, op, inputs } = self.graph.nodes[value].clone();
         let refused = || Refusal::because("makes an image of features that were none");
         let from = *inputs.first().ok_or_else(refused)?;
-        match op {
-            Op::Flatten if self.shapes[from].size() == [1, 1] => Ok(from),
+        let image = match op {
+            Op::Flatten if self.shapes[from].size() == [1, 1] => from,
+            Op::Add if depth > 0 => {
+                let images: Vec<ValueId> =
+                    inputs.iter().map(|&input| self.unflattened(input, depth - 1, done)).collect::<Read<_>>()?;
+                self.push(&name, op, &images)?
+            }
             Op::Activation { .. } | Op::BatchNorm { .. } | Op::Linear { .. } if depth > 0 => {
-                let input = self.unflattened(from, depth - 1)?;
+                let input = self.unflattened(from, depth - 1, done)?;
                 let op = match op {
                     Op::Linear { in_features, out_features, bias } => Op::Conv2d {
                         in_channels: in_features,
@@ -202,10 +232,12 @@ impl Network {
                     let extra = if tensor.shape.len() == 2 { &[1, 1][..] } else { &[] };
                     self.set_weight(image, suffix, &[&tensor.shape, extra].concat(), tensor.data);
                 }
-                Ok(image)
+                image
             }
-            _ => Err(refused()),
-        }
+            _ => return Err(refused()),
+        };
+        done.insert(value, image);
+        Ok(image)
     }
 }
 

@@ -4,6 +4,8 @@ use std::rc::Rc;
 
 use hetconv_graph::ValueId;
 
+use crate::tensor::MOST_AXES;
+
 /// Why a node cannot be read.
 #[derive(Debug)]
 pub(crate) enum Refusal {
@@ -87,16 +89,30 @@ impl Constant {
         }
     }
 
-    /// Its integers, all of them known.
+    /// Its integers.
+    fn integers(&self) -> Read<&[Int]> {
+        match &self.data {
+            Data::Int(data) => Ok(data),
+            Data::Float(_) => Err(Refusal::because("needs integers where it has floats")),
+        }
+    }
+
+    /// Its integers, one or a few for each axis of a value: no more than make sense.
+    pub fn list(&self) -> Read<&[Int]> {
+        match self.integers()? {
+            data if data.len() <= 2 * MOST_AXES => Ok(data),
+            data => Err(Refusal::because(format!("has a list of {} numbers for the axes of a value", data.len()))),
+        }
+    }
+
+    /// As [`Constant::list`], all of them known.
+    pub fn known_list(&self) -> Read<Vec<i64>> {
+        self.list()?.iter().map(known).collect()
+    }
+
+    /// Its integers, all of them known; as many as there are, which is the caller's to pay for.
     pub fn known(&self) -> Read<Vec<i64>> {
-        let Data::Int(data) = &self.data else {
-            return Err(Refusal::because("needs integers where it has floats"));
-        };
-        let known = |int: &Int| match int {
-            Int::Known(value) => Ok(*value),
-            Int::Batch => Err(Refusal::because("depends on the batch size")),
-        };
-        data.iter().map(known).collect()
+        self.integers()?.iter().map(known).collect()
     }
 
     /// The one number it holds, if it is one.
@@ -108,6 +124,13 @@ impl Constant {
                 _ => None,
             },
         }
+    }
+}
+
+fn known(int: &Int) -> Read<i64> {
+    match int {
+        Int::Known(value) => Ok(*value),
+        Int::Batch => Err(Refusal::because("depends on the batch size")),
     }
 }
 

@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use hetconv::calibrate;
 use hetconv::core::HetPattern;
 use hetconv::graph::{
-    self, ArrangementKind, ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, ModelFile,
+    self, ArrangementKind, ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, Graph, HetLayer, Init, ModelFile,
     NameFilter, Normalisation, atomic_write,
 };
-use hetconv::onnx;
+use hetconv::onnx::{self, ImportOptions};
 use hetconv::train::{BatchLoader, LoadOptions};
 use hetconv::units::{count, grouped};
 use regex::Regex;
@@ -19,7 +19,8 @@ use serde::Serialize;
 
 use super::classifier::planes;
 use super::data::open_data;
-use super::model;
+use super::images::{ImageSize, Normalise};
+use super::model::{self, Size};
 use super::output::{Output, table};
 use super::progress::StepProgress;
 use super::summary::reduction;
@@ -69,13 +70,11 @@ pub struct Args {
     #[arg(long, value_name = "PERCENT", requires = "calibrate", value_parser = clap::value_parser!(u8).range(1..=99))]
     hold_out: Option<u8>,
 
-    /// Mean of each channel, of pixels from 0 to 1, if the file does not say how images are to be normalised
-    #[arg(long, value_name = "M,…", value_delimiter = ',', requires_all = ["calibrate", "std"])]
-    mean: Vec<f32>,
+    #[command(flatten)]
+    image_size: ImageSize,
 
-    /// Standard deviation of each channel
-    #[arg(long, value_name = "S,…", value_delimiter = ',', requires_all = ["calibrate", "mean"])]
-    std: Vec<f32>,
+    #[command(flatten)]
+    normalise: Normalise,
 
     /// How classes are assigned to begin with: the paper's way, or contiguous
     #[arg(long, value_enum, default_value_t = ArrangementName::Blocked)]
@@ -143,7 +142,17 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if args.calibrate.is_some() && args.init == InitName::Random {
         bad_usage!("--calibrate fits what --init project keeps; fresh weights have to be trained");
     }
+    if args.calibrate.is_none() && (args.image_size.is_given() || args.normalise.is_given()) {
+        bad_usage!("--image-size, --mean and --std are about the images of --calibrate");
+    }
     let source = Source::open(&args.file)?;
+    if let Some(output) = args.output.as_deref().filter(|output| !source.is_kind_of(output)) {
+        let (from, to) = (args.file.display(), output.display());
+        match source {
+            Source::Onnx { .. } => bad_usage!("{from} becomes an ONNX file, whose name has to end in .onnx, not {to}"),
+            Source::Model(_) => bad_usage!("{from} becomes a model file (.safetensors), not an ONNX file as {to} says"),
+        }
+    }
     let mut options = options(args);
     let mut calibration_images = 0;
     if let Some(data) = args.calibrate.as_deref().filter(|_| !args.dry_run) {
@@ -200,6 +209,12 @@ impl Source {
         Ok(Self::Model(Box::new(model::load(path)?)))
     }
 
+    /// Whether a file of this name would be taken for one of the same kind.
+    fn is_kind_of(&self, path: &Path) -> bool {
+        let is_onnx = path.extension().is_some_and(|extension| extension == "onnx");
+        is_onnx == matches!(self, Self::Onnx { .. })
+    }
+
     /// The bytes of the converted file, and what was done.
     fn convert(&self, options: &ConvertOptions) -> Result<(Vec<u8>, ConvertReport)> {
         match self {
@@ -236,19 +251,29 @@ impl Source {
         options: &ConvertOptions,
     ) -> Result<(BTreeMap<String, HetLayer>, usize)> {
         let imported;
+        let mut states_normalisation = true;
         let model = match self {
             Self::Model(model) => &**model,
             Self::Onnx { path, bytes } => {
-                let network = onnx::import(bytes, Some(folder(path)), &onnx::ImportOptions::default());
-                imported = network.with_context(|| format!("{}: it cannot be run here", path.display()))?.model;
+                let image_size = match args.image_size.get() {
+                    Size::Own => None,
+                    Size::IfOpen(size) | Size::Exactly(size) => Some(size),
+                };
+                let options = ImportOptions { image_size, as_written: true };
+                let network = onnx::import(bytes, Some(folder(path)), &options);
+                let network = network.with_context(|| format!("{}: it cannot be run here", path.display()))?;
+                model::has_size(path, &network.model.graph, args.image_size.get())?;
+                states_normalisation = network.states_normalisation;
+                imported = network.model;
                 &imported
             }
         };
-        let normalisation = match (&args.mean[..], &args.std[..]) {
-            ([], []) => model.normalisation.clone(),
-            (mean, std) => Normalisation { mean: mean.to_vec(), std: std.to_vec() },
+        let graph = match self {
+            Self::Model(_) => model::at_size(model.graph.clone(), args.image_size.get())?,
+            Self::Onnx { .. } => model.graph.clone(),
         };
-        let images = images(model, data, &normalisation, args)?;
+        let normalise = |channels| args.normalise.or(&model.normalisation, states_normalisation, channels);
+        let images = images(&graph, normalise, data, args)?;
         let pattern = |layer: &ConvertedLayer| -> Option<(String, HetPattern)> {
             Some((layer.name.clone(), options.pattern(&layer.name, layer.in_channels, layer.out_channels).ok()?))
         };
@@ -256,8 +281,8 @@ impl Source {
         let mut progress = StepProgress::new("calibration", "layers");
         let how = calibrate::Options::default();
         let mut watch = |done, layers| progress.at(done, layers);
-        let layers = calibrate::calibrate(&model.graph, &model.weights, &patterns, &images, &how, &mut watch)?;
-        let image: usize = model.graph.input_shape().unwrap_or_default().iter().product();
+        let layers = calibrate::calibrate(&graph, &model.weights, &patterns, &images, &how, &mut watch)?;
+        let image: usize = graph.input_shape().unwrap_or_default().iter().product();
         Ok((layers, images.len() / image.max(1)))
     }
 }
@@ -268,8 +293,13 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// Training images as the network takes them, `[images, channels, height, width]`.
-fn images(model: &ModelFile, data: &str, normalisation: &Normalisation, args: &Args) -> Result<Vec<f32>> {
-    let input = model.graph.input_shape().unwrap_or_default();
+fn images(
+    graph: &Graph,
+    normalise: impl Fn(usize) -> Result<Normalisation>,
+    data: &str,
+    args: &Args,
+) -> Result<Vec<f32>> {
+    let input = graph.input_shape().unwrap_or_default();
     let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
     let limit_train = Some(args.calibration_images as usize);
     let set = open_data(data, &LoadOptions { image_size, limit_train, hold_out: args.hold_out })?;
@@ -278,12 +308,9 @@ fn images(model: &ModelFile, data: &str, normalisation: &Normalisation, args: &A
         let [c, h, w] = input;
         bad_usage!("the network takes images of {c}×{h}×{w}, but {data} has {channels}×{height}×{width}");
     }
-    let usable = normalisation.std.iter().all(|&std| std.is_finite() && std > 0.0);
-    if normalisation.mean.len() != channels || normalisation.std.len() != channels || !usable {
-        bad_usage!("--mean and --std need a number for each of the {channels} channels, std more than 0");
-    }
+    let normalisation = normalise(channels)?;
     let mut images = Vec::new();
-    let mut loader = BatchLoader::evaluation(set.train.clone(), normalisation, 64)?;
+    let mut loader = BatchLoader::evaluation(set.train.clone(), &normalisation, 64)?;
     while let Some(batch) = loader.next().transpose()? {
         images.extend(planes(&batch.images, batch.labels.len(), channels));
     }

@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::classifier::Classifier;
 use super::data::open_data;
 use super::give_memory_back;
-use super::model;
+use super::images::{ImageSize, Normalise};
+use super::model::{self, Opened};
 use super::output::Output;
 use super::progress::StepProgress;
 use super::usage::bad_usage;
@@ -21,10 +22,11 @@ use super::usage::bad_usage;
 Image files of another size than the network takes are seen as seven eighths of their middle square, scaled to it.
 In JSON top1 and top5 are shares from 0 to 1, and the loss is in nats. Convolutions sum directly unless --fast is given.
 
-Example:
-  hetconv eval runs/resnet20_p4/model.safetensors --data cifar10")]
+Examples:
+  hetconv eval runs/resnet20_p4/model.safetensors --data cifar10
+  hetconv eval resnet18.onnx --data photos --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225")]
 pub struct Args {
-    /// The model file
+    /// A model file or an ONNX file
     file: PathBuf,
 
     /// The data set: a path or a known name (see `hetconv data list`)
@@ -42,6 +44,12 @@ pub struct Args {
     /// Allow Winograd's algorithm: results differ by rounding
     #[arg(long)]
     fast: bool,
+
+    #[command(flatten)]
+    image_size: ImageSize,
+
+    #[command(flatten)]
+    normalise: Normalise,
 }
 
 #[derive(Serialize)]
@@ -56,7 +64,7 @@ struct Evaluated {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     give_memory_back();
-    let file = model::load(&args.file)?;
+    let Opened { file, states_normalisation } = model::open_file(&args.file, args.image_size.get())?;
     let input = file.graph.input_shape().unwrap_or_default();
     // Image files are seen as the network takes them; other data sets have a size of their own.
     let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
@@ -71,6 +79,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             data.name
         );
     }
+    let normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
     let batch = args.batch_size as usize;
     let mut network = Classifier::new(&file, batch, !args.fast)?;
     same_classes(&args.file, &file.classes, network.classes(), &data)?;
@@ -78,7 +87,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let mut progress = StepProgress::new(&file.graph.name, "images");
     let mut watch = |done, images| progress.at(done, images);
     let logits = |pixels: Vec<f32>, images: usize| network.logits(&pixels, images);
-    let found = evaluate_with(classes, &data.test, &file.normalisation, batch, &mut watch, logits)?;
+    let found = evaluate_with(classes, &data.test, &normalisation, batch, &mut watch, logits)?;
     drop(progress);
     let evaluated = Evaluated {
         model: file.graph.name,

@@ -7,6 +7,7 @@ use hetconv::graph::{ModelFile, Normalisation, Weights, atomic_write};
 use hetconv::onnx::{self, ExportOptions, Style};
 use serde::Serialize;
 
+use super::images::ImageSize;
 use super::model::{self, Model};
 use super::output::Output;
 
@@ -21,7 +22,7 @@ Examples:
   hetconv export runs/p4/model.safetensors -o p4.onnx
   hetconv export vgg16-cifar_p4 --seed 1 --style dense -o fresh.onnx")]
 pub struct Args {
-    /// A model file, or a network's name (see `hetconv list`) for fresh weights
+    /// A model file, an ONNX file, or a network's name (see `hetconv list`) for fresh weights
     model: String,
 
     /// The file to write
@@ -39,6 +40,9 @@ pub struct Args {
     /// Where fresh weights come from
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+
+    #[command(flatten)]
+    image_size: ImageSize,
 }
 
 /// [`Style`] as the command line names it.
@@ -57,10 +61,11 @@ struct Exported {
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
-    let model = match model::open(&args.model)? {
+    let size = args.image_size.get();
+    let model = match model::open(&args.model, size)? {
         Model::File(file) => *file,
         Model::Name(name) => {
-            let graph = model::build(&name, name.usual_classes(), None)?;
+            let graph = model::at_size(model::build(&name, name.usual_classes(), None)?, size)?;
             let channels = graph.input_shape().map_or(0, |[channels, ..]| channels);
             let weights = Weights::init(&graph, args.seed)?;
             ModelFile { graph, weights, classes: Vec::new(), normalisation: Normalisation::identity(channels) }

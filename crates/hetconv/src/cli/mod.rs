@@ -9,6 +9,7 @@ mod data;
 mod eval;
 mod export;
 mod files;
+mod images;
 mod list;
 mod model;
 mod npy;

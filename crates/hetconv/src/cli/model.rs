@@ -8,34 +8,81 @@ use hetconv::onnx::{self, ImportOptions, OnnxError};
 
 use super::usage::bad_usage;
 
+/// A file that was opened.
+pub struct Opened {
+    pub file: ModelFile,
+    /// Whether it says how images are normalised.
+    pub states_normalisation: bool,
+}
+
 /// A network with or without weights.
 pub enum Model {
     Name(ModelName),
     File(Box<ModelFile>),
 }
 
-/// Reads the argument MODEL.
-pub fn open(model: &str) -> Result<Model> {
+/// The height and width that images are to have.
+#[derive(Clone, Copy)]
+pub enum Size {
+    /// What the file or the network's name says.
+    Own,
+    /// These where an ONNX file leaves them open, else its own.
+    IfOpen([usize; 2]),
+    /// These.
+    Exactly([usize; 2]),
+}
+
+/// Reads the argument MODEL; a name's size is left to whoever builds it.
+pub fn open(model: &str, size: Size) -> Result<Model> {
     let path = Path::new(model);
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    if extension == "onnx" {
-        let imported = onnx::import_file(path, &ImportOptions::default()).map_err(|error| match error {
-            // It names the file already.
-            OnnxError::Io { .. } => error.into(),
-            error => anyhow::Error::new(error).context(model.to_owned()),
-        })?;
-        return Ok(Model::File(Box::new(imported.model)));
-    }
     // No network's name looks like this, so a file is meant even if it isn't there.
-    if path.exists() || extension == "safetensors" || path.components().count() > 1 {
-        return load(path).map(|file| Model::File(Box::new(file)));
+    let is_file = is_onnx(path) || path.extension().is_some_and(|extension| extension == "safetensors");
+    if is_file || path.exists() || path.components().count() > 1 {
+        return open_file(path, size).map(|opened| Model::File(Box::new(opened.file)));
     }
     Ok(Model::Name(model.parse()?))
+}
+
+/// Reads a model file or an ONNX file.
+pub fn open_file(path: &Path, size: Size) -> Result<Opened> {
+    if !is_onnx(path) {
+        let file = load(path)?;
+        let file = ModelFile { graph: at_size(file.graph, size)?, ..file };
+        return Ok(Opened { file, states_normalisation: true });
+    }
+    let image_size = match size {
+        Size::Own => None,
+        Size::IfOpen(size) | Size::Exactly(size) => Some(size),
+    };
+    let options = ImportOptions { image_size, ..ImportOptions::default() };
+    let imported = onnx::import_file(path, &options).map_err(|error| match error {
+        // It names the file already.
+        OnnxError::Io { .. } => error.into(),
+        error => anyhow::Error::new(error).context(path.display().to_string()),
+    })?;
+    has_size(path, &imported.model.graph, size)?;
+    Ok(Opened { file: imported.model, states_normalisation: imported.states_normalisation })
+}
+
+/// Whether images have the size asked for. Paddings and reshapes of an ONNX file are for the size that it states, so that
+/// none is read for another.
+pub fn has_size(path: &Path, graph: &Graph, asked: Size) -> Result<()> {
+    if let (Size::Exactly(asked), Some([_, own @ ..])) = (asked, graph.input_shape())
+        && asked != own
+    {
+        let ([height, width], [h, w]) = (own, asked);
+        bad_usage!("{} is for images of {height}×{width}; it cannot be read for {h}×{w}", path.display());
+    }
+    Ok(())
 }
 
 /// Reads a model file.
 pub fn load(path: &Path) -> Result<ModelFile> {
     Ok(ModelFile::load(path)?)
+}
+
+fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "onnx")
 }
 
 /// Builds a network for images of `[channels, height, width]`, and says where P or G did not fit.
@@ -59,14 +106,19 @@ pub fn with_input(graph: &Graph, input: [usize; 3]) -> Result<Graph> {
     })
 }
 
-/// The network as it would be with standard convolutions: by its name, or, if its name is none of ours, with every
-/// HetConv layer dense.
+/// The same network for images of this size.
+pub fn at_size(graph: Graph, size: Size) -> Result<Graph> {
+    match (size, graph.input_shape()) {
+        (Size::Exactly([height, width]), Some([channels, ..])) => with_input(&graph, [channels, height, width]),
+        _ => Ok(graph),
+    }
+}
+
+/// The network as it would be with standard convolutions: the zoo's, or, if it is none of the zoo's, with every HetConv
+/// layer dense.
 pub fn standard(graph: &Graph) -> Result<Graph> {
-    if let (Ok(name), Some(input)) = (graph.name.parse::<ModelName>(), graph.input_shape()) {
-        let classes =
-            graph.outputs.first().and_then(|&output| graph.shapes().ok().map(|shapes| shapes[output].channels()));
-        let standard = zoo::build(&name.with_substitution(Substitution::Standard), classes.unwrap_or(0))?;
-        return Ok(standard.with_input(input)?);
+    if let Some(standard) = standard_of_zoo(graph)? {
+        return Ok(standard);
     }
     let mut graph = graph.clone();
     for node in &mut graph.nodes {
@@ -78,11 +130,28 @@ pub fn standard(graph: &Graph) -> Result<Graph> {
     Ok(graph)
 }
 
-/// A network with weights: a name's are fresh.
-pub fn with_weights(model: &str) -> Result<(Graph, Weights)> {
-    match open(model)? {
+/// The zoo's standard network of the graph's name, if the graph is what the zoo has under that name or was pruned from it:
+/// files from elsewhere may bear any name.
+fn standard_of_zoo(graph: &Graph) -> Result<Option<Graph>> {
+    let (Ok(name), Some(input)) = (graph.name.parse::<ModelName>(), graph.input_shape()) else { return Ok(None) };
+    let classes = graph.shapes()?[graph.outputs[0]].channels();
+    let of_zoo = |name: &ModelName| zoo::build(name, classes)?.with_input(input);
+    let whole = ModelName { pruned: false, ..name.clone() };
+    let Ok(of_name) = of_zoo(&whole) else { return Ok(None) };
+    // Batch-norms may be folded and nodes have other names, but neither changes what convolutions cost.
+    let (expected, found) = (of_name.cost()?, graph.cost()?);
+    let same_macs = if name.pruned { found.macs <= expected.macs } else { found.macs == expected.macs };
+    if !same_macs || found.stages != expected.stages {
+        return Ok(None);
+    }
+    Ok(Some(of_zoo(&whole.with_substitution(Substitution::Standard))?))
+}
+
+/// A network with weights; a name's are fresh.
+pub fn with_weights(model: &str, size: Size) -> Result<(Graph, Weights)> {
+    match open(model, size)? {
         Model::Name(name) => {
-            let graph = build(&name, name.usual_classes(), None)?;
+            let graph = at_size(build(&name, name.usual_classes(), None)?, size)?;
             let weights = Weights::init(&graph, 0)?;
             Ok((graph, weights))
         }

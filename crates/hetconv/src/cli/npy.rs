@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hetconv::graph::atomic_write;
 
 /// A row-major array.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Array {
     pub shape: Vec<usize>,
     pub data: Vec<f32>,

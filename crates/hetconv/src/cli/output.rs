@@ -44,11 +44,11 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Prints an error and its causes to stderr, each on a line of its own.
+/// Prints an error and its causes to stderr, each beginning a line of its own.
 pub fn print_error(error: &anyhow::Error) {
     let mut said = String::new();
     for cause in error.chain() {
-        let text = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = cause.to_string().trim().to_owned();
         // Many errors already quote their cause.
         if said.contains(&text) {
             continue;

@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::classifier::Classifier;
 use super::give_memory_back;
-use super::model;
+use super::images::{ImageSize, Normalise};
+use super::model::{self, Opened};
 use super::output::{Output, table};
 use super::usage::bad_usage;
 
@@ -22,7 +23,7 @@ middle square are scaled to it.
 Example:
   hetconv predict runs/resnet20_p4/model.safetensors cat.jpg dog.png --top 3")]
 pub struct Args {
-    /// The model file
+    /// A model file or an ONNX file
     file: PathBuf,
 
     /// The images
@@ -32,6 +33,12 @@ pub struct Args {
     /// How many of the likeliest classes to name
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     top: u16,
+
+    #[command(flatten)]
+    image_size: ImageSize,
+
+    #[command(flatten)]
+    normalise: Normalise,
 }
 
 #[derive(Serialize)]
@@ -49,7 +56,9 @@ struct Class {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     give_memory_back();
-    let file = model::load(&args.file)?;
+    let Opened { mut file, states_normalisation } = model::open_file(&args.file, args.image_size.get())?;
+    let channels = file.graph.input_shape().map_or(0, |[channels, ..]| channels);
+    file.normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
     let mut network = Classifier::new(&file, 1, true)?;
     let predictions: Vec<Predicted> =
         args.images.iter().map(|image| predict(&file, &mut network, image, args.top.into())).collect::<Result<_>>()?;

@@ -8,7 +8,7 @@ use hetconv::runtime::{Options, Plan, Session, Team};
 use serde::Serialize;
 
 use super::give_memory_back;
-use super::model::{self, Model};
+use super::model::{self, Model, Size};
 use super::npy::{self, Array};
 use super::output::Output;
 use super::usage::bad_usage;
@@ -17,13 +17,14 @@ use super::usage::bad_usage;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Arrays are NumPy's .npy files of f32: images, channels, height, width. Nothing is normalised: the network gets the numbers
-as they are.
+as they are. Where an ONNX file leaves height and width of its images open, they are those of the first array.
 
 Examples:
   hetconv run runs/p4/model.safetensors --input x.npy --output y.npy
+  hetconv run network.onnx --input x.npy --output y.npy
   hetconv run two_inputs.safetensors --input left=l.npy --input right=r.npy --output y.npy")]
 pub struct Args {
-    /// The model file
+    /// A model file or an ONNX file
     file: PathBuf,
 
     /// An array for each of the network's inputs, by its name if there are several
@@ -53,20 +54,28 @@ struct OneOutput {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     give_memory_back();
-    let Model::File(file) = model::open(&args.file.to_string_lossy())? else {
-        bad_usage!("{} is a network's name; a model file is needed", args.file.display());
+    let given: Vec<(Option<&str>, &Path)> =
+        args.input.iter().map(|input| named_file(input, args.input.len() == 1)).collect();
+    let mut arrays: Vec<Array> = given.iter().map(|(_, file)| npy::read(file)).collect::<Result<_>>()?;
+    let size = match arrays.first().map(|array| array.shape.as_slice()) {
+        Some(&[_, _, height, width]) => Size::IfOpen([height, width]),
+        _ => Size::Own,
+    };
+    let Model::File(file) = model::open(&args.file.to_string_lossy(), size)? else {
+        bad_usage!("{} is a network's name; a model file or an ONNX file is needed", args.file.display());
     };
     let file = *file;
-    let batch = |arrays: &[Array]| arrays.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
     let names: Vec<&str> = {
         let inputs = file.graph.nodes.iter().filter(|node| matches!(node.op, hetconv::graph::Op::Input { .. }));
         inputs.map(|node| node.name.as_str()).collect()
     };
-    let arrays: Vec<Array> = find_inputs(&args.input, &names)?.into_iter().map(npy::read).collect::<Result<_>>()?;
+    let given: Vec<Option<&str>> = given.into_iter().map(|(name, _)| name).collect();
+    let arrays: Vec<Array> =
+        places(&given, &names)?.into_iter().map(|place| std::mem::take(&mut arrays[place])).collect();
+    let batch = arrays.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
     if args.output.len() != file.graph.outputs.len() {
         bad_usage!("the network has {} outputs, but {} files were named", file.graph.outputs.len(), args.output.len());
     }
-    let batch = batch(&arrays);
     let options = Options { batch: batch.max(1), exact: args.exact, ..Options::default() };
     let plan = Arc::new(Plan::compile_owned(&file.graph, file.weights, &options)?);
     for (array, [channels, height, width]) in arrays.iter().zip(plan.input_shapes()) {
@@ -93,17 +102,23 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     })
 }
 
-/// The file for each of the network's inputs.
-fn find_inputs<'a>(given: &'a [String], names: &[&str]) -> Result<Vec<&'a Path>> {
-    if let ([one], [_]) = (given, names)
-        && (!one.contains('=') || Path::new(one).exists())
-    {
-        return Ok(vec![Path::new(one)]);
+/// `NAME=FILE` or `FILE`; where there is no other, a file may have `=` in its name.
+fn named_file(given: &str, alone: bool) -> (Option<&str>, &Path) {
+    match given.split_once('=') {
+        Some((name, file)) if !(alone && Path::new(given).exists()) => (Some(name), Path::new(file)),
+        _ => (None, Path::new(given)),
+    }
+}
+
+/// Which of the given arrays, by their names if they have any, is for each of the network's inputs.
+fn places(given: &[Option<&str>], names: &[&str]) -> Result<Vec<usize>> {
+    if let ([None], [_]) = (given, names) {
+        return Ok(vec![0]);
     }
     let find = |name: &&str| {
-        let mut found = given.iter().filter_map(|given| given.split_once('=')).filter(|(given, _)| given == name);
+        let mut found = given.iter().enumerate().filter(|(_, given)| **given == Some(*name));
         match (found.next(), found.next()) {
-            (Some((_, file)), None) => Ok(Path::new(file)),
+            (Some((place, _)), None) => Ok(place),
             _ => bad_usage!("--input {name}=FILE is needed once; the inputs are {}", names.join(", ")),
         }
     };
@@ -118,14 +133,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inputs_are_found_by_name() {
-        let given = |given: &[&str]| given.iter().map(|&one| one.to_owned()).collect::<Vec<_>>();
-        let (one, two) = (given(&["x.npy"]), given(&["b=y.npy", "a=x.npy"]));
-        assert_eq!(find_inputs(&one, &["a"]).unwrap(), [Path::new("x.npy")]);
-        assert_eq!(find_inputs(&two, &["a", "b"]).unwrap(), [Path::new("x.npy"), Path::new("y.npy")]);
-        assert_eq!(find_inputs(&given(&["a=x.npy"]), &["a"]).unwrap(), [Path::new("x.npy")]);
-        for (wrong, names) in [(&["x.npy"][..], &["a", "b"][..]), (&["a=x", "a=y"], &["a", "b"]), (&["c=x"], &["a"])] {
-            assert!(find_inputs(&given(wrong), names).is_err());
+    fn arrays_are_given_by_name_or_alone() {
+        assert_eq!(named_file("x.npy", true), (None, Path::new("x.npy")));
+        assert_eq!(named_file("a=x=y.npy", true), (Some("a"), Path::new("x=y.npy")));
+        assert_eq!(places(&[None], &["a"]).unwrap(), [0]);
+        assert_eq!(places(&[Some("a")], &["a"]).unwrap(), [0]);
+        assert_eq!(places(&[Some("b"), Some("a")], &["a", "b"]).unwrap(), [1, 0]);
+        let wrong: [(&[Option<&str>], &[&str]); 4] = [
+            (&[None], &["a", "b"]),
+            (&[None, None], &["a", "b"]),
+            (&[Some("a"), Some("a")], &["a", "b"]),
+            (&[Some("c")], &["a"]),
+        ];
+        for (given, names) in wrong {
+            assert!(places(given, names).is_err(), "{given:?} for {names:?}");
         }
+    }
+
+    #[test]
+    fn a_file_with_an_equals_sign_in_its_name_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a=x.npy");
+        std::fs::write(&path, []).unwrap();
+        let given = path.to_string_lossy();
+        assert_eq!(named_file(&given, true), (None, path.as_path()));
+        assert!(named_file(&given, false).0.is_some());
     }
 }

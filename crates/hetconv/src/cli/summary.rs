@@ -8,7 +8,7 @@ use hetconv::runtime::{Options, Plan};
 use hetconv::units::{count, grouped};
 use serde::Serialize;
 
-use super::model::{self, Model};
+use super::model::{self, Model, Size};
 use super::output::{Output, table};
 use super::usage::bad_usage;
 
@@ -71,7 +71,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         [images, channels, height, width] => (images, Some([channels, height, width])),
         _ => bad_usage!("--input {}: four numbers are needed, N,C,H,W, such as 1,3,32,32", join(&args.input)),
     };
-    let graph = match model::open(&args.model)? {
+    let size = input.map_or(Size::Own, |[_, height, width]| Size::Exactly([height, width]));
+    let graph = match model::open(&args.model, size)? {
         Model::Name(name) => {
             let classes = args.classes.map_or_else(|| name.usual_classes(), |classes| classes as usize);
             model::build(&name, classes, input)?

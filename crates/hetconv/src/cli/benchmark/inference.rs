@@ -11,16 +11,24 @@ use hetconv::units::milliseconds;
 use serde::Serialize;
 
 use super::{Benchmark, layers};
+use crate::cli::model::Size;
 use crate::cli::output::Output;
 use crate::cli::{give_memory_back, model};
 
 const WARM_UP: usize = 3;
 
-pub fn run(network: &str, options: Options, runs: Option<usize>, of_layers: bool, output: &Output) -> Result<()> {
+pub fn run(
+    network: &str,
+    size: Size,
+    options: Options,
+    runs: Option<usize>,
+    of_layers: bool,
+    output: &Output,
+) -> Result<()> {
     give_memory_back();
     let isa = Isa::selected()?;
     let batch = options.batch;
-    let (graph, weights) = model::with_weights(network)?;
+    let (graph, weights) = model::with_weights(network, size)?;
     let macs = graph.cost()?.macs;
     let started = Instant::now();
     let plan = Arc::new(Plan::compile_owned(&graph, weights, &options)?);
@@ -118,7 +126,7 @@ mod tests {
 
     #[test]
     fn every_layer_is_named_once() {
-        let (graph, weights) = model::with_weights("small-cifar_p4").unwrap();
+        let (graph, weights) = model::with_weights("small-cifar_p4", Size::Own).unwrap();
         let plan = Arc::new(Plan::compile(&graph, &weights, &Options::default()).unwrap());
         let session = Session::new(&plan, 1).unwrap();
         let text = memory_and_algorithms(&plan, &session);

@@ -12,7 +12,9 @@ use hetconv::units::{count, milliseconds};
 use serde::Serialize;
 
 use super::checks::{cpu_name, peak_memory_mib};
+use super::images::ImageSize;
 use super::output::Output;
+use super::usage::bad_usage;
 
 /// Measure a network, its training or single kernels against the peak of this machine
 #[derive(clap::Args)]
@@ -43,13 +45,16 @@ pub struct Args {
     #[arg(long, group = "what", requires = "model")]
     training: bool,
 
-    /// The network: a name (see `hetconv list`) or a model file
+    /// The network: a name (see `hetconv list`), a model file or an ONNX file
     #[arg(long, value_name = "NAME or FILE", group = "what")]
     model: Option<String>,
 
     /// Images in a batch [default: 1, in training 128]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "kernels")]
     batch: Option<u32>,
+
+    #[command(flatten)]
+    image_size: ImageSize,
 
     /// Leave out Winograd's algorithm, whose results differ by rounding
     #[arg(long, conflicts_with_all = ["kernels", "training"])]
@@ -80,11 +85,15 @@ pub struct Args {
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let steps = args.steps.map(|steps| steps as usize);
     let batch = |usual: u32| args.batch.unwrap_or(usual) as usize;
+    let size = args.image_size.get();
+    if args.image_size.is_given() && args.kernels {
+        bad_usage!("--image-size is for networks; --shapes chooses among the layers of --kernels");
+    }
     match &args.model {
-        Some(model) if args.training => training::run(model, batch(128), steps, output),
+        Some(model) if args.training => training::run(model, size, batch(128), steps, output),
         Some(model) => {
             let options = Options { batch: batch(1), exact: args.exact, tune: args.tune, ..Options::default() };
-            inference::run(model, options, steps, args.layers, output)
+            inference::run(model, size, options, steps, args.layers, output)
         }
         None => kernels::run(args.shapes.as_deref().unwrap_or_default(), &args.parts, output),
     }

@@ -10,14 +10,14 @@ use hetconv::kernels::{Conv, ConvSpec, Isa, measure};
 use hetconv::train::{Purpose, stream, uniform};
 
 use super::Benchmark;
-use crate::cli::model;
+use crate::cli::model::{self, Size};
 use crate::cli::output::Output;
 
 const WARM_UP: usize = 3;
 
-pub fn run(network: &str, batch: usize, steps: Option<usize>, output: &Output) -> Result<()> {
+pub fn run(network: &str, size: Size, batch: usize, steps: Option<usize>, output: &Output) -> Result<()> {
     let isa = Isa::selected()?;
-    let (graph, weights) = model::with_weights(network)?;
+    let (graph, weights) = model::with_weights(network, size)?;
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
     let times = time_steps(&graph, &weights, batch, steps)?;
     let (macs, executed_macs) = macs_of_step(&graph, batch as u64)?;
