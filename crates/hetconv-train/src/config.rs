@@ -63,7 +63,7 @@ pub struct RunConfig {
     /// Hold out so many percent of images without a test split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_out: Option<u8>,
-    /// Steps between checkpoints; without it, one at the end of every epoch.
+    /// Steps between checkpoints, besides those after every epoch and after ten minutes without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
     /// Where to compute.

@@ -2,11 +2,14 @@
 
 mod command;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use command::{command, hetconv, stderr};
 use hetconv::graph::{ModelFile, Op};
+use hetconv::onnx::proto::ModelProto;
+use prost::Message;
 use serde_json::Value;
 
 #[track_caller]
@@ -98,6 +101,60 @@ fn photos_are_trained_on_evaluated_and_predicted() {
     assert!(error.contains("photos/class1/1.bmp is not a readable image"), "{error}");
 }
 
+#[test]
+fn onnx_files_are_evaluated_and_asked_as_model_files_are() {
+    let here = here();
+    photos(here.path());
+    let data = ["--data", "photos", "--hold-out", "20"];
+    let train = [
+        "train",
+        "--model",
+        "small-cifar_p4",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        "--image-size",
+        "32",
+        "--out",
+        "run",
+    ];
+    json(here.path(), &[&train[..], &data].concat());
+    json(here.path(), &["export", "run/model.safetensors", "-o", "run.onnx"]);
+    let loss = |more: &[&str]| {
+        let [a, b] = ["run/model.safetensors", "run.onnx"]
+            .map(|file| json(here.path(), &[&["eval", file][..], &data, more].concat()));
+        let [loss, other] = [&a, &b].map(|found| found["loss"].as_f64().unwrap());
+        assert!((loss - other).abs() < 1e-4 * loss, "{a} {b}");
+        assert_eq!((&a["top1"], &a["top5"], &a["images"]), (&b["top1"], &b["top5"], &b["images"]));
+        loss
+    };
+    let otherwise = ["--mean", "0.1,0.2,0.3", "--std", "1,2,3"];
+    let losses = [loss(&[]), loss(&otherwise)];
+    assert_ne!(losses[0], losses[1]);
+    // A network of ours goes by its layers; an ONNX file is for the size that it states.
+    let larger = |file| [&["eval", file, "--image-size", "40"], &data[..]].concat();
+    assert_ne!(json(here.path(), &larger("run/model.safetensors"))["loss"].as_f64(), Some(losses[0]));
+    assert!(failure(here.path(), 2, &larger("run.onnx")).contains("for images of 32×32"));
+    let photo = "photos/class3/3.bmp";
+    let [a, b] = ["run/model.safetensors", "run.onnx"]
+        .map(|file| json(here.path(), &["predict", file, photo, "--top", "1"])[0]["classes"][0]["label"].take());
+    assert_eq!(a, b);
+    // Of a file that does not say how pixels are normalised, it is said; one of ours says it, be it that nothing is done.
+    json(here.path(), &["export", "small-cifar", "-o", "fresh.onnx"]);
+    let mut foreign = ModelProto::decode(&*bytes(here.path().join("fresh.onnx"))).unwrap();
+    foreign.metadata_props.clear();
+    std::fs::write(here.path().join("foreign.onnx"), foreign.encode_to_vec()).unwrap();
+    let warned = |file, more: &[&str]| {
+        stderr(&hetconv(here.path(), &[&["predict", file, photo], more].concat())).contains("--mean")
+    };
+    assert!(warned("foreign.onnx", &[]) && !warned("foreign.onnx", &otherwise) && !warned("fresh.onnx", &[]));
+    for (mean, std) in [("0", "1"), ("0,nan,0", "1,1,1"), ("0,0,0", "1,0,1"), ("0,0,0", "1,inf,1")] {
+        let error = failure(here.path(), 2, &["predict", "fresh.onnx", photo, "--mean", mean, "--std", std]);
+        assert!(error.contains("3 channels"), "{error}");
+    }
+}
+
 /// Kills a run after its first checkpoint, and lets it go on.
 fn killed_and_resumed(folder: &Path, args: &[&str], out: &str) {
     let mut run = command(folder, args).spawn().unwrap();
@@ -157,7 +214,30 @@ fn a_pruned_network_is_trained_further() {
 
     // Pruned once more, all three trainings count.
     let more = [&["prune", "pruned/model.safetensors", "--ratio", "0.2", "--out", "more"], &TINY[..]].concat();
-    assert_eq!(json(here.path(), &more)["total"]["images"], 3 * 320);
+    let more = json(here.path(), &more);
+    assert_eq!(more["total"]["images"], 3 * 320);
+
+    // Among results each is a run of its own, with all its training and the command that made it.
+    let report = ["report", "whole", "pruned", "more", "--no-timing", "--results", "kept", "--out", "page.html"];
+    assert_eq!(json(here.path(), &report)["runs"], 3);
+    let page = std::fs::read_to_string(here.path().join("page.html")).unwrap();
+    assert!(page.contains("pruned, recipe finetune"), "{page}");
+    let has_spread = page.split("± ").skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    assert!(!has_spread, "a mean over different networks");
+    let mut kept = csv::Reader::from_path(here.path().join("kept/runs.csv")).unwrap();
+    let kept: Vec<BTreeMap<String, String>> = kept.deserialize().map(Result::unwrap).collect();
+    let commands = [
+        "hetconv train --model small-cifar --data synthetic --recipe onecycle --epochs 2 --seed 0".to_owned(),
+        format!("hetconv prune whole/model.safetensors --data synthetic --recipe finetune --epochs 2 --seed 0 --batch-size 32 --lr 0.01 --limit-train 160 --macs {asked}"),
+        "hetconv prune pruned/model.safetensors --data synthetic --recipe finetune --epochs 2 --seed 0 --batch-size 32 --limit-train 160 --ratio 0.2".to_owned(),
+    ];
+    let totals =
+        [&trained["macs"], &pruned["total"]["macs"], &more["total"]["macs"]].map(|macs| macs.as_u64().unwrap());
+    for (command, total) in commands.iter().zip([totals[0] * 3 * 320, totals[1], totals[2]]) {
+        let of_command = |line: &&BTreeMap<String, String>| line["command"].starts_with(command.as_str());
+        let line = kept.iter().find(of_command).unwrap_or_else(|| panic!("{command} in {kept:?}"));
+        assert_eq!(line["training_macs"], total.to_string(), "{command}");
+    }
 }
 
 fn last_loss(run: &Path) -> f64 {

@@ -192,9 +192,25 @@ const figures = [...document.querySelectorAll("figure")].map((figure) => {
   return figure.querySelector("h3").textContent + ": " + (box.width > 200 && box.height > 50 ? "seen" : "missing");
 });
 const fits = document.documentElement.scrollWidth === document.documentElement.clientWidth;
-const lines = ["order " + order, "sort " + head.parentElement.ariaSort, "fits " + fits, ...figures];
+const style = getComputedStyle(document.body);
+// Relative luminance, and the contrast of two colours, as WCAG has them.
+const light = (colour) => colour.match(/[\d.]+/g).slice(0, 3).map((part) => part / 255)
+  .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, part, i) => sum + [0.2126, 0.7152, 0.0722][i] * part, 0);
+const [ink, page] = [light(style.color), light(style.backgroundColor)];
+const contrast = (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+const lines = ["order " + order, "sort " + head.parentElement.ariaSort, "fits " + fits,
+  page < 0.2 ? "dark page" : "light page", contrast >= 7 ? "readable" : "contrast " + contrast,
+  document.documentElement.clientWidth <= 360 ? "phone" : "desk", ...figures];
 document.body.append(Object.assign(document.createElement("pre"), { textContent: lines.join("\n") }));
+if (parent !== window) parent.postMessage(lines.join("\n"), "*");
 </script></body>"#;
+
+/// A page around another one, as narrow as a phone, which no window of a browser is.
+const PHONE: &str = r#"<!doctype html><title>phone</title><body><script>
+addEventListener("message", (event) =>
+  document.body.append(Object.assign(document.createElement("pre"), { textContent: event.data })));
+</script><iframe src="page.html" style="width: 360px; height: 800px; border: 0"></iframe></body>"#;
 
 #[test]
 fn a_browser_shows_every_figure_and_sorts_the_table() {
@@ -202,13 +218,22 @@ fn a_browser_shows_every_figure_and_sorts_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let path: &Path = &folder.path().join("page.html");
     std::fs::write(path, report().page().replace("</body>", PROBE)).unwrap();
-    for width in [1280, 500] {
-        let seen = browser.dom(path, width);
+    let phone: &Path = &folder.path().join("phone.html");
+    std::fs::write(phone, PHONE).unwrap();
+    for (width, place, seen) in [
+        (1280, "light page\nreadable\ndesk", browser.dom(path, 1280)),
+        (500, "light page\nreadable\ndesk", browser.dom(path, 500)),
+        (500, "dark page\nreadable\ndesk", browser.dark_dom(path, 500)),
+        (360, "light page\nreadable\nphone", browser.dom(phone, 500)),
+    ] {
         assert_eq!(seen.console, "", "{width}");
         // 76.5, 79.5 and 80.5 per cent; ascending.
-        assert!(seen.dom.contains("order gwc4_pwc p4 standard\nsort ascending\nfits true"), "{width}: {}", seen.tail());
+        let found = format!("order gwc4_pwc p4 standard\nsort ascending\nfits true\n{place}\n");
+        assert!(seen.dom.contains(&found), "{width}: {}", seen.tail());
         for figure in FIGURES {
             assert!(seen.dom.contains(&format!("{figure}: seen")), "{width}: {figure}: {}", seen.tail());
         }
     }
+    let pdf = browser.print(path);
+    assert!(pdf.starts_with(b"%PDF") && pdf.len() > 20_000, "{} bytes", pdf.len());
 }

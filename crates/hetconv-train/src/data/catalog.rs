@@ -128,6 +128,23 @@ pub(super) fn find<'a>(name: &'a str, folders: &[PathBuf]) -> Result<(&'a str, P
     Err(DataError::UnknownName { name: name.to_owned(), looked, nearest })
 }
 
+/// What a data set found under a name is called: a known one may lie there in several forms, so by that of its file.
+pub(super) fn own_name(name: &str, path: &Path) -> String {
+    path.file_name().map_or_else(|| name.to_owned(), |file| file.to_string_lossy().into_owned())
+}
+
+/// What a data set will be called once it is opened, its folders left out, if it is there.
+pub fn name_of(spec: &str) -> String {
+    if spec == synthetic::NAME {
+        return spec.to_owned();
+    }
+    match find(spec, &search_folders()) {
+        // As where it is opened, a path that exists wins.
+        Ok((name, path)) if !Path::new(spec).exists() => own_name(name, &path),
+        _ => own_name(spec, Path::new(spec)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ mod single;
 mod synthetic;
 mod view;
 
-pub use catalog::{CatalogEntry, KNOWN, KnownDataset, catalog, search_folders};
+pub use catalog::{CatalogEntry, KNOWN, KnownDataset, catalog, name_of, search_folders};
 pub use error::DataError;
 pub use photos::Photos;
 pub use synthetic::{SyntheticOptions, synthetic};
@@ -275,7 +275,7 @@ impl Dataset {
             return Self::open_path(Path::new(spec), options, watch);
         }
         let (name, path) = catalog::find(spec, &search_folders())?;
-        Ok(Self { name: name.to_owned(), ..Self::open_path(&path, options, watch)? })
+        Ok(Self { name: catalog::own_name(name, &path), ..Self::open_path(&path, options, watch)? })
     }
 
     /// Opens a folder or archive, whichever of the known layouts it has; `watch` as of [`Dataset::open_watched`].

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hetconv_burn::{DecayScope, GraphModule, SgdConfig};
 use hetconv_graph::{ModelFile, Normalisation, WeightTensor, Weights};
@@ -25,7 +25,12 @@ pub(super) struct Run<'a> {
     /// The line of the newest finished epoch.
     newest: Option<EpochMetrics>,
     steps_per_epoch: u64,
+    /// When the last checkpoint was made, or the run began.
+    kept: Instant,
 }
+
+/// No more work than that is lost when a run is killed.
+const LONGEST_WITHOUT_CHECKPOINT: Duration = Duration::from_secs(600);
 
 impl<'a> Run<'a> {
     /// All of the run that is still to do.
@@ -89,6 +94,7 @@ impl<'a> Run<'a> {
             metrics,
             progress,
             steps_per_epoch: job.steps_per_epoch()?,
+            kept: Instant::now(),
         })
     }
 
@@ -120,7 +126,8 @@ impl<'a> Run<'a> {
             observer.step(&self.report());
             let epoch_is_done = self.progress.position.step == self.steps_per_epoch;
             let stops = observer.stops();
-            let due = stops || config.checkpoint_every.is_some_and(|every| self.progress.steps.is_multiple_of(every));
+            let is_step = config.checkpoint_every.is_some_and(|every| self.progress.steps.is_multiple_of(every));
+            let due = stops || is_step || self.kept.elapsed() >= LONGEST_WITHOUT_CHECKPOINT;
             if epoch_is_done || due {
                 self.check_weights(position)?;
             }
@@ -246,7 +253,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn checkpoint(&self) -> Result<(), TrainError> {
+    fn checkpoint(&mut self) -> Result<(), TrainError> {
         let mut velocity = Weights::new();
         for (name, shape, data) in self.optimizer.export() {
             velocity.insert(name.to_owned(), WeightTensor { shape: shape.to_vec(), data });
@@ -258,6 +265,7 @@ impl<'a> Run<'a> {
             config_digest: self.job.config.digest(),
         };
         checkpoint.save(&self.checkpoints())?;
+        self.kept = Instant::now();
         Ok(())
     }
 
@@ -270,7 +278,7 @@ impl<'a> Run<'a> {
         let images = self.progress.steps * config.accumulate * recipe.batch_size as u64;
         let summary = Summary {
             model: graph.name.clone(),
-            data: config.data.clone(),
+            data: data.name.clone(),
             recipe: config.recipe.to_string(),
             seed: config.seed,
             epochs: config.epochs,

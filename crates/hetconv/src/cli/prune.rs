@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::eval::same_classes;
 use super::output::{Output, table};
 use super::progress::TrainingProgress;
+use super::runs::FinishedRun;
 use super::train::{self, RunArgs, data_of};
 use super::usage::bad_usage;
 use super::{model, summary::reduction};
@@ -101,7 +102,7 @@ impl TrainingCost {
     }
 
     fn plus(self, other: Self) -> Self {
-        let (images, macs) = (self.images + other.images, self.macs.saturating_add(other.macs));
+        let (images, macs) = (self.images.saturating_add(other.images), self.macs.saturating_add(other.macs));
         Self { seconds: self.seconds + other.seconds, images, macs }
     }
 }
@@ -233,13 +234,25 @@ fn history(file: &Path) -> Result<Option<(TrainingCost, f64)>> {
     // It may have been pruned before.
     let path = folder.join(REPORT);
     if path.is_file() {
-        let read = || anyhow::Ok(serde_json::from_slice::<Report>(&std::fs::read(&path)?)?);
-        let Some(total) = read().with_context(|| format!("cannot read {}", path.display()))?.total else {
-            return Ok(None);
-        };
+        let Some(total) = load_report(&path)?.total else { return Ok(None) };
         cost = total;
     }
     Ok(Some((cost, summary.eval_top1)))
+}
+
+fn load_report(path: &Path) -> Result<Report> {
+    let read = || anyhow::Ok(serde_json::from_slice(&std::fs::read(path)?)?);
+    read().with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// MACs that all training of a run's network took, what came before it was pruned included; nothing if that is not known.
+pub fn training_macs(run: &FinishedRun) -> Result<Option<u64>> {
+    let path = run.folder.join(REPORT);
+    match run.config.pruned {
+        None => Ok(Some(TrainingCost::of(&run.summary).macs)),
+        Some(_) if path.is_file() => Ok(load_report(&path)?.total.map(|total| total.macs)),
+        Some(_) => Ok(None),
+    }
 }
 
 /// A count such as `105845760` or `105.8M`.

@@ -68,52 +68,64 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     })
 }
 
-/// Something a summary says, as text.
-type Setting = fn(&Summary) -> String;
+/// What a run was made with, its network and seed left out: names and values.
+fn settings(run: &FinishedRun) -> Result<Vec<(&'static str, String)>> {
+    let Summary { data, recipe, epochs, batch_size, train_images, .. } = &run.summary;
+    let always = [
+        ("data", results::without_folders(data)),
+        ("recipe", recipe.clone()),
+        ("epochs", epochs.to_string()),
+        ("batch size", batch_size.to_string()),
+        ("training images", train_images.to_string()),
+    ];
+    let told = ["batch-size", "limit-train"];
+    let changed = results::changed_settings(&run.config)?.into_iter().filter(|(flag, _)| !told.contains(flag));
+    let from = run.config.pruned.as_ref().map(|from| ("pruned from", results::folder_name(from)));
+    Ok(always.into_iter().chain(changed).chain(from).collect())
+}
 
-/// What runs may differ in besides the network and the seed.
-const SETTINGS: [(&str, Setting); 5] = [
-    ("data", |summary| results::without_folders(&summary.data)),
-    ("recipe", |summary| summary.recipe.clone()),
-    ("epochs", |summary| summary.epochs.to_string()),
-    ("batch size", |summary| summary.batch_size.to_string()),
-    ("training images", |summary| summary.train_images.to_string()),
-];
+/// The network's name, short if all networks are of one architecture.
+fn network(name: &ModelName, one_architecture: bool) -> String {
+    match (one_architecture, name.pruned, name.substitution) {
+        (false, ..) => name.to_string(),
+        (true, false, substitution) => substitution.to_string(),
+        (true, true, Substitution::Standard) => "pruned".to_owned(),
+        (true, true, substitution) => format!("{substitution} pruned"),
+    }
+}
 
 /// The report; inference is measured in batches of so many images, or not at all.
 fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
-    let differs = |value: Setting| {
-        let first = value(&runs[0].summary);
-        runs.iter().any(|run| value(&run.summary) != first)
-    };
-    let (varying, common): (Vec<_>, Vec<_>) = SETTINGS.into_iter().partition(|(_, value)| differs(*value));
-    let names: Vec<Option<ModelName>> = runs.iter().map(|run| run.summary.model.parse().ok()).collect();
-    let architecture = |name: &Option<ModelName>| name.as_ref().map(|name| (name.architecture.clone(), name.se));
-    let one_architecture = Some(&names[0])
-        .filter(|first| names.iter().all(|name| name.is_some() && architecture(name) == architecture(first)));
+    let names: Vec<ModelName> = runs.iter().map(|run| Ok(run.summary.model.parse()?)).collect::<Result<_>>()?;
+    let settings: Vec<_> = runs.iter().map(settings).collect::<Result<_>>()?;
+    let architecture = |name: &ModelName| (name.architecture.clone(), name.se);
+    let one_architecture = names.iter().all(|name| architecture(name) == architecture(&names[0]));
+    let is_common = |setting: &&(&str, String)| settings.iter().all(|other| other.contains(setting));
 
+    // Runs that differ in their seed only have the same name.
     let mut groups: Vec<(String, Vec<&FinishedRun>)> = Vec::new();
-    for (run, name) in runs.iter().zip(&names) {
-        let network = match name {
-            Some(name) if one_architecture.is_some() => name.substitution.to_string(),
-            _ => run.summary.model.clone(),
-        };
-        let settings: String =
-            varying.iter().map(|(name, value)| format!(", {name} {}", value(&run.summary))).collect();
-        let label = format!("{network}{settings}");
+    let mut standards: Vec<usize> = Vec::new();
+    for ((run, name), own) in runs.iter().zip(&names).zip(&settings) {
+        let varying = own.iter().filter(|setting| !is_common(setting));
+        let varying: String = varying.map(|(name, value)| format!(", {name} {value}")).collect();
+        let label = format!("{}{varying}", network(name, one_architecture));
         match groups.iter_mut().find(|(known, _)| *known == label) {
             Some((_, group)) => group.push(run),
-            None => groups.push((label, vec![run])),
+            None => {
+                if one_architecture && name.substitution == Substitution::Standard && !name.pruned {
+                    standards.push(groups.len());
+                }
+                groups.push((label, vec![run]));
+            }
         }
     }
-    let standard = Substitution::Standard.to_string();
-    let reference = groups.iter().position(|(label, _)| *label == standard);
-    let title = match one_architecture.and_then(architecture) {
-        Some((architecture, _)) => format!("{architecture} with several convolutions"),
-        None => "Training runs".to_owned(),
+    let reference = if let [only] = standards[..] { Some(only) } else { None };
+    let title = match one_architecture {
+        true => format!("{} with several convolutions", names[0].architecture),
+        false => "Training runs".to_owned(),
     };
-    let mut setup: Vec<(String, String)> =
-        common.iter().map(|(name, value)| ((*name).to_owned(), value(&runs[0].summary))).collect();
+    let common = settings[0].iter().filter(is_common);
+    let mut setup: Vec<(String, String)> = common.map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     setup.push(("runs".to_owned(), runs.len().to_string()));
     let mut times = vec![None; groups.len()];
     if let Some(batch) = batch {

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hetconv::graph::{Graph, ModelFile};
 use hetconv::report::{Epoch, Run, Variant};
-use hetconv::train::{EpochMetrics, Summary, read_metrics, run_files};
+use hetconv::train::{EpochMetrics, RunConfig, Summary, read_metrics, run_files};
 
 use super::{model, summary::reduction};
 
 /// A run's folder, read.
 pub struct FinishedRun {
     pub folder: PathBuf,
+    pub config: RunConfig,
     pub summary: Summary,
     pub epochs: Vec<EpochMetrics>,
     pub graph: Graph,
@@ -24,10 +25,11 @@ pub fn is_finished(folder: &Path) -> bool {
 
 /// Reads a finished run.
 pub fn load(folder: &Path) -> Result<FinishedRun> {
+    let config = RunConfig::load(&folder.join(run_files::CONFIG))?;
     let summary = Summary::load(&folder.join(run_files::SUMMARY))?;
     let epochs = read_metrics(&folder.join(run_files::METRICS))?;
     let graph = load_model(folder)?.graph;
-    Ok(FinishedRun { folder: folder.to_owned(), summary, epochs, graph })
+    Ok(FinishedRun { folder: folder.to_owned(), config, summary, epochs, graph })
 }
 
 /// Reads the network of a finished run.
@@ -68,16 +70,17 @@ pub fn describe(label: impl Into<String>, graph: &Graph) -> Result<Variant> {
 /// Runs of one network as a row of a report.
 pub fn variant(label: String, ms_per_image: Option<f64>, runs: &[&FinishedRun]) -> Result<Variant> {
     let first = runs.first().context("a network without a run")?;
-    let runs =
-        runs.iter().map(|run| report_run(run.summary.seed, run.summary.eval_top1, run.summary.seconds, &run.epochs));
+    let by_the_clock = |epoch: &EpochMetrics| epoch.seconds;
+    let runs = runs.iter().map(|run| report_run(run.summary.seed, run.summary.eval_top1, &run.epochs, by_the_clock));
     Ok(Variant { ms_per_image, runs: runs.collect(), ..describe(label, &first.graph)? })
 }
 
-/// A run as a report tells of it; accuracies come as shares, and are told in per cent.
-pub fn report_run(seed: u64, top1: f64, seconds: f64, epochs: &[EpochMetrics]) -> Run {
+/// A run as a report tells of it, with the seconds that each epoch took; accuracies come as shares, and are told in per
+/// cent.
+pub fn report_run(seed: u64, top1: f64, epochs: &[EpochMetrics], seconds: impl Fn(&EpochMetrics) -> f64) -> Run {
     let mut so_far = 0.0;
-    let epochs = epochs.iter().map(|row| {
-        so_far += row.seconds;
+    let told = epochs.iter().map(|row| {
+        so_far += seconds(row);
         Epoch {
             seconds: so_far,
             train_loss: row.train_loss,
@@ -85,5 +88,6 @@ pub fn report_run(seed: u64, top1: f64, seconds: f64, epochs: &[EpochMetrics]) -
             eval_top1: 100.0 * row.eval_top1,
         }
     });
-    Run { seed, top1: 100.0 * top1, seconds, epochs: epochs.collect() }
+    let told: Vec<Epoch> = told.collect();
+    Run { seed, top1: 100.0 * top1, seconds: so_far, epochs: told }
 }

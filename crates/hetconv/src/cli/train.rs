@@ -61,7 +61,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     accumulate: Option<u64>,
 
-    /// Make a checkpoint every so many steps, besides those after every epoch
+    /// Make a checkpoint every so many steps, besides those after every epoch and after ten minutes without one
     #[arg(long, value_name = "STEPS")]
     checkpoint_every: Option<u64>,
 

@@ -35,7 +35,7 @@ pub fn accuracy_against_macs(variants: &[Variant]) -> Chart {
 pub fn accuracy_against_time(variants: &[Variant]) -> Chart {
     Chart {
         title: "Accuracy against measured time".into(),
-        caption: format!("Inference on this CPU. Up and to the left is better.{}", whiskers(variants)),
+        caption: format!("Inference. Up and to the left is better.{}", whiskers(variants)),
         x: Axis::from_zero("time per image (ms)"),
         y: Axis::percent(ACCURACY),
         form: Form::Scatter,

@@ -36,10 +36,28 @@ impl Browser {
 
     /// Opens a page in a window so many pixels wide.
     pub fn dom(&self, page: &Path, width: u32) -> Seen {
+        self.open(page, width, &["--dump-dom"])
+    }
+
+    /// As [`Browser::dom`], for a person who prefers dark pages.
+    pub fn dark_dom(&self, page: &Path, width: u32) -> Seen {
+        self.open(page, width, &["--dump-dom", "--force-dark-mode"])
+    }
+
+    /// The page as it is printed, a PDF.
+    pub fn print(&self, page: &Path) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("page.pdf");
+        self.open(page, 1280, &[&format!("--print-to-pdf={}", path.display())]);
+        std::fs::read(path).unwrap()
+    }
+
+    fn open(&self, page: &Path, width: u32, more: &[&str]) -> Seen {
         let profile = tempfile::tempdir().unwrap();
         let output = Command::new(&self.0)
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-extensions"])
-            .args(["--enable-logging=stderr", "--log-level=0", "--virtual-time-budget=2000", "--dump-dom"])
+            .args(["--enable-logging=stderr", "--log-level=0", "--virtual-time-budget=2000"])
+            .args(more)
             .arg(format!("--window-size={width},900"))
             .arg(format!("--user-data-dir={}", profile.path().display()))
             .arg(format!("file://{}", page.display()))

@@ -11,6 +11,7 @@ use super::Entry;
 use super::layers::{Form, REPEATED, Shape, chain, trainable_chain};
 use super::measure::Wanted;
 use super::results::{Results, What};
+use super::tables::compact;
 use crate::cli::output::table;
 use crate::cli::usage::bad_usage;
 
@@ -54,15 +55,8 @@ pub fn filters([channels, filters, parts]: [usize; 3]) -> Result<Entry> {
     );
     let drawing = filter_bank(&pattern, 3, MOST_DRAWN);
     let part = Part::Text("Drawn from the pattern that the kernels compute.".into());
-    Entry::new(
-        "fig3",
-        "The filter bank of a HetConv layer",
-        &kernels,
-        text,
-        part,
-        vec![about],
-        vec![("bank".to_owned(), drawing)],
-    )
+    let names = ["fig3", "The filter bank of a HetConv layer"];
+    Entry::new(names, &kernels, (text, part), vec![about], vec![("bank".to_owned(), drawing)], "")
 }
 
 /// The layers of figure 4, and the one of figure 5.
@@ -85,7 +79,7 @@ struct Latency {
     files: String,
 }
 
-/// HetConv layers, each with what else can be made of about as many MACs.
+/// HetConv layers, each with what else can be made of about as many MACs; below the first the standard layer.
 fn contests(shape: Shape) -> Result<Vec<Vec<Form>>> {
     let contest = |parts: usize, others: &[Form]| {
         let het = Form::Het { parts };
@@ -96,8 +90,7 @@ fn contests(shape: Shape) -> Result<Vec<Vec<Form>>> {
     let (grouped, inception) =
         (Form::GroupPointwise { groups: 4, width: 0 }, Form::Inception { branches: 4, width: 0 });
     Ok(vec![
-        vec![Form::Standard],
-        contest(4, &[grouped, inception])?,
+        contest(4, &[Form::Standard, grouped, inception])?,
         contest(shape.channels, &[Form::DepthwisePointwise, Form::Xception])?,
     ])
 }
@@ -155,10 +148,11 @@ pub fn latencies(results: &Results) -> Result<Entry> {
             Cell::optional(line.ms_ratio, |ratio| format!("{ratio:.2}")),
         ]
     };
-    let (text, page_table) = tables(&heads, &["layer", "form"], lines.iter().map(|line| (&line.layer, cells(line))));
+    let (text, page_table) =
+        tables(&heads, &["layer", "form"], lines.iter().map(|line| (&line.layer, cells(line), &line.files)));
     let notes = vec![
-        "Each form stands below the HetConv layer with about as many MACs; widths between two convolutions are chosen to \
-         make them equal. Ratios are against that HetConv layer."
+        "Each form stands below the HetConv layer with about as many MACs (but for the standard layer, which has more); \
+         widths between two convolutions are chosen to make them equal. Ratios are against that HetConv layer."
             .to_owned(),
         measured(results, "latency", "in the inference runtime, one image at a time, of a chain of 8 layers"),
     ];
@@ -181,8 +175,9 @@ pub fn latencies(results: &Results) -> Result<Entry> {
         };
         Some((format!("latency-{}", shape.channels), chart.draw()?))
     });
-    let drawings = drawings.collect();
-    Entry::new("fig4", "Stages and latency of one layer", &lines, text, Part::Table(page_table), notes, drawings)
+    let origins = compact(lines.iter().map(|line| line.files.as_str()));
+    let names = ["fig4", "Stages and latency of one layer"];
+    Entry::new(names, &lines, (text, Part::Table(page_table)), notes, drawings.collect(), &origins)
 }
 
 /// A number of parts of figure 5.
@@ -240,14 +235,15 @@ pub fn speedups(results: &Results) -> Result<Entry> {
                 let wanted = speedup_network(what, parts)?;
                 anyhow::Ok(results.measurement(what, &wanted.graph.name, wanted.batch))
             });
-            let Some(((standard, _), (own, origin))) = standard?.zip(own?) else { return Ok(None) };
-            files.push(origin);
+            let Some(((standard, first), (own, origin))) = standard?.zip(own?) else { return Ok(None) };
+            files.extend([first.as_str(), origin.as_str()]);
             Ok(Some(standard.median_ms / own.median_ms))
         };
         let [forward, exact_forward, training_step] = WAYS.map(&mut measured);
         let (forward, exact_forward, training_step) = (forward?, exact_forward?, training_step?);
         let theory = 1.0 / layer.het_ratio(parts);
-        lines.push(Speedup { parts, theory, forward, exact_forward, training_step, files: files.join("; ") });
+        let files = compact(files.into_iter());
+        lines.push(Speedup { parts, theory, forward, exact_forward, training_step, files });
     }
     let heads = ["P", "theory (equation 5)", "forward", "forward, no Winograd", "training step"];
     let times = |value: Option<f64>| match value {
@@ -256,7 +252,8 @@ pub fn speedups(results: &Results) -> Result<Entry> {
     };
     let cells = |line: &Speedup| [Some(line.theory), line.forward, line.exact_forward, line.training_step].map(times);
     let labels: Vec<String> = lines.iter().map(|line| line.parts.to_string()).collect();
-    let (text, page_table) = tables(&heads, &[], labels.iter().zip(lines.iter().map(cells)));
+    let rows = labels.iter().zip(&lines).map(|(label, line)| (label, cells(line), &line.files));
+    let (text, page_table) = tables(&heads, &[], rows);
     let columns: [(&str, Column); 4] = [
         ("theory", |line| Some(line.theory)),
         ("forward", |line| line.forward),
@@ -285,15 +282,9 @@ pub fn speedups(results: &Results) -> Result<Entry> {
         ),
         measured(results, "speed-up", "of a chain of 8 layers; a training step is forward, backward and optimizer"),
     ];
-    Entry::new(
-        "fig5",
-        "Speed-up against P",
-        &lines,
-        text,
-        Part::Table(page_table),
-        notes,
-        vec![("speedup".to_owned(), drawing)],
-    )
+    let origins = compact(lines.iter().map(|line| line.files.as_str()));
+    let (shown, drawings) = ((text, Part::Table(page_table)), vec![("speedup".to_owned(), drawing)]);
+    Entry::new(["fig5", "Speed-up against P"], &lines, shown, notes, drawings, &origins)
 }
 
 /// How what was measured was, and on what.
@@ -308,17 +299,19 @@ fn measured(results: &Results, what: &str, how: &str) -> String {
     }
 }
 
-/// A table for the terminal and for a page.
+/// A table for the terminal and for a page, which has room for where figures stand as well.
 fn tables<'a, const N: usize>(
     heads: &[&str],
     left: &[&str],
-    rows: impl Iterator<Item = (&'a String, [Cell; N])>,
+    rows: impl Iterator<Item = (&'a String, [Cell; N], &'a String)>,
 ) -> (String, Table) {
     let mut text = table(heads, left);
-    let mut page = Table { heads: heads.iter().map(|head| (*head).to_owned()).collect(), rows: Vec::new() };
-    for (label, cells) in rows {
+    let page_heads = heads.iter().chain(&["from"]).map(|head| (*head).to_owned());
+    let mut page = Table { heads: page_heads.collect(), rows: Vec::new() };
+    for (label, cells, files) in rows {
         text.add_row(std::iter::once(label.clone()).chain(cells.iter().map(|cell| cell.text.clone())));
-        page.rows.push(Row { slot: None, label: label.clone(), cells: cells.into() });
+        let cells = cells.into_iter().chain([Cell::prose(files.clone())]);
+        page.rows.push(Row { slot: None, label: label.clone(), cells: cells.collect() });
     }
     (text.to_string(), page)
 }

@@ -12,8 +12,9 @@ use crate::cli::timing;
 
 /// Images in a training step.
 pub const TRAINING_BATCH: usize = 128;
-/// Training steps of a network that are measured.
-const STEPS: usize = 9;
+/// How often networks take turns with training steps, and how many steps a turn has.
+const ROUNDS: usize = 3;
+const STEPS: usize = 3;
 
 /// Something to measure; the graph's name is the network's.
 pub struct Wanted {
@@ -22,19 +23,17 @@ pub struct Wanted {
     pub batch: usize,
 }
 
-/// Measures; what is wanted of inference in one way and batch takes turns.
-pub fn measure(wanted: &[Wanted], command: &str) -> Result<Vec<Measurement>> {
-    let mut found = Vec::new();
+/// Measures; what is wanted in one way and batch takes turns, and is kept as soon as it is measured.
+pub fn measure(wanted: &[Wanted], command: &str, keep: impl Fn(Vec<Measurement>) -> Result<()>) -> Result<()> {
     let mut rest: Vec<&Wanted> = wanted.iter().collect();
     while let Some(&first) = rest.first() {
         let is_alike = |other: &&Wanted| (other.what, other.batch) == (first.what, first.batch);
         let (alike, others): (Vec<&Wanted>, Vec<&Wanted>) = rest.into_iter().partition(is_alike);
         rest = others;
-        for (wanted, times) in alike.iter().zip(times(&alike)?) {
-            found.push(measurement(wanted, times, command)?);
-        }
+        let measured = alike.iter().zip(times(&alike)?);
+        keep(measured.map(|(wanted, times)| measurement(wanted, times, command)).collect::<Result<_>>()?)?;
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Milliseconds of every run of networks that are measured in the same way.
@@ -42,10 +41,14 @@ fn times(alike: &[&Wanted]) -> Result<Vec<Vec<f64>>> {
     let Some(first) = alike.first() else { return Ok(Vec::new()) };
     let options = Options { batch: first.batch, exact: first.what == What::ExactInference, ..Options::default() };
     if first.what == What::TrainingStep {
-        let step = |wanted: &&Wanted| {
-            training::time_steps(&wanted.graph, &Weights::init(&wanted.graph, 0)?, wanted.batch, Some(STEPS))
-        };
-        return alike.iter().map(step).collect();
+        let mut times = vec![Vec::new(); alike.len()];
+        for _ in 0..ROUNDS {
+            for (wanted, times) in alike.iter().zip(&mut times) {
+                let weights = Weights::init(&wanted.graph, 0)?;
+                times.extend(training::time_steps(&wanted.graph, &weights, wanted.batch, Some(STEPS))?);
+            }
+        }
+        return Ok(times);
     }
     let weights: Vec<Weights> = alike.iter().map(|wanted| Weights::init(&wanted.graph, 0)).collect::<Result<_, _>>()?;
     timing::inference(alike.iter().map(|wanted| &wanted.graph).zip(&weights), &options)

@@ -30,8 +30,8 @@ use train::Order;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Parameters, MACs and stages are counted from the networks. Accuracies come from finished runs in folders below --runs and
-from RESULTS/runs.csv; times from OUT/measurements.csv and RESULTS/measurements.csv. Every row says where its figures
-stand, and a row that has no run says so. --run trains what is missing, with --epochs, --seeds and --time as limits, and
+from RESULTS/runs.csv; times from OUT/measurements.csv and RESULTS/measurements.csv. OUT/NAME.csv and the page say
+where the figures of each row stand; a row that has no run says so. --run trains what is missing, with --epochs, --seeds and --time as limits, and
 goes on with what was interrupted; --measure measures times on this machine. Writes OUT/NAME.csv and OUT/NAME-*.svg.
 
 Examples:
@@ -101,23 +101,24 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// From its lines, its table as text and as part of a page, what is to be said about it, and its drawings.
+    /// From its lines, its table as text and as part of a page, what is to be said about it, its drawings, and the files and
+    /// lines that its figures come from.
     fn new<T: Serialize>(
-        name: &'static str,
-        title: &str,
+        [name, title]: [&'static str; 2],
         lines: &[T],
-        text: String,
-        part: Part,
+        (text, part): (String, Part),
         notes: Vec<String>,
         drawings: Vec<(String, Drawing)>,
+        origins: &str,
     ) -> Result<Self> {
         let heading = format!("{}: {title}", name.replace("table", "Table ").replace("fig", "Figure "));
+        let from = if origins.is_empty() { String::new() } else { format!("\nFrom    {origins}") };
         let mut parts = vec![part];
         parts.extend(notes.iter().cloned().map(Part::Text));
         parts.extend(report::drawn(drawings.iter().map(|(_, drawing)| Some(drawing.clone()))));
         Ok(Self {
             name,
-            text: format!("{heading}\n\n{text}\n\n{}", notes.join("\n")),
+            text: format!("{heading}\n\n{text}\n\n{}{from}", notes.join("\n")),
             json: serde_json::to_value(lines)?,
             csv: files::csv_text(lines)?,
             section: Section { heading, parts },
@@ -154,7 +155,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     if args.measure {
         let command = format!("hetconv reproduce {} --measure", items.join(" "));
-        results::add_measurements(&args.out, measure::measure(&wanted(&tables, &items)?, &command)?)?;
+        measure::measure(&wanted(&tables, &items)?, &command, |found| results::add_measurements(&args.out, found))?;
     }
     let results = read(args)?;
     let mut entries = Vec::new();

@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use hetconv::train::{EpochMetrics, RunConfig, read_metrics, run_files};
+use hetconv::train::{EpochMetrics, PrunedFrom, RunConfig, read_metrics, run_files};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::checks::cpu_name;
 use crate::cli::files::{read_csv, write_csv};
+use crate::cli::prune;
 use crate::cli::runs::{self, FinishedRun};
 
 /// The names of the files of results.
@@ -19,9 +20,11 @@ pub const MEASUREMENTS: &str = "measurements.csv";
 /// A finished run: a line of `runs.csv`. Accuracies are shares from 0 to 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunLine {
-    /// Made of the settings: a run with the same name is the same run.
+    /// Network, setting and seed: a run with the same name is the same run.
     pub run: String,
     pub model: String,
+    /// All that decides what is computed besides network and seed: see [`setting`].
+    pub setting: String,
     pub data: String,
     pub recipe: String,
     pub epochs: u64,
@@ -31,6 +34,8 @@ pub struct RunLine {
     pub eval_images: usize,
     pub params: u64,
     pub macs: u64,
+    /// Of all training, that before pruning included; nothing if not known.
+    pub training_macs: Option<u64>,
     pub steps: u64,
     pub train_loss: f64,
     pub train_top1: f64,
@@ -41,6 +46,7 @@ pub struct RunLine {
     pub images_per_second: f64,
     pub threads: usize,
     pub device: String,
+    /// Where the run was taken into the results.
     pub machine: String,
     pub command: String,
 }
@@ -204,7 +210,7 @@ fn unfinished(folder: &Path) -> Result<Vec<UnfinishedRun>> {
         let run = entry?.path();
         let config = run.join(run_files::CONFIG);
         if config.is_file() && !runs::is_finished(&run) {
-            let Ok(config) = RunConfig::load(&config) else { continue };
+            let config = RunConfig::load(&config)?;
             // A line that a kill tore stands at the end of what was done.
             let done = read_metrics(&run.join(run_files::METRICS)).map_or(0, |epochs| epochs.len());
             found.push(UnfinishedRun { model: config.model, epochs: config.epochs, done });
@@ -214,25 +220,21 @@ fn unfinished(folder: &Path) -> Result<Vec<UnfinishedRun>> {
 }
 
 impl RunLine {
+    /// What its setting has besides data, recipe and epochs.
+    pub fn more_settings(&self) -> String {
+        let usual = format!("{}-e{}", self.recipe, self.epochs);
+        let more = self.setting.split_once(&usual).map_or("", |(_, more)| more);
+        more.trim_start_matches('-').to_owned()
+    }
+
     fn of(run: &FinishedRun) -> Result<Self> {
-        let summary = &run.summary;
-        let config = run.folder.join(run_files::CONFIG);
-        // A run that another command made has other settings in it.
-        let config = RunConfig::load(&config).ok();
-        let data = without_folders(&summary.data);
-        let stem = data.split('.').next().unwrap_or(&data);
-        let limited = config.as_ref().and_then(|config| config.limit_train);
-        let name = format!(
-            "{}-{stem}-{}-e{}{}-s{}",
-            summary.model,
-            summary.recipe,
-            summary.epochs,
-            limited.map_or(String::new(), |images| format!("-n{images}")),
-            summary.seed
-        );
+        let FinishedRun { config, summary, .. } = run;
+        let setting = setting(config, &summary.data)?;
         Ok(Self {
-            run: name,
+            run: format!("{}-{setting}-s{}", summary.model, summary.seed),
+            setting,
             model: summary.model.clone(),
+            data: without_folders(&summary.data),
             recipe: summary.recipe.clone(),
             epochs: summary.epochs,
             seed: summary.seed,
@@ -241,6 +243,7 @@ impl RunLine {
             eval_images: summary.eval_images,
             params: summary.params,
             macs: summary.macs,
+            training_macs: prune::training_macs(run)?,
             steps: summary.steps,
             train_loss: summary.train_loss,
             train_top1: summary.train_top1,
@@ -252,8 +255,7 @@ impl RunLine {
             threads: summary.threads,
             device: summary.device.clone(),
             machine: cpu_name(),
-            command: config.map_or(String::new(), |config| command(&config, &data)),
-            data,
+            command: command(config, &summary.data)?,
         })
     }
 }
@@ -263,25 +265,55 @@ pub fn without_folders(data: &str) -> String {
     Path::new(data).file_name().map_or_else(|| data.to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
+/// Settings by their flags of the command line, as far as they are not those that a recipe has by itself.
+pub fn changed_settings(config: &RunConfig) -> Result<Vec<(&'static str, String)>> {
+    let own = RunConfig::new(&config.model, &config.data, config.recipe)?;
+    let changed = |is_changed: bool, value: String| is_changed.then_some(value);
+    let settings = [
+        ("batch-size", changed(config.batch_size != own.batch_size, config.batch_size.to_string())),
+        ("lr", changed(config.lr != own.lr, config.lr.to_string())),
+        ("accumulate", changed(config.accumulate != own.accumulate, config.accumulate.to_string())),
+        ("limit-train", config.limit_train.map(|images| images.to_string())),
+        ("image-size", config.image_size.map(|pixels| pixels.to_string())),
+        ("hold-out", config.hold_out.map(|percent| percent.to_string())),
+        ("device", changed(config.device != own.device, config.device.to_string())),
+        ("ratio", config.pruned.as_ref().and_then(|from| from.ratio).map(|ratio| ratio.to_string())),
+        ("macs", config.pruned.as_ref().and_then(|from| from.macs).map(|macs| macs.to_string())),
+    ];
+    Ok(settings.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect())
+}
+
+/// What a run's setting on some data is called: data, recipe, epochs, and whatever is not the recipe's own. Runs of one
+/// setting differ in network and seed only.
+pub fn setting(config: &RunConfig, data: &str) -> Result<String> {
+    let data = without_folders(data);
+    let data = data.strip_suffix(".zip").unwrap_or(&data);
+    let more = changed_settings(config)?.into_iter().map(|(flag, value)| format!("-{flag}{value}"));
+    let from = config.pruned.as_ref().map(|from| format!("-of-{}", folder_name(from))).unwrap_or_default();
+    Ok(format!("{data}-{}-e{}{}{from}", config.recipe, config.epochs, more.collect::<String>()))
+}
+
+/// The name of the run's folder that a pruned network came from.
+pub fn folder_name(from: &PrunedFrom) -> String {
+    let folder = Path::new(&from.file).parent().map(|folder| folder.to_string_lossy());
+    without_folders(&folder.unwrap_or_default())
+}
+
 /// The command that makes a run.
-fn command(config: &RunConfig, data: &str) -> String {
+fn command(config: &RunConfig, data: &str) -> Result<String> {
     let RunConfig { model, recipe, epochs, seed, .. } = config;
-    let own = RunConfig::new(model, data, *recipe).ok();
-    let mut command =
-        format!("hetconv train --model {model} --data {data} --recipe {recipe} --epochs {epochs} --seed {seed}");
-    let mut add = |flag: &str, value: Option<String>| {
-        if let Some(value) = value {
-            command.push_str(&format!(" --{flag} {value}"));
+    let what = match &config.pruned {
+        None => format!("train --model {model}"),
+        // The run that it was pruned from is known by its folder.
+        Some(from) => {
+            let file = Path::new(&folder_name(from)).join(without_folders(&from.file));
+            format!("prune {}", file.display())
         }
     };
-    let changed = |is_own: Option<bool>, value: String| if is_own == Some(true) { None } else { Some(value) };
-    let batch_size = own.as_ref().map(|own| own.batch_size == config.batch_size);
-    add("batch-size", changed(batch_size, config.batch_size.to_string()));
-    add("lr", changed(own.as_ref().map(|own| own.lr == config.lr), config.lr.to_string()));
-    add("accumulate", (config.accumulate != 1).then(|| config.accumulate.to_string()));
-    add("limit-train", config.limit_train.map(|images| images.to_string()));
-    add("image-size", config.image_size.map(|pixels| pixels.to_string()));
-    command
+    let data = without_folders(data);
+    let more = changed_settings(config)?.into_iter().map(|(flag, value)| format!(" --{flag} {value}"));
+    let more = more.collect::<String>();
+    Ok(format!("hetconv {what} --data {data} --recipe {recipe} --epochs {epochs} --seed {seed}{more}"))
 }
 
 impl EpochLine {

@@ -5,9 +5,9 @@ use hetconv::report::{self, Cell, Drawing, Part, Row, Variant, charts};
 use hetconv::units::{count, duration, milliseconds};
 
 use super::Entry;
-use super::paper::{Source, Table};
+use super::paper::{Network, Source, Table};
 use super::results::Results;
-use super::tables::{Filled, Line, filled};
+use super::tables::{Filled, Line, compact, filled};
 use crate::cli::output::table;
 
 /// A table of the paper with what there is.
@@ -15,11 +15,13 @@ pub fn entry(spec: &Table, results: &Results) -> Result<Entry> {
     let filled = filled(spec, results)?;
     let variants: Vec<Variant> = filled.iter().filter_map(|filled| filled.variant.clone()).collect();
     let lines: Vec<Line> = filled.into_iter().map(|Filled { line, .. }| line).collect();
-    let mut notes = vec![spec.about.to_owned(), about_runs(&lines)];
+    let mut notes = vec![spec.about.to_owned(), about_runs(&lines), about_times(spec, results)];
     notes.extend(sources(spec).map(|source| format!("[{}] {}", source.number(), source.text())));
     notes.retain(|note| !note.is_empty());
     let (text, page_table) = tables(&lines);
-    Entry::new(spec.name, spec.title, &lines, text, Part::Table(page_table), notes, drawings(&variants))
+    let origins = compact(lines.iter().map(|line| line.files.as_str()));
+    let shown = (text, Part::Table(page_table));
+    Entry::new([spec.name, spec.title], &lines, shown, notes, drawings(&variants), &origins)
 }
 
 fn sources(spec: &Table) -> impl Iterator<Item = Source> + '_ {
@@ -27,9 +29,10 @@ fn sources(spec: &Table) -> impl Iterator<Item = Source> + '_ {
     Source::ALL.into_iter().filter(move |source| all().any(|published| published.source == *source))
 }
 
-/// The data and recipe of a row's runs, if it has any.
+/// The data, recipe and further settings of a row's runs, if it has any.
 fn setting(line: &Line) -> String {
-    if line.seeds == 0 { String::new() } else { format!("{}, {} recipe", line.data, line.recipe) }
+    let more = if line.more_settings.is_empty() { String::new() } else { format!(", {}", line.more_settings) };
+    if line.seeds == 0 { String::new() } else { format!("{}, {} recipe{more}", line.data, line.recipe) }
 }
 
 /// The data and recipes that there are.
@@ -45,8 +48,28 @@ fn about_runs(lines: &[Line]) -> String {
     let settings = settings(lines);
     let runs = if settings.is_empty() { String::new() } else { format!("Runs: {}.", settings.join("; ")) };
     let is_missing = lines.iter().any(|line| line.status.starts_with("no run") || line.status.contains("epochs done"));
-    let missing = if is_missing { "Rows without a run are trained by --run." } else { "" };
+    let missing =
+        if is_missing { "Rows without a run are trained by --run; pruned networks by `hetconv prune`." } else { "" };
     [runs.as_str(), missing].join(" ").trim().to_owned()
+}
+
+/// On what the times of a table were measured, if any were.
+fn about_times(spec: &Table, results: &Results) -> String {
+    let names = spec.rows.iter().filter_map(|row| match row.network {
+        Network::Named(name) => Some(name),
+        Network::Pruned(_) | Network::Elsewhere(_) => None,
+    });
+    let names: Vec<&str> = names.collect();
+    let own = results.measurements.iter().filter(|(line, _)| names.contains(&line.network.as_str()));
+    let mut machines: Vec<String> =
+        own.map(|(line, _)| format!("{}, {} threads, {}", line.machine, line.threads, line.isa)).collect();
+    machines.sort();
+    machines.dedup();
+    if machines.is_empty() {
+        return String::new();
+    }
+    let training = if spec.is_trained { " Training is a run's steps at the measured time of one." } else { "" };
+    format!("Times measured on {}.{training}", machines.join("; "))
 }
 
 fn percent(share: f64) -> f64 {
@@ -60,12 +83,14 @@ fn top1(line: &Line) -> Option<String> {
     })
 }
 
-fn to_goal(line: &Line) -> String {
-    let epochs = line.epochs_to_standard_top1.map_or(String::new(), |epochs| format!("{epochs} epochs"));
-    match line.seconds_to_standard_top1 {
-        Some(seconds) => format!("{} ({epochs})", duration(seconds)),
-        None => epochs,
-    }
+fn to_goal(line: &Line) -> Cell {
+    let text = match (line.standard_top1, line.epochs_to_standard_top1, line.seconds_to_standard_top1) {
+        (None, ..) => String::new(),
+        (Some(_), None, _) => "not reached".to_owned(),
+        (Some(_), Some(epochs), None) => format!("{epochs} epochs"),
+        (Some(_), Some(epochs), Some(seconds)) => format!("{} ({epochs} epochs)", duration(seconds)),
+    };
+    Cell { text, value: line.seconds_to_standard_top1, is_prose: false }
 }
 
 fn reduction(percent: f64) -> String {
@@ -91,7 +116,7 @@ const fn words(head: &'static str, cell: fn(&Line) -> Cell) -> Column {
 const SETTING: &str = "data and recipe";
 
 /// The columns behind the network's name; those in which nothing stands are left out.
-const COLUMNS: [Column; 12] = [
+const COLUMNS: [Column; 13] = [
     numbers("MACs", |line| Cell::optional(line.macs.map(|n| n as f64), |n| count(n as u64))),
     numbers("fewer", |line| Cell::optional(line.macs_reduction_percent, reduction)),
     numbers("params", |line| Cell::optional(line.params.map(|n| n as f64), |n| count(n as u64))),
@@ -106,12 +131,9 @@ const COLUMNS: [Column; 12] = [
     numbers("seeds × epochs", |line| {
         Cell::optional(line.epochs.map(|n| n as f64), |epochs| format!("{} × {epochs}", line.seeds))
     }),
-    numbers("training", |line| Cell::optional(line.train_seconds, duration)),
-    numbers("to standard's top-1", |line| {
-        Cell::optional(line.seconds_to_standard_top1.or(line.epochs_to_standard_top1.map(|n| n as f64)), |_| {
-            to_goal(line)
-        })
-    }),
+    numbers("training MACs", |line| Cell::optional(line.training_macs.map(|n| n as f64), |n| count(n as u64))),
+    numbers("training", |line| Cell::optional(line.training_seconds, duration)),
+    numbers("to standard's top-1", to_goal),
     words(SETTING, |line| Cell::prose(setting(line))),
     words("published", |line| Cell::prose(line.published.clone())),
 ];

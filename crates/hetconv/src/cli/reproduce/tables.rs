@@ -33,11 +33,17 @@ pub struct Line {
     pub epochs: Option<u64>,
     pub data: String,
     pub recipe: String,
-    /// As the runs recorded them, mean over the seeds.
-    pub train_seconds: Option<f64>,
+    /// What the setting of its runs has besides data, recipe and epochs.
+    pub more_settings: String,
+    /// MACs of all training of one run, that before pruning included.
+    pub training_macs: Option<u64>,
     /// One step of 128 images.
     pub training_step_ms: Option<f64>,
-    /// Epochs until the mean over the seeds is what the standard network's ended with.
+    /// A run's steps, each at the measured time: what a run took by the clock is told by its own files.
+    pub training_seconds: Option<f64>,
+    /// What the standard network ended with in the same setting, mean over its seeds.
+    pub standard_top1: Option<f64>,
+    /// Epochs until the mean over the seeds was as good; none if it never was.
     pub epochs_to_standard_top1: Option<u64>,
     /// Those epochs at the measured time of a step.
     pub seconds_to_standard_top1: Option<f64>,
@@ -60,33 +66,52 @@ pub fn filled(spec: &Table, results: &Results) -> Result<Vec<Filled>> {
     let mut filled = Vec::new();
     for row in spec.rows {
         let mut found = fill(spec, row, results)?;
-        if found.len() > 1 {
-            for Filled { line, variant } in &mut found {
-                let epochs = line.epochs.unwrap_or(0);
-                if let Some(variant) = variant {
-                    variant.label.push_str(&format!(", {epochs} epochs"));
-                }
-            }
-        }
-        found.iter_mut().for_each(|filled| filled.line.files = compact(&filled.line.files));
+        label_apart(&mut found);
+        found.iter_mut().for_each(|filled| filled.line.files = compact([filled.line.files.as_str()].into_iter()));
         filled.extend(found);
     }
     Ok(filled)
 }
 
+/// Adds to the names of one network's rows what their runs differ in.
+fn label_apart(found: &mut [Filled]) {
+    let ways: [fn(&Line) -> String; 5] = [
+        |line| line.data.clone(),
+        |line| format!("{} recipe", line.recipe),
+        |line| format!("{} epochs", line.epochs.unwrap_or(0)),
+        |line| if line.more_settings.is_empty() { "usual".to_owned() } else { line.more_settings.clone() },
+        |line| units::count(line.macs.unwrap_or(0)),
+    ];
+    for way in ways {
+        let texts: Vec<String> = found.iter().map(|filled| way(&filled.line)).collect();
+        if texts.iter().all(|text| *text == texts[0]) {
+            continue;
+        }
+        for (filled, text) in found.iter_mut().zip(texts) {
+            if let Some(variant) = &mut filled.variant {
+                variant.label.push_str(&format!(", {text}"));
+            }
+        }
+    }
+}
+
 /// A list of files and lines, the lines of one file together: `a.csv:2; b.csv:3; a.csv:5` is `a.csv:2,5; b.csv:3`.
-fn compact(files: &str) -> String {
+pub fn compact<'a>(files: impl Iterator<Item = &'a str>) -> String {
     let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
-    for origin in files.split("; ").filter(|origin| !origin.is_empty()) {
-        let is_line = |line: &str| line.bytes().all(|byte| byte.is_ascii_digit());
+    for origin in files.flat_map(|files| files.split("; ")).filter(|origin| !origin.is_empty()) {
+        let is_line = |line: &str| line.bytes().all(|byte| byte.is_ascii_digit() || byte == b',');
         let (file, line) = match origin.rsplit_once(':').filter(|(_, line)| is_line(line)) {
             Some((file, line)) => (file, Some(line)),
             None => (origin, None),
         };
         match found.iter_mut().find(|(known, _)| *known == file) {
-            Some((_, lines)) => lines.extend(line),
-            None => found.push((file, line.into_iter().collect())),
+            Some((_, lines)) => lines.extend(line.into_iter().flat_map(|line| line.split(','))),
+            None => found.push((file, line.into_iter().flat_map(|line| line.split(',')).collect())),
         }
+    }
+    for (_, lines) in &mut found {
+        lines.sort_by_key(|line| line.parse::<usize>().unwrap_or(0));
+        lines.dedup();
     }
     let text = |(file, lines): &(&str, Vec<&str>)| {
         if lines.is_empty() { (*file).to_owned() } else { format!("{file}:{}", lines.join(",")) }
@@ -137,11 +162,13 @@ fn named(spec: &Table, name: &str, line: Line, results: &Results) -> Result<Vec<
     let mut variant = runs::describe(name, &network(name)?)?;
     let mut line = line.costing(&variant, true);
     let mut files = Vec::new();
-    for &batch in spec.batches {
+    for (i, &batch) in spec.batches.iter().enumerate() {
         let Some((found, origin)) = results.measurement(What::Inference, name, batch) else { continue };
         files.push(origin.clone());
         let per_image = found.median_ms / batch as f64;
-        variant.ms_per_image = variant.ms_per_image.or(Some(per_image));
+        if i == 0 {
+            variant.ms_per_image = Some(per_image);
+        }
         match batch {
             1 => line.ms_batch_1 = Some(per_image),
             _ => line.ms_per_image_batch_64 = Some(per_image),
@@ -154,9 +181,9 @@ fn named(spec: &Table, name: &str, line: Line, results: &Results) -> Result<Vec<
         line.training_step_ms = Some(step.median_ms);
     }
     line.files = files.join("; ");
-    // A pruned network may keep the name of the one that it was.
+    // With other classes or image sizes it is another network.
     let own = results.runs.iter().filter(|run| run.line.model == name && run.line.macs == variant.macs);
-    let groups = if spec.is_trained { groups(own) } else { Vec::new() };
+    let groups = groups(own);
     if groups.is_empty() {
         line.status = if spec.is_trained { without_run(name, results) } else { "not trained here".to_owned() };
         return Ok(vec![Filled { line, variant: Some(variant) }]);
@@ -183,19 +210,9 @@ fn groups<'a>(found: impl Iterator<Item = &'a StoredRun>) -> Vec<Vec<&'a StoredR
     groups
 }
 
-/// Whether two runs differ in their network and seed at most.
-fn has_setting_of(run: &StoredRun, other: &StoredRun) -> bool {
-    let all_but_macs = |run| {
-        let (data, recipe, [epochs, _], sizes) = setting(run);
-        (data.to_owned(), recipe.to_owned(), epochs, sizes)
-    };
-    all_but_macs(run) == all_but_macs(other)
-}
-
 /// What two runs of one row must share.
-fn setting(run: &StoredRun) -> (&str, &str, [u64; 2], [usize; 2]) {
-    let line = &run.line;
-    (&line.data, &line.recipe, [line.epochs, line.macs], [line.batch_size, line.train_images])
+fn setting(run: &StoredRun) -> (&str, u64, usize) {
+    (&run.line.setting, run.line.macs, run.line.train_images)
 }
 
 fn without_run(name: &str, results: &Results) -> String {
@@ -220,49 +237,53 @@ impl Line {
 /// A row with the accuracy of its runs.
 fn trained(filled: Filled, group: &[&StoredRun]) -> Filled {
     let Filled { mut line, variant } = filled;
+    let first = &group[0].line;
+    let per_epoch = line.training_step_ms.and_then(|step| seconds_per_epoch(first, step));
     let runs = group.iter().map(|run| {
-        let RunLine { seed, eval_top1, seconds, .. } = &run.line;
-        runs::report_run(*seed, *eval_top1, *seconds, &run.epochs)
+        let RunLine { seed, eval_top1, .. } = run.line;
+        runs::report_run(seed, eval_top1, &run.epochs, |_| per_epoch.unwrap_or(f64::NAN))
     });
     let variant = variant.map(|variant| Variant { runs: runs.collect(), ..variant });
     if let Some(variant) = &variant {
         line.top1 = variant.top1().map(|percent| percent / 100.0);
         line.top1_spread = variant.top1_spread().map(|points| points / 100.0);
-        line.train_seconds = variant.seconds();
     }
-    let first = &group[0].line;
+    line.training_seconds = per_epoch.map(|seconds| first.epochs as f64 * seconds);
+    line.training_macs = group.iter().map(|run| run.line.training_macs).max().flatten();
     line.seeds = group.len();
     line.epochs = Some(first.epochs);
     line.data.clone_from(&first.data);
     line.recipe.clone_from(&first.recipe);
+    line.more_settings = first.more_settings();
     let origins = group.iter().map(|run| run.origin.as_str());
     let files = line.files.split("; ").filter(|file| !file.is_empty());
     line.files = files.chain(origins).collect::<Vec<_>>().join("; ");
     Filled { line, variant }
 }
 
+/// What an epoch takes when a step of [`TRAINING_BATCH`] images takes so many milliseconds; nothing if it has other steps.
+fn seconds_per_epoch(run: &RunLine, step_ms: f64) -> Option<f64> {
+    (run.batch_size == TRAINING_BATCH).then(|| (run.train_images / TRAINING_BATCH) as f64 * step_ms / 1e3)
+}
+
 /// How long it took a network to become as good as the standard one of its kind ended, in runs of the same setting.
 fn to_standard(filled: Filled, group: &[&StoredRun], results: &Results) -> Result<Filled> {
     let Filled { mut line, variant } = filled;
-    let name: ModelName = group[0].line.model.parse()?;
-    let standard = name.with_substitution(Substitution::Standard).to_string();
-    let goal = units::mean(
-        results
-            .runs
-            .iter()
-            .filter(|run| run.line.model == standard && has_setting_of(run, group[0]))
-            .map(|run| run.line.eval_top1),
-    );
-    if let Some(goal) = goal {
+    let first = &group[0].line;
+    let name: ModelName = first.model.parse()?;
+    // Squeeze-and-excitation is an addition to HetConv, not to what it is compared with.
+    let standard = ModelName { se: false, ..name.with_substitution(Substitution::Standard) }.to_string();
+    let is_standard = |line: &RunLine| line.model == standard && line.setting == first.setting;
+    let runs = results.runs.iter().filter(|run| is_standard(&run.line));
+    line.standard_top1 = units::mean(runs.map(|run| run.line.eval_top1));
+    if let Some(goal) = line.standard_top1 {
         let shared = group.iter().map(|run| run.epochs.len()).min().unwrap_or(0);
         let mean = |i: usize| units::mean(group.iter().map(|run| run.epochs[i].eval_top1));
         let reached = (0..shared).find(|&i| mean(i).is_some_and(|top1| top1 >= goal));
         line.epochs_to_standard_top1 = reached.map(|i| group[0].epochs[i].epoch);
-        let steps_per_epoch = group[0].line.steps as f64 / group[0].line.epochs.max(1) as f64;
-        line.seconds_to_standard_top1 = line
-            .epochs_to_standard_top1
-            .zip(line.training_step_ms.filter(|_| group[0].line.batch_size == TRAINING_BATCH))
-            .map(|(epochs, step)| epochs as f64 * steps_per_epoch * step / 1e3);
+        let per_epoch = line.training_step_ms.and_then(|step| seconds_per_epoch(first, step));
+        line.seconds_to_standard_top1 =
+            line.epochs_to_standard_top1.zip(per_epoch).map(|(epochs, seconds)| epochs as f64 * seconds);
     }
     Ok(Filled { line, variant })
 }
@@ -273,7 +294,8 @@ mod tests {
 
     #[test]
     fn lines_of_one_file_stand_together() {
-        assert_eq!(compact("a.csv:2; b/summary.json; a.csv:15; c:x"), "a.csv:2,15; b/summary.json; c:x");
-        assert_eq!(compact(""), "");
+        let files = ["a.csv:15; b/summary.json; a.csv:2; c:x", "", "a.csv:3,2"];
+        assert_eq!(compact(files.into_iter()), "a.csv:2,3,15; b/summary.json; c:x");
+        assert_eq!(compact(std::iter::once("")), "");
     }
 }

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use hetconv::train::{Dataset, train};
+use hetconv::train::{Dataset, name_of, train};
 use hetconv::train::{EpochMetrics, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, run_files};
 
 use super::paper::{Network, Table};
-use super::results::Results;
+use super::results::{self, Results, RunLine};
 use crate::cli::progress::TrainingProgress;
 use crate::cli::train::{data_of, network};
 use crate::cli::{runs, train::Settings};
@@ -27,6 +27,9 @@ pub struct Order<'a> {
 /// Says what is left when time is up.
 pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Result<()> {
     let until = order.time.map(|time| Instant::now() + time);
+    for table in tables.iter().filter(|table| !table.is_trained) {
+        eprintln!("{}: its networks are not trained by --run, but by `hetconv train`", table.name);
+    }
     let rows = tables.iter().filter(|table| table.is_trained).flat_map(|table| table.rows);
     let mut names: Vec<&str> = Vec::new();
     for row in rows {
@@ -41,9 +44,12 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
         for name in &names {
             let config = RunConfig { seed, ..order.settings.config(name, order.data, RecipeName::OneCycle)? };
             config.validate()?;
-            if !is_there(&config, results) {
-                let folder = order.folder.join(format!("{name}-s{seed}-e{}", config.epochs));
-                wanted.push((config, folder));
+            match known(&config, results)? {
+                Some(origin) => eprintln!("{name} seed {seed}: already trained, {origin}"),
+                None => {
+                    let folder = order.folder.join(format!("{name}-s{seed}-e{}", config.epochs));
+                    wanted.push((config, folder));
+                }
             }
         }
     }
@@ -61,17 +67,11 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
     Ok(())
 }
 
-/// Whether there is a run of these settings.
-fn is_there(config: &RunConfig, results: &Results) -> bool {
-    let data = Path::new(&config.data).file_name().map(|name| name.to_string_lossy().into_owned());
-    results.runs.iter().any(|run| {
-        let line = &run.line;
-        line.model == config.model
-            && Some(&line.data) == data.as_ref()
-            && line.recipe == config.recipe.to_string()
-            && (line.epochs, line.seed, line.batch_size) == (config.epochs, config.seed, config.batch_size)
-            && config.limit_train.is_none_or(|images| images == line.train_images)
-    })
+/// Where a run of these settings is, if there is one.
+fn known<'a>(config: &RunConfig, results: &'a Results) -> Result<Option<&'a str>> {
+    let setting = results::setting(config, &name_of(&config.data))?;
+    let is_same = |line: &RunLine| line.model == config.model && line.setting == setting && line.seed == config.seed;
+    Ok(results.runs.iter().find(|run| is_same(&run.line)).map(|run| run.origin.as_str()))
 }
 
 /// Trains one network, or goes on with it; whether it came to its end before time was up.

@@ -76,13 +76,15 @@ impl Chart {
         let longest = self.series.iter().map(|series| width_of(&series.label)).fold(0.0, f64::max);
         let right = match self.form {
             Form::Scatter => 26.0,
-            Form::Curves => (longest + 46.0).min(WIDTH / 2.0),
+            Form::Curves => longest + 46.0,
         };
+        // Long names make the drawing wider, not the plot narrower than half of it.
+        let width = WIDTH + (right - WIDTH / 2.0).max(0.0);
         let height = match self.form {
             Form::Curves => LEAST_HEIGHT.max(TOP + BOTTOM + LINE * self.series.len() as f64),
             Form::Scatter => LEAST_HEIGHT,
         };
-        let x = Scale::new(&self.x, all().map(|point| point[0]), [LEFT, WIDTH - right]);
+        let x = Scale::new(&self.x, all().map(|point| point[0]), [LEFT, width - right]);
         let y = Scale::new(&self.y, all().map(|point| point[1]).chain(spreads), [height - BOTTOM, TOP]);
 
         let mut svg = String::new();
@@ -99,7 +101,7 @@ impl Chart {
         }
         let names: Vec<&str> = self.series.iter().map(|series| series.label.as_str()).collect();
         let description = format!("{}: {}", self.title, names.join(", "));
-        Some(Drawing { title: self.title, caption: self.caption, description, size: [WIDTH, height], body: svg })
+        Some(Drawing { title: self.title, caption: self.caption, description, size: [width, height], body: svg })
     }
 
     fn frame(&self, svg: &mut String, x: &Scale, y: &Scale) {
