@@ -6,6 +6,7 @@ use crate::rng::{Purpose, below, stream};
 use hetconv_graph::Normalisation;
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// How training images are varied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,15 +18,18 @@ pub struct Augment {
     pub pad: usize,
     /// Whether every other image, at random, is mirrored left to right.
     pub flip: bool,
+    /// The side of a square, its middle anywhere in the image, that is made the mean colour (DeVries and Taylor's cutout);
+    /// 0 for none.
+    pub cutout: usize,
 }
 
 impl Augment {
     /// The paper's: pad by 4, crop at random, flip.
-    pub const PAPER: Self = Self { part: false, pad: 4, flip: true };
+    pub const PAPER: Self = Self { part: false, pad: 4, flip: true, cutout: 0 };
     /// The usual one for photos: a random part of 8 to 100 % of the area, sides in a ratio of 3:4 to 4:3; flip.
-    pub const IMAGENET: Self = Self { part: true, pad: 0, flip: true };
+    pub const IMAGENET: Self = Self { part: true, pad: 0, flip: true, cutout: 0 };
     /// Images as they are, for evaluation.
-    pub const NONE: Self = Self { part: false, pad: 0, flip: false };
+    pub const NONE: Self = Self { part: false, pad: 0, flip: false, cutout: 0 };
 
     /// What is usual for a split: ImageNet's for photos, the paper's for images in memory.
     pub fn usual(split: &Split) -> Self {
@@ -35,23 +39,32 @@ impl Augment {
         }
     }
 
-    /// The variation of one sample in one epoch.
-    fn draw(&self, seed: u64, epoch: u64, sample: u32) -> Variation {
-        if self.pad == 0 && !self.flip {
-            return Variation { down: 0, right: 0, flip: false };
+    /// The variation of one sample of this height and width in one epoch.
+    fn draw(&self, [height, width]: [usize; 2], seed: u64, epoch: u64, sample: u32) -> Variation {
+        if self.pad == 0 && !self.flip && self.cutout == 0 {
+            return Variation { down: 0, right: 0, flip: false, blank: [0..0, 0..0] };
         }
         let mut rng = stream(seed, epoch, u64::from(sample), Purpose::Augment);
         let mut shift = || below(&mut rng, 2 * self.pad as u32 + 1) as isize - self.pad as isize;
         let (down, right) = (shift(), shift());
-        Variation { down, right, flip: self.flip && below(&mut rng, 2) == 1 }
+        let flip = self.flip && below(&mut rng, 2) == 1;
+        // As far as it lies in the image.
+        let mut blank = |extent: usize| {
+            let middle = below(&mut rng, extent as u32) as usize;
+            let end = (middle + self.cutout.div_ceil(2)).min(extent);
+            middle.saturating_sub(self.cutout / 2)..end
+        };
+        let blank = if self.cutout == 0 { [0..0, 0..0] } else { [blank(height), blank(width)] };
+        Variation { down, right, flip, blank }
     }
 }
 
-/// Where the crop lies relative to the image, and whether it is mirrored afterwards.
+/// Where the crop lies relative to the image, whether it is mirrored afterwards, and which rows and columns are blank then.
 struct Variation {
     down: isize,
     right: isize,
     flip: bool,
+    blank: [Range<usize>; 2],
 }
 
 /// What becomes of each byte of each channel: `(byte/255 − mean) / std`.
@@ -93,7 +106,8 @@ pub fn fill_batch(
     assert_eq!(table.channels.len(), shape[2], "channels of the normalisation");
     let fill = |(&index, out): (&u32, &mut [f32])| {
         let image = look(split, index, augment, seed, epoch)?;
-        fill_image(&image, shape, &augment.draw(seed, epoch, index), table, out);
+        let variation = augment.draw([shape[0], shape[1]], seed, epoch, index);
+        fill_image(&image, shape, &variation, table, out);
         Ok(())
     };
     match split.source() {
@@ -147,6 +161,10 @@ fn fill_image(
             }
         }
     }
+    let [rows, columns] = &variation.blank;
+    for row in out.chunks_exact_mut(width * channels).take(rows.end).skip(rows.start) {
+        row[columns.start * channels..columns.end * channels].fill(0.0);
+    }
 }
 
 #[cfg(test)]
@@ -193,14 +211,39 @@ mod tests {
         for pad in [1usize, 4] {
             for (down, right) in (0..=2 * pad).flat_map(|down| (0..=2 * pad).map(move |right| (down, right))) {
                 for flip in [false, true] {
-                    let variation =
-                        Variation { down: down as isize - pad as isize, right: right as isize - pad as isize, flip };
+                    let [by_down, by_right] = [down, right].map(|by| by as isize - pad as isize);
+                    let variation = Variation { down: by_down, right: by_right, flip, blank: [0..0, 0..0] };
                     let mut out = vec![f32::NAN; 24];
                     fill_image(image, shape, &variation, &table, &mut out);
                     let expected = padded_crop(image, shape, pad, [down, right], flip);
                     assert!(out.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4), "{down} {right} {flip}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_square_anywhere_is_blank_and_nothing_else_changes() {
+        let (split, table) = setting();
+        let [height, width, channels] = split.shape();
+        for side in [1, 2, 3, 9] {
+            let cutout = Augment { cutout: side, ..Augment::PAPER };
+            let (mut seen, mut most) = (std::collections::HashSet::new(), 0);
+            for epoch in 0..300 {
+                let (mut whole, mut cut) = (vec![0.0; 24], vec![0.0; 24]);
+                fill_batch(&split, &[1], &Augment::PAPER, &table, 5, epoch, &mut whole).unwrap();
+                fill_batch(&split, &[1], &cutout, &table, 5, epoch, &mut cut).unwrap();
+                let [rows, columns] = cutout.draw([height, width], 5, epoch, 1).blank;
+                for (at, (&whole, &cut)) in whole.iter().zip(&cut).enumerate() {
+                    let (y, x) = (at / channels / width, at / channels % width);
+                    let is_blank = rows.contains(&y) && columns.contains(&x);
+                    assert_eq!(cut, if is_blank { 0.0 } else { whole }, "{side}: {y} {x}");
+                }
+                most = most.max(rows.len() * columns.len());
+                seen.insert((rows, columns));
+            }
+            assert_eq!(most, side.min(height) * side.min(width));
+            assert_eq!(seen.len(), if side == 9 { 1 } else { height * width });
         }
     }
 
@@ -222,7 +265,7 @@ mod tests {
     #[test]
     fn draws_cover_all_shifts_and_depend_on_the_sample_alone() {
         let draw = |seed, epoch, sample| {
-            let v = Augment::PAPER.draw(seed, epoch, sample);
+            let v = Augment::PAPER.draw([3, 4], seed, epoch, sample);
             (v.down, v.right, v.flip)
         };
         let seen: std::collections::HashSet<_> = (0..4000).map(|sample| draw(1, 2, sample)).collect();

@@ -63,6 +63,9 @@ pub struct RunConfig {
     /// Hold out so many percent of images without a test split.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_out: Option<u8>,
+    /// Blank a random square of so many pixels a side in every training image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cutout: Option<usize>,
     /// Steps between checkpoints, besides those after every epoch and after ten minutes without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
@@ -153,6 +156,7 @@ impl RunConfig {
             limit_train: None,
             image_size: None,
             hold_out: None,
+            cutout: None,
             pruned: None,
             checkpoint_every: None,
             device: Device::Cpu,
@@ -184,7 +188,11 @@ impl RunConfig {
         let lr = self.lr.is_finite() && self.lr > 0.0;
         check(lr, "lr", self.lr.to_string(), "a positive number is needed")?;
         check(i64::try_from(self.seed).is_ok(), "seed", self.seed.to_string(), "at most 2^63 - 1 is possible")?;
-        let counts = [("checkpoint_every", self.checkpoint_every), ("limit_train", self.limit_train.map(|n| n as u64))];
+        let counts = [
+            ("checkpoint_every", self.checkpoint_every),
+            ("limit_train", self.limit_train.map(|n| n as u64)),
+            ("cutout", self.cutout.map(|n| n as u64)),
+        ];
         for (setting, count) in counts {
             check(count != Some(0), setting, "0".into(), "at least 1 is needed")?;
         }

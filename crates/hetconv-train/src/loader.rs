@@ -260,7 +260,7 @@ mod tests {
     fn batches(start: Position) -> TrainingBatches {
         TrainingBatches {
             batch_size: 3,
-            augment: Augment { part: false, pad: 1, flip: true },
+            augment: Augment { part: false, pad: 1, flip: true, cutout: 0 },
             seed: 4,
             start,
             epochs: 3,

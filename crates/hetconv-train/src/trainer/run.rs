@@ -108,7 +108,7 @@ impl<'a> Run<'a> {
         let start = Position { epoch: position.epoch, step: position.step * config.accumulate };
         let batches = TrainingBatches {
             batch_size: recipe.batch_size,
-            augment: Augment::usual(&data.train),
+            augment: Augment { cutout: config.cutout.unwrap_or(0), ..Augment::usual(&data.train) },
             seed: config.seed,
             start,
             epochs: config.epochs,

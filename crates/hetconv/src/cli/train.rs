@@ -100,6 +100,10 @@ pub struct Settings {
     /// Hold out so many percent of the images, for class folders that are not split into train/ and test/
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..100))]
     pub hold_out: Option<u8>,
+
+    /// Blank a random square of so many pixels a side in every training image
+    #[arg(long, value_name = "PIXELS")]
+    pub cutout: Option<usize>,
 }
 
 fn parse_recipe(text: &str) -> Result<RecipeName, String> {
@@ -123,6 +127,7 @@ impl Settings {
             limit_train: self.limit_train,
             image_size: self.image_size,
             hold_out: self.hold_out,
+            cutout: self.cutout,
             ..own
         })
     }
@@ -214,7 +219,7 @@ impl RunArgs {
         fn text<T: ToString>(value: &Option<T>, stored: Option<&T>) -> [Option<String>; 2] {
             [value.as_ref().map(T::to_string), stored.map(T::to_string)]
         }
-        let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out } = &self.settings;
+        let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out, cutout } = &self.settings;
         let settings = [
             ("--data", text(&self.data, Some(&config.data))),
             ("--recipe", text(recipe, Some(&config.recipe))),
@@ -226,6 +231,7 @@ impl RunArgs {
             ("--limit-train", text(limit_train, config.limit_train.as_ref())),
             ("--image-size", text(image_size, config.image_size.as_ref())),
             ("--hold-out", text(hold_out, config.hold_out.as_ref())),
+            ("--cutout", text(cutout, config.cutout.as_ref())),
             ("--device", text(&self.device, Some(&config.device))),
         ];
         settings.map(|(flag, [given, stored])| (flag, given, stored)).into()

@@ -276,6 +276,7 @@ pub fn changed_settings(config: &RunConfig) -> Result<Vec<(&'static str, String)
         ("limit-train", config.limit_train.map(|images| images.to_string())),
         ("image-size", config.image_size.map(|pixels| pixels.to_string())),
         ("hold-out", config.hold_out.map(|percent| percent.to_string())),
+        ("cutout", config.cutout.map(|pixels| pixels.to_string())),
         ("device", changed(config.device != own.device, config.device.to_string())),
         ("ratio", config.pruned.as_ref().and_then(|from| from.ratio).map(|ratio| ratio.to_string())),
         ("macs", config.pruned.as_ref().and_then(|from| from.macs).map(|macs| macs.to_string())),
