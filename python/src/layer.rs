@@ -131,12 +131,14 @@ impl Layer {
     ///
     /// # Safety
     /// As of [`Layer::forward`].
+    #[allow(clippy::too_many_arguments)]
     fn grad_weight(
         &self,
         py: Python<'_>,
         images: (usize, [usize; 2]),
         addresses: [usize; 2],
         targets: [usize; 2],
+        exact: bool,
         threads: usize,
     ) -> PyResult<()> {
         let ((batch, size), [input, grad_output], [center, ring]) = (images, addresses, targets);
@@ -148,7 +150,9 @@ impl Layer {
             let (input, grad_output) = unsafe { (values(input, in_len), values(grad_output, out_len)) };
             // SAFETY: as in `forward`.
             let (center, ring) = unsafe { (values_mut(center, center_len), values_mut(ring, ring_len)) };
-            conv.grad_weight(self.isa, batch, input, grad_output, ConvWeightsMut::Het { center, ring });
+            let algorithm = if exact { Algorithm::Direct } else { conv.conv().fastest_grad_weight(self.isa, batch) };
+            let grad = ConvWeightsMut::Het { center, ring };
+            conv.grad_weight(self.isa, algorithm, batch, input, grad_output, grad);
         })
     }
 }

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use crate::error::error;
 use crate::memory::{values, values_mut};
 use crate::model::open;
+use crate::threads::run;
 
 /// Sessions that are kept for the next run, of whatever batch size.
 const KEPT: usize = 4;
@@ -38,7 +39,9 @@ impl Runtime {
         threads: Option<usize>,
         image_size: Option<[usize; 2]>,
     ) -> PyResult<Self> {
-        py.detach(|| {
+        // Weights are packed on threads that a forked process has as well.
+        let packing = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        run(py, packing, || {
             let model = open(&path, image_size)?;
             let options = Options { batch, exact, ..Options::default() };
             let named = |fault: String| error(format!("{}: {fault}", path.display()));
@@ -57,7 +60,7 @@ impl Runtime {
                 classes: model.classes,
                 normalisation: [model.normalisation.mean, model.normalisation.std],
             })
-        })
+        })?
     }
 
     #[getter]

@@ -8,7 +8,7 @@ use std::any::Any;
 use std::ffi::{c_uint, c_void};
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
@@ -51,6 +51,8 @@ pub fn run<T: Send>(py: Python<'_>, threads: usize, work: impl FnOnce() -> T + S
 
 /// Address of `GOMP_parallel` in the OpenMP library of PyTorch; 0 if it is not known.
 static GOMP_PARALLEL: AtomicUsize = AtomicUsize::new(0);
+/// The process that was told so. A forked one has none of OpenMP's threads, and would wait for them.
+static OPENMP_PROCESS: AtomicU32 = AtomicU32::new(0);
 
 /// `GOMP_parallel(region, data, threads, flags)`: runs `region(data)` on so many threads, the caller among them.
 type GompParallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
@@ -61,6 +63,7 @@ type GompParallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut
 /// The address is that function's.
 #[pyfunction]
 pub fn use_openmp(address: usize) {
+    OPENMP_PROCESS.store(std::process::id(), Ordering::Relaxed);
     GOMP_PARALLEL.store(address, Ordering::Relaxed);
 }
 
@@ -95,7 +98,7 @@ impl<F: FnOnce() -> T + Send, T: Send> Region<F, T> {
 
 fn while_openmp_sleeps<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     let address = GOMP_PARALLEL.load(Ordering::Relaxed);
-    if address == 0 || threads < 2 {
+    if address == 0 || threads < 2 || OPENMP_PROCESS.load(Ordering::Relaxed) != std::process::id() {
         return work();
     }
     run_region(address, threads, work)

@@ -3,6 +3,8 @@
 import array
 import importlib.util
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -70,6 +72,18 @@ def test_threads_and_repetition_change_no_bit(model_file):
     found = array.array("f", bytes(memoryview(runtime.run(two)).cast("B")))
     assert list(found) == pytest.approx(list(array.array("f", first[: 2 * 10 * 4])), rel=1e-4, abs=1e-5)
     assert bytes(memoryview(runtime.run({"input": batch}))) == first
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_makes_runtimes_of_its_own(model_file):
+    expected = bytes(memoryview(hetconv.Runtime(model_file).run(images(2))))
+    context = multiprocessing.get_context("fork")
+    with context.Pool(1) as pool:
+        assert pool.apply_async(_forked, (model_file,)).get(timeout=60) == expected
+
+
+def _forked(model_file):
+    return bytes(memoryview(hetconv.Runtime(model_file).run(images(2))))
 
 
 def test_an_open_image_size_is_said():

@@ -50,6 +50,12 @@ pub enum ModuleError {
         /// Number of channels.
         channels: usize,
     },
+    /// A batch of one image in training, of which a batch-norm sees one value a channel: that has no variance.
+    #[error("node `{node}` sees one value of each channel of one image; training needs a batch of two or more")]
+    SingleValue {
+        /// The batch-norm.
+        node: String,
+    },
     /// Another number of labels than of images.
     #[error("{labels} labels for a batch of {batch} images")]
     Labels {

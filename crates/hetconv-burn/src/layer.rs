@@ -109,7 +109,8 @@ impl HetConv2dConfig {
         let (taps, slots) = (spec.geometry.taps() - 1, pattern.max_spatial());
         let sizes = pattern.class_sizes();
         let spatial = |f: usize| sizes[pattern.filter_classes()[f] as usize];
-        let bounds: Vec<f32> = (0..filters).map(|f| 1.0 / ((channels + taps * spatial(f)) as f32).sqrt()).collect();
+        let bounds: Vec<f32> =
+            pattern.fan_in(taps + 1).into_iter().map(|weights| 1.0 / (weights as f32).sqrt()).collect();
         let spare = (0..filters * slots * taps).map(|i| i / taps % slots >= spatial(i / (taps * slots)));
         let spare = TensorData::new(spare.collect::<Vec<bool>>(), [filters, slots, taps]);
         let bounds = Tensor::<1>::from_data(bounds.as_slice(), device);

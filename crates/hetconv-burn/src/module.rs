@@ -175,9 +175,12 @@ impl GraphModule {
     /// As of [`GraphModule::forward`].
     ///
     /// # Errors
-    /// Images of another size.
+    /// Images of another size, or one alone where a batch-norm would have no variance.
     pub fn forward_training(&mut self, images: Tensor<4>) -> Result<TrainingPass, ModuleError> {
         self.check_images(&images.dims())?;
+        if let (1, Some(node)) = (images.dims()[0], &self.program.norm_of_one_pixel) {
+            return Err(ModuleError::SingleValue { node: node.clone() });
+        }
         let leaves = Leaves::new(&self.parameters);
         let mut moments = Vec::new();
         let logits = self.program.run(images.autodiff(), &leaves, Pass::Training(&mut moments), self.program.logits);
@@ -219,7 +222,7 @@ impl GraphModule {
         }
         let implementation = self.program.implementation;
         let pass = self.forward_training(images)?;
-        let loss = cross_entropy(implementation, pass.logits.clone(), labels, smoothing)?;
+        let loss = cross_entropy(implementation, pass.logits.clone(), labels, smoothing);
         let gradients = self.gradients(pass, loss.mean.backward());
         Ok(StepOutput { loss: loss.sum / batch as f64, top1: loss.top1, top5: loss.top5, gradients })
     }

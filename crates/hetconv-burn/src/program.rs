@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation};
 use hetconv_core::{Conv2dGeometry, ConvKind};
-use hetconv_graph::{Activation, ChannelPlan, Graph, Op, Shape, ValueId};
+use hetconv_graph::{Activation, ChannelPlan, Graph, Node, Op, Shape, ValueId};
 use hetconv_kernels::select::Select;
 use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
@@ -35,6 +35,8 @@ pub(crate) struct Program {
     reads: Vec<usize>,
     /// Brings the result, and the logits, into natural order.
     to_natural: HashMap<ValueId, Selection>,
+    /// A batch-norm of single pixels, which has no variance over one image.
+    pub norm_of_one_pixel: Option<String>,
 }
 
 #[derive(Debug)]
@@ -134,8 +136,22 @@ impl Program {
             (value, Selection::new(&order.positions(), order.len()))
         };
         let to_natural = [output, logits].map(natural).into();
+        let sees_one_pixel =
+            |(node, shape): &(&Node, &Shape)| matches!(node.op, Op::BatchNorm { .. }) && shape.size() == [1, 1];
+        let norm_of_one_pixel = graph.nodes.iter().zip(&shapes).find(sees_one_pixel).map(|(node, _)| node.name.clone());
         let graph = graph.clone();
-        Ok(Self { graph, shapes, implementation, input, output, logits, instructions, reads, to_natural })
+        Ok(Self {
+            norm_of_one_pixel,
+            graph,
+            shapes,
+            implementation,
+            input,
+            output,
+            logits,
+            instructions,
+            reads,
+            to_natural,
+        })
     }
 
     /// Computes `wanted`, which is the output or the logits, from images `[batch, height, width, channels]`.

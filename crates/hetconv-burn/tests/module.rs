@@ -388,6 +388,14 @@ fn wrong_batches_are_errors_and_change_nothing() {
         network.step(good, 2, &[0, 5], 0.0).err(),
         Some(ModuleError::LabelRange { image: 1, label: 5, classes: 5 })
     );
+    // Its batch-norm of features would see one value of each.
+    let everything = everything();
+    let mut of_features =
+        GraphModule::new(&everything, &random_weights(&everything, 3), &Device::flex()).expect("a network");
+    let before = of_features.weights();
+    let alone = of_features.step(images(&everything, 1, 2), 1, &[0], 0.0);
+    assert_eq!(alone.err(), Some(ModuleError::SingleValue { node: "hidden.bn".to_owned() }));
+    assert_eq!(of_features.weights(), before);
     let transposed = Tensor::<4>::from_data(TensorData::new(vec![0.0f32; 108], [1, 3, 6, 6]), &Device::flex());
     assert!(matches!(network.forward(transposed), Err(ModuleError::Images { .. })));
     assert_eq!(network.weights(), weights);

@@ -94,12 +94,13 @@ pub(crate) fn assign(layers: &mut [Layer], ends: &[[ValueId; 2]], energies: &[En
             let scores = scores(key, layers, ends, energies, &classes);
             let current = &classes[&key];
             let found = distribute(&scores, current, key.1);
-            let total = |classes: &[u32]| -> f64 {
-                classes.iter().enumerate().map(|(item, &class)| scores[item * key.1 + class as usize]).sum()
-            };
-            if total(&found) > total(current) * (1.0 + 1e-6) {
-                classes.insert(key, found);
+            // Where a layer reads and gives the same value, scores are of the old classes at its other end.
+            let before = kept(key, layers, ends, energies, &classes);
+            let old = classes.insert(key, found).unwrap_or_default();
+            if kept(key, layers, ends, energies, &classes) > before * (1.0 + 1e-6) {
                 better = true;
+            } else {
+                classes.insert(key, old);
             }
         }
         if !better {
@@ -144,6 +145,29 @@ fn scores(
     scores
 }
 
+/// The energy that lies within classes, of all layers that read or give this value.
+fn kept(
+    (value, parts): (ValueId, usize),
+    layers: &[Layer],
+    ends: &[[ValueId; 2]],
+    energies: &[Energy],
+    classes: &Classes,
+) -> f64 {
+    let of_layer = |((layer, ends), Energy(energy)): ((&Layer, &[ValueId; 2]), &Energy)| -> f64 {
+        if layer.pattern.classes() != parts || !ends.contains(&value) {
+            return 0.0;
+        }
+        let channels = layer.pattern.in_channels();
+        let [of_channel, of_filter] = ends.map(|value| &classes[&(value, parts)]);
+        let pairs = energy.iter().enumerate();
+        pairs
+            .filter(|(pair, _)| of_filter[pair / channels] == of_channel[pair % channels])
+            .map(|(_, energy)| energy)
+            .sum()
+    };
+    layers.iter().zip(ends).zip(energies).map(of_layer).sum()
+}
+
 /// Classes of the same sizes as `current` with a high sum of scores `[items, P]`: items choose in the order of what they
 /// have to lose, then pairs change places while that helps.
 fn distribute(scores: &[f64], current: &[u32], parts: usize) -> Vec<u32> {
@@ -185,7 +209,10 @@ fn distribute(scores: &[f64], current: &[u32], parts: usize) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use hetconv_core::Conv2dGeometry;
+
     use super::*;
+    use crate::windows::Sampling;
 
     #[test]
     fn items_get_the_classes_that_score_most() {
@@ -195,6 +222,35 @@ mod tests {
         let scores = [1.0, 9.0, 1.0, 8.0, 5.0, 1.0, 3.0, 4.0];
         assert_eq!(distribute(&scores, &[0, 0, 1, 1], 2), [1, 1, 0, 0]);
         assert_eq!(distribute(&[0.0; 8], &[0, 1, 0, 1], 2), [0, 0, 1, 1]);
+    }
+
+    /// As in `x + conv(x)`, whose input and output have to have the same classes.
+    #[test]
+    fn a_layer_that_reads_and_gives_one_value_never_keeps_less_than_asked() {
+        let classes = vec![0, 0, 1, 1];
+        let mut energy = vec![0.0; 16];
+        for (filter, channel, value) in [(0, 2, 10.0), (2, 0, 10.0), (0, 1, 1.0), (1, 0, 1.0)] {
+            energy[filter * 4 + channel] = value;
+        }
+        let mut layers = [Layer {
+            id: 1,
+            name: "conv".into(),
+            geometry: Conv2dGeometry::same(3, 1),
+            in_size: [4, 4],
+            pattern: HetPattern::assigned(classes.clone(), classes).expect("legal"),
+            sampling: Sampling::new([4, 4], 1, 16),
+            weight: vec![0.0; 144],
+            bias: vec![0.0; 4],
+        }];
+        let energies = [Energy(energy)];
+        let kept = |layer: &Layer| -> f64 {
+            let (channels, filters) = (layer.pattern.channel_classes(), layer.pattern.filter_classes());
+            assert_eq!(channels, filters);
+            (0..16).filter(|at| filters[at / 4] == channels[at % 4]).map(|at| energies[0].0[at]).sum()
+        };
+        let asked = kept(&layers[0]);
+        assign(&mut layers, &[[0, 0]], &energies);
+        assert!(kept(&layers[0]) >= asked && asked > 0.0, "{:?}", layers[0].pattern);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! HetConv layers fitted to the convolutions of a trained network, without training.
 //!
-//! 1. *Classes.* Every value of the network has one class for each of its channels, which all converted layers that write
-//!    or read it share, so that channels can be stored class by class. They begin as the patterns asked for and
+//! 1. *Classes.* Every value of the network has one class for each of its channels, which all converted layers of one P that
+//!    write or read it share, so that channels can be stored class by class. They begin as the patterns asked for and
 //!    change as long as more of what only off-centre taps can carry survives. Class sizes stay, and so does the cost.
 //! 2. *Weights.* Layer by layer, in the network's order, the taps that HetConv has are fitted by ridge regression: what the
 //!    layer reads comes from the network as converted so far, what it should give from the original one. So a
@@ -87,6 +87,15 @@ pub enum CalibrateError {
         /// Values of an image.
         image: usize,
     },
+    /// A ridge that holds nothing down.
+    #[error("a ridge of {0}; a number that is positive or 0 is needed")]
+    Ridge(f64),
+    /// Images that do not determine a layer's weights, and no ridge that does.
+    #[error("the images do not determine the weights of `{layer}`; more images or a larger ridge would")]
+    Singular {
+        /// The layer.
+        layer: String,
+    },
     /// An activation that is not a number.
     #[error("the activations that `{layer}` reads or gives are not finite")]
     NotFinite {
@@ -166,6 +175,9 @@ pub fn calibrate(
     options: &Options,
     watch: &mut dyn FnMut(usize, usize),
 ) -> Result<BTreeMap<String, HetLayer>, CalibrateError> {
+    if !options.ridge.is_finite() || options.ridge < 0.0 {
+        return Err(CalibrateError::Ridge(options.ridge));
+    }
     weights.check(graph)?;
     let shapes = graph.shapes()?;
     let images = Images::new(graph, images, options.batch)?;

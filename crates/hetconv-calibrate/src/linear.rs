@@ -19,16 +19,21 @@ impl Symmetric {
         self.0.chunks_exact(v.len()).map(|row| dot(row, v)).collect()
     }
 
-    /// Adds a number to the diagonal.
-    pub fn shift(&mut self, by: f64) {
+    /// Adds a number to the diagonal, but for its last entry, which is the bias's: that grows by a share of its own, since it
+    /// counts windows whatever the inputs' size.
+    pub fn hold_down(&mut self, share: f64, by: f64) {
         let size = self.size();
-        self.0.iter_mut().step_by(size + 1).for_each(|x| *x += by);
+        let mut diagonal: Vec<&mut f64> = self.0.iter_mut().step_by(size + 1).collect();
+        if let Some(bias) = diagonal.pop() {
+            *bias += (share * *bias).max(f64::MIN_POSITIVE.sqrt());
+        }
+        diagonal.into_iter().for_each(|x| *x += by);
     }
 
-    /// The mean of the diagonal.
-    pub fn mean_diagonal(&self) -> f64 {
+    /// The mean of the diagonal, without its last entry.
+    pub fn mean_of_inputs(&self) -> f64 {
         let size = self.size();
-        self.0.iter().step_by(size + 1).sum::<f64>() / size.max(1) as f64
+        self.0.iter().step_by(size + 1).take(size - 1).sum::<f64>() / (size - 1).max(1) as f64
     }
 
     /// The lower factor L of A = L Lᵀ; `None` if A is not positive definite.

@@ -7,7 +7,7 @@
 
 use hetconv_core::{Conv2dGeometry, ConvKind};
 use hetconv_graph::HetLayer;
-use hetconv_kernels::{Conv, ConvSpec, ConvWeightsMut, Isa};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeightsMut, Isa};
 use rayon::prelude::*;
 
 use crate::linear::Symmetric;
@@ -51,13 +51,13 @@ pub(crate) fn refit(
             .zip(products.par_chunks_exact(unknowns))
             .map(|(start, product)| product.iter().zip(gram.times(start)).map(|(p, g)| p - g).collect())
             .collect();
-        let mean = gram.mean_diagonal();
+        let mean = gram.mean_of_inputs();
         if !mean.is_finite() || rest.iter().flatten().any(|x| !x.is_finite()) {
             return Err(not_finite());
         }
         // Layers that read nothing but zeros have nothing to fit but the bias.
-        gram.shift((ridge * mean).max(f64::MIN_POSITIVE.sqrt()));
-        let factor = gram.factor().ok_or_else(not_finite)?;
+        gram.hold_down(ridge, (ridge * mean).max(f64::MIN_POSITIVE.sqrt()));
+        let factor = gram.factor().ok_or_else(|| CalibrateError::Singular { layer: layer.name.clone() })?;
         rest.par_iter_mut().for_each(|rest| factor.solve(rest));
         for ((&filter, start), change) in class.filters.iter().zip(&starts).zip(&rest) {
             let mut fitted = start.iter().zip(change).map(|(start, change)| (start + change) as f32);
@@ -123,7 +123,7 @@ impl Class {
             // Sums of products are what a pointwise convolution's weight gradient is.
             let spec = ConvSpec::natural(unknowns, rows, Conv2dGeometry::same(1, 1), ConvKind::Standard);
             let conv = Conv::new(spec, [count, 1]).expect("a 1×1 window fits any image");
-            conv.grad_weight(isa, 1, &values, &both, ConvWeightsMut::Dense(&mut chunk_sums));
+            conv.grad_weight(isa, Algorithm::Direct, 1, &values, &both, ConvWeightsMut::Dense(&mut chunk_sums));
             sums.iter_mut().zip(&chunk_sums).for_each(|(sum, &more)| *sum += f64::from(more));
         }
         let products = sums.split_off(unknowns * unknowns);

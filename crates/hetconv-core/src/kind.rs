@@ -21,6 +21,7 @@ impl ConvKind {
     /// # Panics
     /// If there are 0 groups or taps.
     pub fn weights(&self, in_channels: usize, out_channels: usize, taps: usize) -> usize {
+        assert!(taps > 0, "a window without taps");
         match self {
             ConvKind::Standard => in_channels * out_channels * taps,
             ConvKind::Grouped(groups) => in_channels / groups * out_channels * taps,

@@ -254,12 +254,21 @@ impl HetPattern {
         self.filter_class.iter().map(|&class| sizes[class as usize]).sum()
     }
 
+    /// The weights of each filter of a layer whose window has `taps` taps, which both of its tensors share as their fan-in:
+    /// M + (K²−1)·S_f.
+    pub fn fan_in(&self, taps: usize) -> Vec<usize> {
+        let sizes = self.class_sizes();
+        let of_filter = |&class: &u32| self.in_channels() + taps.saturating_sub(1) * sizes[class as usize];
+        self.filter_class.iter().map(of_filter).collect()
+    }
+
     /// Number of weights of a layer whose window has `taps` taps: N·M centre taps and K²−1 more for every spatial pair.
     /// It is also the number of MACs per output pixel.
     ///
     /// # Panics
     /// If `taps` is 0.
     pub fn weights(&self, taps: usize) -> usize {
+        assert!(taps > 0, "a window without taps");
         self.in_channels() * self.out_channels() + self.spatial_pairs() * (taps - 1)
     }
 }

@@ -22,6 +22,14 @@ impl Aligned {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
     }
 
+    /// So many zeros; nothing if there is no memory for them.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(len.div_ceil(16)).ok()?;
+        lines.resize(len.div_ceil(16), Line([0.0; 16]));
+        Some(Self { lines, len })
+    }
+
     /// So many values, all of which `fill` writes; `len` is a multiple of 16.
     ///
     /// # Safety

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
-use crate::moments::ChannelMoments;
+use crate::moments::{ChannelMoments, ChannelSums};
 use crate::parallel::reduction_parts;
 use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
@@ -121,7 +121,7 @@ impl Task for Part<'_> {
             let next = self.pass.source.as_ptr().wrapping_add((row + 2) * source_row);
             let mut near = Prefetch::new(next, source_row, vectors * stretches.len());
             for channel in (0..channels).step_by(S::LANES) {
-                for stretch in stretches {
+                for (number, stretch) in stretches.iter().enumerate() {
                     near.advance(simd);
                     let row = Row {
                         stretch,
@@ -136,6 +136,7 @@ impl Task for Part<'_> {
                         ahead: target_row,
                     };
                     let sums = moments.as_mut().map(|moments| moments.sums(channel));
+                    let sums = sums.map(|sums| ChannelSums { is_first: sums.is_first && number == 0, ..sums });
                     // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; of a pixel's channels those
                     // are read and written that there are; stretches only name pixels inside the images, whose lengths were
                     // checked by whoever made the part.
@@ -170,13 +171,13 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Computes the pixels and adds them and their squares to `sums`.
+    /// Computes the pixels and counts them in `sums`.
     ///
     /// # Safety
     /// `lanes` values are readable at every source and writable at every target; whole vectors are readable at `bias` and at
-    /// every tap's weights, and writable at `sums`.
+    /// every tap's weights, and writable at the places of `sums`.
     #[inline(always)]
-    unsafe fn compute<S: Simd>(self, simd: S, sums: Option<[*mut f32; 2]>) {
+    unsafe fn compute<S: Simd>(self, simd: S, sums: Option<ChannelSums>) {
         match (self.lanes == S::LANES, sums) {
             (true, None) => simd.apart(RowTask::<true, false> { row: self, sums: None }),
             (true, sums) => simd.apart(RowTask::<true, true> { row: self, sums }),
@@ -188,7 +189,16 @@ impl Row<'_> {
 /// [`Row`] of a whole vector or a partial one, with sums or without.
 struct RowTask<'a, const WHOLE: bool, const SUMS: bool> {
     row: Row<'a>,
-    sums: Option<[*mut f32; 2]>,
+    sums: Option<ChannelSums>,
+}
+
+/// What a row's pixels add to the sums.
+struct Counted<V> {
+    sum: V,
+    square: V,
+    pivot: V,
+    /// Whether the next pixel is the pivot.
+    is_first: bool,
 }
 
 impl<const WHOLE: bool, const SUMS: bool> Task for RowTask<'_, WHOLE, SUMS> {
@@ -198,17 +208,22 @@ impl<const WHOLE: bool, const SUMS: bool> Task for RowTask<'_, WHOLE, SUMS> {
     fn run<S: Simd>(self, simd: S) {
         let Stretch { steps: [source_step, target_step], pixels, .. } = *self.row.stretch;
         let (mut source, mut target, mut left) = (self.row.source, self.row.target, pixels);
-        let mut sums = [simd.splat(0.0); 2];
+        let zero = simd.splat(0.0);
+        let mut counted = Counted { sum: zero, square: zero, pivot: zero, is_first: false };
+        if let (true, Some(ChannelSums { places, is_first })) = (SUMS, self.sums) {
+            // SAFETY: the caller vouches for whole vectors.
+            (counted.pivot, counted.is_first) = (unsafe { simd.load(places[2]) }, is_first);
+        }
         while left > 0 {
             // SAFETY: made by `Row::compute` alone, whose caller vouches for the row.
             unsafe {
                 match left {
-                    1 => self.pixels::<S, 1>(simd, source, target, &mut sums),
-                    2 => self.pixels::<S, 2>(simd, source, target, &mut sums),
-                    3 => self.pixels::<S, 3>(simd, source, target, &mut sums),
-                    4 | 7 => self.pixels::<S, 4>(simd, source, target, &mut sums),
-                    5 => self.pixels::<S, 5>(simd, source, target, &mut sums),
-                    _ => self.pixels::<S, PIXELS>(simd, source, target, &mut sums),
+                    1 => self.pixels::<S, 1>(simd, source, target, &mut counted),
+                    2 => self.pixels::<S, 2>(simd, source, target, &mut counted),
+                    3 => self.pixels::<S, 3>(simd, source, target, &mut counted),
+                    4 | 7 => self.pixels::<S, 4>(simd, source, target, &mut counted),
+                    5 => self.pixels::<S, 5>(simd, source, target, &mut counted),
+                    _ => self.pixels::<S, PIXELS>(simd, source, target, &mut counted),
                 }
             }
             let done = match left {
@@ -219,10 +234,12 @@ impl<const WHOLE: bool, const SUMS: bool> Task for RowTask<'_, WHOLE, SUMS> {
             target = target.wrapping_add(done * target_step);
             left -= done;
         }
-        if let (true, Some(places)) = (SUMS, self.sums) {
-            for (place, sum) in places.into_iter().zip(sums) {
-                // SAFETY: the caller vouches for whole vectors.
-                unsafe { simd.store(place, simd.add(simd.load(place), sum)) };
+        if let (true, Some(ChannelSums { places: [sum, square, pivot], .. })) = (SUMS, self.sums) {
+            // SAFETY: the caller vouches for whole vectors.
+            unsafe {
+                simd.store(sum, simd.add(simd.load(sum), counted.sum));
+                simd.store(square, simd.add(simd.load(square), counted.square));
+                simd.store(pivot, counted.pivot);
             }
         }
     }
@@ -237,7 +254,7 @@ impl<const WHOLE: bool, const SUMS: bool> RowTask<'_, WHOLE, SUMS> {
         simd: S,
         source: *const f32,
         target: *mut f32,
-        counted: &mut [S::V; 2],
+        counted: &mut Counted<S::V>,
     ) {
         let row = &self.row;
         let [source_step, target_step] = row.stretch.steps;
@@ -260,8 +277,12 @@ impl<const WHOLE: bool, const SUMS: bool> RowTask<'_, WHOLE, SUMS> {
                 let sum = row.epilogue.apply(simd, sums[r], target, lanes);
                 simd.store_lanes(target, sum, lanes);
                 if SUMS {
-                    counted[0] = simd.add(counted[0], sum);
-                    counted[1] = simd.mul_add(sum, sum, counted[1]);
+                    if r == 0 && counted.is_first {
+                        (counted.pivot, counted.is_first) = (sum, false);
+                    }
+                    let x = simd.sub(sum, counted.pivot);
+                    counted.sum = simd.add(counted.sum, x);
+                    counted.square = simd.mul_add(x, x, counted.square);
                 }
             }
         }

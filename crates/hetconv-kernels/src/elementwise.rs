@@ -16,7 +16,8 @@ pub(crate) fn activate<S: Simd>(simd: S, function: Activation, x: S::V) -> S::V 
         Activation::HardSigmoid => hard(x),
         Activation::HardSwish => simd.mul(x, hard(x)),
         Activation::Sigmoid => sigmoid(simd, x),
-        Activation::Silu => simd.mul(x, sigmoid(simd, x)),
+        // Below −87 the sigmoid stays what it is there, so that x must not go on.
+        Activation::Silu => simd.mul(simd.clamp(x, constant(-87.0), constant(f32::INFINITY)), sigmoid(simd, x)),
     }
 }
 
@@ -149,6 +150,9 @@ mod tests {
             let mut ends = [f32::INFINITY, f32::NEG_INFINITY];
             activate_all(isa, Activation::Sigmoid, &mut ends);
             assert!(ends[0] == 1.0 && ends[1] < 1e-37, "{ends:?}");
+            let mut ends = [f32::INFINITY, f32::NEG_INFINITY, f32::MIN];
+            activate_all(isa, Activation::Silu, &mut ends);
+            assert!(ends[0] == f32::INFINITY && ends[1..].iter().all(|y| y.abs() < 1e-35), "{ends:?}");
         }
     }
 }

@@ -19,3 +19,12 @@ pub(crate) fn place(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     // SAFETY: the layout is the same, and nothing in this crate writes an uninitialised value.
     unsafe { &mut *(values as *mut [f32] as *mut [MaybeUninit<f32>]) }
 }
+
+/// A length, which in memory can only be one that does not overflow.
+///
+/// # Panics
+/// If it does: a length that wraps around would pass for a small one.
+pub(crate) fn product<const N: usize>(factors: [usize; N]) -> usize {
+    let length = factors.iter().try_fold(1usize, |length, &factor| length.checked_mul(factor));
+    length.expect("no more values than can be addressed")
+}

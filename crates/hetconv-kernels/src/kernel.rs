@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::aligned::Aligned;
 use crate::depthwise;
+use crate::fresh::product;
 use crate::gather::{self, Gather};
 use crate::isa::Isa;
 use crate::moments::{ColumnSums, SumsOfParts};
@@ -129,7 +130,7 @@ impl Kernel<'_> {
         moments: bool,
     ) -> Option<ColumnSums> {
         let ([source_len, target_len], channels) = (self.lens(), self.target_channels());
-        assert!(source.len() == batch * source_len && target.len() == batch * target_len, "lengths of activations");
+        assert_eq!([source.len(), target.len()], [source_len, target_len].map(|len| product([batch, len])), "lengths");
         if target.is_empty() {
             return moments.then(|| ColumnSums::zero(channels));
         }

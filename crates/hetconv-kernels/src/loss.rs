@@ -1,7 +1,5 @@
 //! Softmax cross-entropy with label smoothing, and the counts of right answers.
 
-use crate::isa::Isa;
-
 /// Sums over a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSums {
@@ -16,12 +14,12 @@ pub struct LossSums {
 /// Cross-entropy between softmax(`logits`) `[batch, classes]` and labels smoothed by `smoothing` (the label's target is
 /// 1 − s + s/classes, every other's s/classes). `grad`, if wanted, becomes the gradient of the *mean* loss by the logits.
 ///
-/// A logit that ties with the label's counts against it when its class number is smaller.
+/// A logit that ties with the label's counts against it when its class number is smaller. With a logit that is not a number
+/// an image is wrong.
 ///
 /// # Panics
 /// If the lengths don't fit or a label is out of range.
 pub fn softmax_cross_entropy(
-    _isa: Isa,
     classes: usize,
     logits: &[f32],
     labels: &[u16],
@@ -40,10 +38,14 @@ pub fn softmax_cross_entropy(
         let total: f64 = exp.iter().sum();
         let log_total = total.ln();
         let log_probability = |class: usize| f64::from(row[class] - largest) - log_total;
-        let mean_log: f64 = (0..classes).map(log_probability).sum::<f64>() * off;
-        sums.loss -= on * log_probability(label) + mean_log;
+        sums.loss -= on * log_probability(label);
+        // A class that is impossible costs nothing where it has no share.
+        if off > 0.0 {
+            sums.loss -= (0..classes).map(log_probability).sum::<f64>() * off;
+        }
         let better = |class: &usize| row[*class] > row[label] || (row[*class] == row[label] && *class < label);
-        let rank = if row[label].is_nan() { classes } else { (0..classes).filter(better).count() };
+        let is_known = row.iter().all(|logit| !logit.is_nan());
+        let rank = if is_known { (0..classes).filter(better).count() } else { usize::MAX };
         sums.top1 += usize::from(rank == 0);
         sums.top5 += usize::from(rank < 5);
         if let Some(grad) = &mut grad {
@@ -62,12 +64,11 @@ mod tests {
 
     #[test]
     fn gradient_agrees_with_finite_differences() {
-        let isa = Isa::selected().unwrap();
         let logits = [0.3f32, -1.2, 2.0, 0.7, 0.1, -0.4];
         let labels = [2u16, 0];
-        let loss = |logits: &[f32]| softmax_cross_entropy(isa, 3, logits, &labels, 0.1, None).loss / 2.0;
+        let loss = |logits: &[f32]| softmax_cross_entropy(3, logits, &labels, 0.1, None).loss / 2.0;
         let mut grad = [0.0; 6];
-        let sums = softmax_cross_entropy(isa, 3, &logits, &labels, 0.1, Some(&mut grad));
+        let sums = softmax_cross_entropy(3, &logits, &labels, 0.1, Some(&mut grad));
         assert_eq!((sums.top1, sums.top5), (2, 2).min((1 + usize::from(logits[3] > logits[4]), 2)));
         for i in 0..6 {
             let (mut up, mut down) = (logits, logits);
@@ -79,9 +80,17 @@ mod tests {
     }
 
     #[test]
+    fn impossible_classes_and_no_numbers() {
+        let of = |logits: &[f32], label| softmax_cross_entropy(2, logits, &[label], 0.0, None);
+        assert_eq!(of(&[0.0, f32::NEG_INFINITY], 0), LossSums { loss: 0.0, top1: 1, top5: 1 });
+        assert_eq!(of(&[0.0, f32::NEG_INFINITY], 1).loss, f64::INFINITY);
+        let found = of(&[f32::NAN, 1.0], 1);
+        assert!(found.loss.is_nan() && (found.top1, found.top5) == (0, 0), "{found:?}");
+    }
+
+    #[test]
     fn uniform_logits_lose_the_logarithm_of_the_classes() {
-        let isa = Isa::selected().unwrap();
-        let sums = softmax_cross_entropy(isa, 10, &[0.0; 10], &[7], 0.1, None);
+        let sums = softmax_cross_entropy(10, &[0.0; 10], &[7], 0.1, None);
         assert!((sums.loss - 10f64.ln()).abs() < 1e-12);
         assert_eq!((sums.top1, sums.top5), (0, 0));
     }

@@ -48,10 +48,22 @@ impl SumsOfParts {
     }
 }
 
-/// Sums and sums of squares of a block's outputs: `f32` over some tiles, `f64` beyond.
+/// Adds to Σx and Σx² what `pixels` values x have, of which Σ(x − pivot) and Σ(x − pivot)² are known. Those stay small where
+/// values are far from 0 and close to each other, so that `f32` has digits for their differences.
+#[inline(always)]
+pub(crate) fn add_about(total: [&mut f64; 2], pixels: usize, pivot: f32, [sum, square]: [f32; 2]) {
+    let [sum, square, pivot] = [sum, square, pivot].map(f64::from);
+    let of_pivot = pixels as f64 * pivot;
+    *total[0] += sum + of_pivot;
+    *total[1] += square + pivot * (2.0 * sum + of_pivot);
+}
+
+/// Sums and sums of squares of a block's outputs: `f32` over some tiles, about their first output, `f64` beyond.
 pub(crate) struct Moments {
+    pivot: [f32; MAX_STRIDE],
     sums: [[f32; MAX_STRIDE]; 2],
     tiles: usize,
+    pixels: usize,
     total: [[f64; MAX_STRIDE]; 2],
 }
 
@@ -60,7 +72,8 @@ impl Moments {
     const TILES: usize = 16;
 
     pub fn new() -> Self {
-        Self { sums: [[0.0; MAX_STRIDE]; 2], tiles: 0, total: [[0.0; MAX_STRIDE]; 2] }
+        let (none, total) = ([0.0; MAX_STRIDE], [[0.0; MAX_STRIDE]; 2]);
+        Self { pivot: none, sums: [none; 2], tiles: 0, pixels: 0, total }
     }
 
     /// Counts the outputs of a tile.
@@ -68,30 +81,43 @@ impl Moments {
     pub fn add<S: Simd, const R: usize, const V: usize>(&mut self, simd: S, outputs: &[[S::V; V]; R]) {
         let [sums, squares] = &mut self.sums;
         for v in 0..V {
+            let first = v * S::LANES;
             // SAFETY: a block has at most `MAX_STRIDE` lanes.
             unsafe {
-                let (sums, squares) = (sums[v * S::LANES..].as_mut_ptr(), squares[v * S::LANES..].as_mut_ptr());
+                let pivot = self.pivot[first..].as_mut_ptr();
+                if self.tiles == 0 {
+                    simd.store(pivot, outputs[0][v]);
+                }
+                let pivot = simd.load(pivot);
+                let (sums, squares) = (sums[first..].as_mut_ptr(), squares[first..].as_mut_ptr());
                 let (mut sum, mut square) = (simd.load(sums), simd.load(squares));
                 for row in outputs {
-                    sum = simd.add(sum, row[v]);
-                    square = simd.mul_add(row[v], row[v], square);
+                    let x = simd.sub(row[v], pivot);
+                    sum = simd.add(sum, x);
+                    square = simd.mul_add(x, x, square);
                 }
                 simd.store(sums, sum);
                 simd.store(squares, square);
             }
         }
         self.tiles += 1;
+        self.pixels += R;
         if self.tiles == Self::TILES {
             self.flush();
         }
     }
 
     fn flush(&mut self) {
-        for (total, sum) in self.total.iter_mut().flatten().zip(self.sums.iter_mut().flatten()) {
-            *total += f64::from(*sum);
-            *sum = 0.0;
+        if self.tiles == 0 {
+            return;
         }
-        self.tiles = 0;
+        let ([sums, squares], [total, total_squares]) = (&mut self.sums, &mut self.total);
+        for lane in 0..MAX_STRIDE {
+            let total = [&mut total[lane], &mut total_squares[lane]];
+            add_about(total, self.pixels, self.pivot[lane], [sums[lane], squares[lane]]);
+            (sums[lane], squares[lane]) = (0.0, 0.0);
+        }
+        (self.tiles, self.pixels) = (0, 0);
     }
 
     /// Adds everything counted to sums and sums of squares, `[2, channels]`.
@@ -105,12 +131,20 @@ impl Moments {
     }
 }
 
-/// Sums and sums of squares of all channels, row by row: `f32` over some pixels, `f64` beyond.
+/// Sums and sums of squares of all channels, row by row: `f32` over some pixels, about their first, `f64` beyond.
 pub(crate) struct ChannelMoments {
-    /// `[2, channels]`, channels padded to whole vectors.
+    /// `[3, channels]`, channels padded to whole vectors: sums, sums of squares, and what they are about.
     sums: Vec<f32>,
     total: Vec<f64>,
     pixels: usize,
+}
+
+/// Where a channel's Σ(x − pivot), Σ(x − pivot)² and pivot stand, with those of the channels behind it.
+#[derive(Clone, Copy)]
+pub(crate) struct ChannelSums {
+    pub places: [*mut f32; 3],
+    /// Whether the next pixel is the pivot.
+    pub is_first: bool,
 }
 
 impl ChannelMoments {
@@ -118,15 +152,17 @@ impl ChannelMoments {
     const PIXELS: usize = 64;
 
     pub fn new(padded: usize) -> Self {
-        Self { sums: vec![0.0; 2 * padded], total: vec![0.0; 2 * padded], pixels: 0 }
+        Self { sums: vec![0.0; 3 * padded], total: vec![0.0; 2 * padded], pixels: 0 }
     }
 
-    /// Where the sum and the sum of squares of a channel stand, with those of the channels behind it.
+    /// Where a channel is counted.
     #[inline(always)]
-    pub fn sums(&mut self, channel: usize) -> [*mut f32; 2] {
-        let padded = self.sums.len() / 2;
-        let (sums, squares) = self.sums.split_at_mut(padded);
-        [sums[channel..].as_mut_ptr(), squares[channel..].as_mut_ptr()]
+    pub fn sums(&mut self, channel: usize) -> ChannelSums {
+        let padded = self.sums.len() / 3;
+        assert!(channel < padded);
+        let first = self.sums.as_mut_ptr().wrapping_add(channel);
+        let places = [0, 1, 2].map(|kind| first.wrapping_add(kind * padded));
+        ChannelSums { places, is_first: self.pixels == 0 }
     }
 
     /// Counts pixels that were added to the sums.
@@ -140,10 +176,17 @@ impl ChannelMoments {
 
     #[inline(always)]
     fn flush(&mut self) {
-        for (total, sum) in self.total.iter_mut().zip(&mut self.sums) {
-            *total += f64::from(*sum);
-            *sum = 0.0;
+        if self.pixels == 0 {
+            return;
         }
+        let padded = self.sums.len() / 3;
+        let (sums, pivots) = self.sums.split_at_mut(2 * padded);
+        let (total, total_squares) = self.total.split_at_mut(padded);
+        for channel in 0..padded {
+            let total = [&mut total[channel], &mut total_squares[channel]];
+            add_about(total, self.pixels, pivots[channel], [sums[channel], sums[padded + channel]]);
+        }
+        sums.fill(0.0);
         self.pixels = 0;
     }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::fresh::fresh;
 use crate::isa::Isa;
-use crate::moments::ColumnSums;
+use crate::moments::{ColumnSums, add_about};
 use crate::parallel::reduction_parts;
 use crate::simd::{Simd, Task};
 
@@ -37,9 +37,14 @@ const SUM_ROWS: usize = 64;
 /// If the length doesn't fit.
 pub fn column_sums(isa: Isa, channels: usize, x: &[f32]) -> ColumnSums {
     assert!(channels > 0 && x.len().is_multiple_of(channels), "x is not [rows, {channels}]");
-    let mut sums = two_sums(channels, x.len() / channels, |start, end, sums| {
+    let mut sums = two_sums(channels, x.len() / channels, |start, end, sums, total| {
         let x = &x[start * channels..end * channels];
         isa.run(Moments { channels, x, sums });
+        let (total, total_squares) = total.split_at_mut(channels);
+        for (channel, &pivot) in x[..channels].iter().enumerate() {
+            let total = [&mut total[channel], &mut total_squares[channel]];
+            add_about(total, end - start, pivot, [sums[channel], sums[channels + channel]]);
+        }
     });
     let squares = sums.split_off(channels);
     ColumnSums { sums, squares }
@@ -50,7 +55,9 @@ impl BatchStats {
     pub fn new(sums: &ColumnSums, rows: usize, epsilon: f32) -> Self {
         let count = rows.max(1) as f64;
         let mean: Vec<f64> = sums.sums.iter().map(|s| s / count).collect();
-        let variance: Vec<f64> = sums.squares.iter().zip(&mean).map(|(s, m)| (s / count - m * m).max(0.0)).collect();
+        // Rounding may leave less than nothing; what is not a number stays so.
+        let positive = |variance: f64| if variance < 0.0 { 0.0 } else { variance };
+        let variance: Vec<f64> = sums.squares.iter().zip(&mean).map(|(s, m)| positive(s / count - m * m)).collect();
         Self {
             inv_std: variance.iter().map(|v| (1.0 / (v + f64::from(epsilon)).sqrt()) as f32).collect(),
             mean: mean.into_iter().map(|m| m as f32).collect(),
@@ -66,9 +73,13 @@ impl BatchStats {
     }
 }
 
-/// Two sums a channel over all rows: `f32` over up to [`SUM_ROWS`] rows by `accumulate(start, end, [2, channels])`, `f64`
-/// beyond.
-fn two_sums(channels: usize, rows: usize, accumulate: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f64> {
+/// Two sums a channel over all rows: `accumulate(start, end, sums, total)` sums up to [`SUM_ROWS`] rows in `f32`, `[2,
+/// channels]` that are 0 before, and adds that to the total.
+fn two_sums(
+    channels: usize,
+    rows: usize,
+    accumulate: impl Fn(usize, usize, &mut [f32], &mut [f64]) + Sync,
+) -> Vec<f64> {
     let parts = reduction_parts(rows, 2 * channels);
     let rows_per_part = rows.div_ceil(parts).max(1);
     let of_part = |part: usize| {
@@ -76,11 +87,9 @@ fn two_sums(channels: usize, rows: usize, accumulate: impl Fn(usize, usize, &mut
         let mut total = vec![0.0f64; 2 * channels];
         let mut sums = vec![0.0f32; 2 * channels];
         for start in (part * rows_per_part..end).step_by(SUM_ROWS).rev() {
+            let end = (start + SUM_ROWS).min(end);
             sums.fill(0.0);
-            accumulate(start, (start + SUM_ROWS).min(end), &mut sums);
-            for (total, &sum) in total.iter_mut().zip(&sums) {
-                *total += f64::from(sum);
-            }
+            accumulate(start, end, &mut sums, &mut total);
         }
         total
     };
@@ -88,6 +97,7 @@ fn two_sums(channels: usize, rows: usize, accumulate: impl Fn(usize, usize, &mut
     (0..2 * channels).map(|column| partial.iter().map(|part| part[column]).sum()).collect()
 }
 
+/// Σ(x − pivot) and Σ(x − pivot)² of every channel; the pivot is the first row.
 struct Moments<'a> {
     channels: usize,
     x: &'a [f32],
@@ -100,12 +110,13 @@ impl Task for Moments<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (sum, squares) = self.sums.split_at_mut(self.channels);
+        let pivot = &self.x[..self.channels];
         for row in self.x.chunks_exact(self.channels) {
             let mut c = 0;
-            // SAFETY: `row`, `sum` and `squares` each hold `channels` values, and `c + LANES <= channels`.
+            // SAFETY: `row`, `pivot`, `sum` and `squares` each hold `channels` values, and `c + LANES <= channels`.
             unsafe {
                 while c + S::LANES <= self.channels {
-                    let x = simd.load(row.as_ptr().add(c));
+                    let x = simd.sub(simd.load(row.as_ptr().add(c)), simd.load(pivot.as_ptr().add(c)));
                     let (s, q) = (sum.as_mut_ptr().add(c), squares.as_mut_ptr().add(c));
                     simd.store(s, simd.add(simd.load(s), x));
                     simd.store(q, simd.mul_add(x, x, simd.load(q)));
@@ -113,8 +124,9 @@ impl Task for Moments<'_> {
                 }
             }
             for c in c..self.channels {
-                sum[c] += row[c];
-                squares[c] += row[c] * row[c];
+                let x = row[c] - pivot[c];
+                sum[c] += x;
+                squares[c] += x * x;
             }
         }
     }
@@ -198,9 +210,9 @@ impl Task for ScaleShift<'_> {
 pub enum Gate<'a> {
     /// Everywhere: there is no ReLU.
     Open,
-    /// Where its result, `[rows, channels]`, is positive.
+    /// Where its result, `[rows, channels]`, is positive or not a number.
     Output(&'a [f32]),
-    /// Where scale·x + shift is positive: the same, without a residual.
+    /// Where scale·x + shift is positive or not a number: the same, without a residual.
     Input {
         /// As given to [`scale_shift`].
         scale: &'a [f32],
@@ -247,14 +259,16 @@ pub fn batch_norm_backward(
     assert!([gamma.len(), stats.mean.len()] == [channels; 2], "channels");
     let rows = x.len() / channels;
     let data = Data { channels, x, gate, grad: grad_y };
-    // Σ dz and Σ dz·x, where dz is the gradient that passes the ReLU.
-    let sums = two_sums(channels, rows, |start, end, sums| {
+    // Σ dz and Σ dz·(x − mean), where dz is the gradient that passes the ReLU.
+    let mean = &stats.mean[..];
+    let sums = two_sums(channels, rows, |start, end, sums, total| {
         let data = data.range(start * channels..end * channels);
         match gate {
-            Gate::Open => isa.run(GradSums::<OPEN> { data, sums }),
-            Gate::Output(_) => isa.run(GradSums::<OUTPUT> { data, sums }),
-            Gate::Input { .. } => isa.run(GradSums::<INPUT> { data, sums }),
+            Gate::Open => isa.run(GradSums::<OPEN> { data, mean, sums }),
+            Gate::Output(_) => isa.run(GradSums::<OUTPUT> { data, mean, sums }),
+            Gate::Input { .. } => isa.run(GradSums::<INPUT> { data, mean, sums }),
         }
+        total.iter_mut().zip(&*sums).for_each(|(total, &sum)| *total += f64::from(sum));
     });
     let count = rows.max(1) as f64;
     // dx = γ·inv_std·(dz − Σdz/n − x̂·Σ(dz·x̂)/n), written as a·dz + b·x + c.
@@ -263,7 +277,7 @@ pub fn batch_norm_backward(
     for channel in 0..channels {
         let (sum, sum_x) = (sums[channel], sums[channels + channel]);
         let (mean, inv_std) = (f64::from(stats.mean[channel]), f64::from(stats.inv_std[channel]));
-        let normalised = (sum_x - mean * sum) * inv_std;
+        let normalised = sum_x * inv_std;
         grad_beta[channel] = sum as f32;
         grad_gamma[channel] = normalised as f32;
         let scale = f64::from(gamma[channel]) * inv_std;
@@ -350,6 +364,7 @@ impl Data<'_> {
 
 struct GradSums<'a, const GATE: u8> {
     data: Data<'a>,
+    mean: &'a [f32],
     sums: &'a mut [f32],
 }
 
@@ -358,15 +373,16 @@ impl<const GATE: u8> Task for GradSums<'_, GATE> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { data, sums } = self;
+        let Self { data, mean, sums } = self;
         let channels = data.channels;
         let (sum, sum_x) = sums.split_at_mut(channels);
         for row in (0..data.x.len()).step_by(channels) {
             for channel in (0..channels).step_by(S::LANES) {
                 let lanes = S::LANES.min(channels - channel);
-                // SAFETY: rows hold `channels` values, as do both sums.
+                // SAFETY: rows hold `channels` values, as do both sums and the means.
                 unsafe {
                     let (x, dz) = data.read::<S, GATE>(simd, row + channel, channel, lanes);
+                    let x = simd.sub(x, simd.load_lanes(mean.as_ptr().add(channel), lanes));
                     let (s, t) = (sum.as_mut_ptr().add(channel), sum_x.as_mut_ptr().add(channel));
                     if lanes == S::LANES {
                         simd.store(s, simd.add(simd.load(s), dz));

@@ -124,14 +124,24 @@ impl Pool {
 /// # Panics
 /// If the lengths don't fit.
 pub fn global_average(isa: Isa, x: &[f32], y: &mut [f32]) {
+    /// Pixels and channels that are summed in `f32`, before the sums of many pixels are added in `f64`.
+    const PIXELS: usize = 64;
+    const CHANNELS: usize = 64;
     assert!(!y.is_empty() && x.len().is_multiple_of(y.len()), "lengths");
-    let scale = y.len() as f32 / x.len().max(1) as f32;
+    let channels = y.len();
+    let pixels = (x.len() / channels).max(1) as f64;
     isa.plain(|| {
-        y.fill(0.0);
-        for pixel in x.chunks_exact(y.len()) {
-            y.iter_mut().zip(pixel).for_each(|(y, &x)| *y += x);
+        for (first, means) in (0..).step_by(CHANNELS).zip(y.chunks_mut(CHANNELS)) {
+            let mut total = [0.0f64; CHANNELS];
+            for some in x.chunks(PIXELS * channels) {
+                let mut sums = [0.0f32; CHANNELS];
+                for pixel in some.chunks_exact(channels) {
+                    sums.iter_mut().zip(&pixel[first..][..means.len()]).for_each(|(sum, &x)| *sum += x);
+                }
+                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(sum));
+            }
+            means.iter_mut().zip(total).for_each(|(mean, total)| *mean = (total / pixels) as f32);
         }
-        y.iter_mut().for_each(|y| *y *= scale);
     });
 }
 
@@ -278,20 +288,11 @@ pub fn avg_pool_forward(
     x: &[f32],
     y: &mut [f32],
 ) {
-    let windows = Windows::new(geometry, in_size, channels);
-    let (in_len, out_len) = (windows.in_len(), windows.out_len());
+    let pool = Pool::average(geometry, in_size, channels, count_padding);
+    let (in_len, out_len) = (pool.windows.in_len(), pool.windows.out_len());
     assert!(x.len() == batch * in_len && y.len() == batch * out_len, "lengths");
-    let weights = weights(&windows, geometry.taps(), count_padding);
-    x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).for_each(|(x, y)| {
-        isa.plain(|| {
-            y.fill(0.0);
-            windows.visit(|to, from| {
-                for (y, &x) in y[to * channels..][..channels].iter_mut().zip(&x[from * channels..][..channels]) {
-                    *y += x * weights[to];
-                }
-            });
-        })
-    });
+    let rows = pool.rows();
+    y.par_chunks_mut(out_len.max(1)).enumerate().for_each(|(image, y)| pool.run_rows(isa, image * rows, x, y));
 }
 
 /// Gradient of [`avg_pool_forward`].
@@ -332,20 +333,8 @@ pub fn avg_pool_backward(
 /// If the lengths don't fit.
 pub fn global_avg_forward(isa: Isa, batch: usize, pixels: usize, channels: usize, x: &[f32], y: &mut [f32]) {
     assert!(x.len() == batch * pixels * channels && y.len() == batch * channels, "lengths");
-    let scale = 1.0 / pixels.max(1) as f32;
-    x.par_chunks((pixels * channels).max(1)).zip(y.par_chunks_mut(channels.max(1))).for_each(|(x, y)| {
-        isa.plain(|| {
-            y.fill(0.0);
-            for row in x.chunks_exact(channels) {
-                for (y, &x) in y.iter_mut().zip(row) {
-                    *y += x;
-                }
-            }
-            for y in y {
-                *y *= scale;
-            }
-        })
-    });
+    let images = x.par_chunks((pixels * channels).max(1)).zip(y.par_chunks_mut(channels.max(1)));
+    images.for_each(|(x, y)| global_average(isa, x, y));
 }
 
 /// Gradient of [`global_avg_forward`].

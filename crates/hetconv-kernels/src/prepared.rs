@@ -3,6 +3,7 @@
 use hetconv_core::Activation;
 
 use crate::conv::{Algorithm, Conv, PackedForm};
+use crate::fresh::product;
 use crate::isa::Isa;
 use crate::kernel::{Kernel, Pass, Share};
 use crate::pack::Direction;
@@ -100,7 +101,7 @@ impl Prepared {
     #[must_use]
     pub fn into_segment(mut self, pitch: usize, first: usize) -> Self {
         let channels = self.conv.spec().out_channels;
-        assert!(first + channels <= pitch, "a segment of a pixel");
+        assert!(first.checked_add(channels).is_some_and(|end| end <= pitch), "a segment of a pixel");
         self.segment = None;
         let wider = |region: &Region| {
             let mut region = region.clone();
@@ -218,7 +219,7 @@ impl Prepared {
     fn pass<'a>(&self, images: usize, source: &'a [f32], residual: Option<&'a [f32]>, target: &mut [f32]) -> Pass<'a> {
         let [source_len, target_len] = [self.conv.in_len(images), self.conv.out_len(images)];
         let (target_len, first) = match &self.segment {
-            Some(segment) => (target_len / self.conv.spec().out_channels * segment.pitch, segment.first),
+            Some(segment) => (product([target_len / self.conv.spec().out_channels, segment.pitch]), segment.first),
             None => (target_len, 0),
         };
         assert_eq!(source.len(), source_len, "length of the source");

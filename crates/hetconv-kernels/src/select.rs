@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use crate::fresh::fresh;
+use crate::fresh::{fresh, product};
 
 /// Channels of a result, each a copy of one of the operand's or zeros, at every `stride`-th row and column.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +33,10 @@ impl Select {
 
     fn lengths(&self) -> [usize; 2] {
         let [out_height, out_width] = self.out_size();
-        [self.in_size[0] * self.in_size[1] * self.channels, out_height * out_width * self.sources.len()]
+        [
+            product([self.in_size[0], self.in_size[1], self.channels]),
+            product([out_height, out_width, self.sources.len()]),
+        ]
     }
 
     /// `[batch, height, width, channels]` → `[batch, out height, out width, sources]`.
@@ -42,9 +45,10 @@ impl Select {
     /// If the length doesn't fit.
     pub fn forward(&self, batch: usize, x: &[f32]) -> Vec<f32> {
         let [in_len, out_len] = self.lengths();
-        assert_eq!(x.len(), batch * in_len, "length of the operand");
+        assert_eq!(x.len(), product([batch, in_len]), "length of the operand");
         let fill = |y: &mut [MaybeUninit<f32>]| {
             if in_len == 0 || out_len == 0 {
+                y.fill(MaybeUninit::new(0.0));
                 return;
             }
             y.par_chunks_mut(out_len).zip(x.par_chunks(in_len)).for_each(|(y, x)| {
@@ -56,8 +60,8 @@ impl Select {
                 }
             });
         };
-        // SAFETY: every channel of every pixel of the result is written; where an image is empty there are none.
-        unsafe { fresh(batch * out_len, fill) }
+        // SAFETY: every channel of every pixel of the result is written; without an operand's value to copy, with 0.
+        unsafe { fresh(product([batch, out_len]), fill) }
     }
 
     /// The gradient by the operand: a channel that was copied several times gets the sum.
@@ -66,8 +70,8 @@ impl Select {
     /// If the length doesn't fit.
     pub fn backward(&self, batch: usize, grad_y: &[f32]) -> Vec<f32> {
         let [in_len, out_len] = self.lengths();
-        assert_eq!(grad_y.len(), batch * out_len, "length of the gradient");
-        let mut grad_x = vec![0.0; batch * in_len];
+        assert_eq!(grad_y.len(), product([batch, out_len]), "length of the gradient");
+        let mut grad_x = vec![0.0; product([batch, in_len])];
         if in_len > 0 && out_len > 0 {
             grad_x.par_chunks_mut(in_len).zip(grad_y.par_chunks(out_len)).for_each(|(grad_x, grad_y)| {
                 for (grad_y, pixel) in grad_y.chunks_exact(self.sources.len()).zip(self.pixels()) {

@@ -143,7 +143,7 @@ impl Team {
     /// all are done. A team that is busy with another caller's work does not help.
     ///
     /// # Panics
-    /// With the panic of a part, after the others, or if there are fewer scratches than threads.
+    /// With the panic of a part, when no thread computes any more, or if there are fewer scratches than threads.
     pub fn each<T: Send>(&self, parts: usize, scratch: &mut [T], work: impl Fn(usize, &mut T) + Sync) {
         assert!(scratch.len() >= self.threads(), "a scratch for every thread");
         let scratch = Shares(scratch.as_mut_ptr());
@@ -273,7 +273,12 @@ impl Shared {
             let stretch = &self.stretches[(thread + ahead) % threads];
             while let Some(part) = stretch.take(ahead == 0) {
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(part, thread))) {
-                    self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+                    let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+                    match &*first {
+                        None => *first = Some(panic),
+                        // One that panics when it is dropped would leave workers with work that is gone.
+                        Some(_) => std::mem::forget(panic),
+                    }
                 }
             }
         }

@@ -170,36 +170,53 @@ fn values_that_are_not_finite_reach_their_windows_and_nothing_else() {
     });
 }
 
-/// A slice that ends where the next page cannot be read.
+/// A slice between two pages that cannot be read: it begins right behind the one, or ends right before the other.
 #[cfg(unix)]
 struct Guarded {
-    base: *mut f32,
-    bytes: usize,
+    base: *mut u8,
     page: usize,
+    /// Pages between the closed ones, in bytes.
+    bytes: usize,
+    first: *mut f32,
     len: usize,
+}
+
+/// Which closed page a slice touches.
+#[cfg(unix)]
+#[derive(Clone, Copy, Debug)]
+enum Closed {
+    Before,
+    Behind,
 }
 
 #[cfg(unix)]
 impl Guarded {
-    fn new(values: &[f32]) -> Self {
-        // SAFETY: an anonymous mapping of its own, one page of which is then closed; the values are copied to its other end.
+    fn new(closed: Closed, values: &[f32]) -> Self {
+        // SAFETY: an anonymous mapping of its own, whose first and last page are then closed; the values are copied between.
         unsafe {
             let page = libc::sysconf(libc::_SC_PAGESIZE) as usize;
             let bytes = std::mem::size_of_val(values).next_multiple_of(page);
             let access = libc::PROT_READ | libc::PROT_WRITE;
             let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let base = libc::mmap(std::ptr::null_mut(), bytes + page, access, kind, -1, 0);
+            let base = libc::mmap(std::ptr::null_mut(), bytes + 2 * page, access, kind, -1, 0);
             assert_ne!(base, libc::MAP_FAILED, "a mapping");
-            assert_eq!(libc::mprotect(base.cast::<u8>().add(bytes).cast(), page, libc::PROT_NONE), 0, "a closed page");
-            let mut guarded = Self { base: base.cast(), bytes, page, len: values.len() };
+            let base = base.cast::<u8>();
+            for end in [base, base.add(page + bytes)] {
+                assert_eq!(libc::mprotect(end.cast(), page, libc::PROT_NONE), 0, "a closed page");
+            }
+            let first = match closed {
+                Closed::Before => base.add(page),
+                Closed::Behind => base.add(page + bytes - std::mem::size_of_val(values)),
+            };
+            let mut guarded = Self { base, page, bytes, first: first.cast(), len: values.len() };
             guarded.get_mut().copy_from_slice(values);
             guarded
         }
     }
 
     fn get_mut(&mut self) -> &mut [f32] {
-        // SAFETY: the last `len` values before the closed page, all initialised (the system clears pages), borrowed uniquely.
-        unsafe { std::slice::from_raw_parts_mut(self.base.add(self.bytes / 4 - self.len), self.len) }
+        // SAFETY: `len` values between the closed pages, all initialised (the system clears pages), borrowed uniquely.
+        unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
     }
 }
 
@@ -207,13 +224,13 @@ impl Guarded {
 impl Drop for Guarded {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `new`, which nothing refers to any more.
-        unsafe { libc::munmap(self.base.cast(), self.bytes + self.page) };
+        unsafe { libc::munmap(self.base.cast(), self.bytes + 2 * self.page) };
     }
 }
 
 #[cfg(unix)]
 #[test]
-fn nothing_is_read_or_written_past_its_end() {
+fn nothing_is_read_or_written_outside() {
     let team = Team::new(2);
     each_isa("closed pages", |isa| {
         for (m, n, kind) in [
@@ -226,33 +243,64 @@ fn nothing_is_read_or_written_past_its_end() {
             (40, 40, ConvKind::Grouped(40)),
         ] {
             // The window of 1×1 last: HetConv has a centre alone there.
-            for (kernel, stride, size) in
-                [(3, 1, [5, 6]), (3, 2, [5, 6]), (3, 1, [1, 1]), (3, 1, [8, 8]), (1, 1, [7, 7]), (1, 2, [7, 7])]
-            {
+            let windows =
+                [(3, 1, [5, 6]), (3, 2, [5, 6]), (3, 1, [1, 1]), (3, 1, [8, 8]), (1, 1, [7, 7]), (1, 2, [7, 7])];
+            let closed = [Closed::Before, Closed::Behind];
+            for ((kernel, stride, size), closed) in windows.into_iter().flat_map(|w| closed.map(|closed| (w, closed))) {
+                let guarded = |values: &[f32]| Guarded::new(closed, values);
                 let spec = ConvSpec::by_class(m, n, Conv2dGeometry::same(kernel, stride), kind.clone());
                 let conv = Conv::new(spec.clone(), size).expect("fits");
                 let mut numbers = Numbers(5);
                 let mut weights = Weights::new(&spec, || numbers.next());
                 let outputs = 2 * conv.out_size().iter().product::<usize>() * n;
-                let mut input = Guarded::new(&numbers.vec(2 * size[0] * size[1] * m));
-                let mut bias = Guarded::new(&numbers.vec(n));
-                let mut output = Guarded::new(&vec![0.0; outputs]);
-                let mut grad = Guarded::new(&numbers.vec(outputs));
+                let mut input = guarded(&numbers.vec(2 * size[0] * size[1] * m));
+                let mut bias = guarded(&numbers.vec(n));
+                let mut output = guarded(&vec![0.0; outputs]);
+                let mut grad = guarded(&numbers.vec(outputs));
                 for &algorithm in conv.algorithms() {
                     let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
                     conv.forward(2, input.get_mut(), &packed, Some(bias.get_mut()), output.get_mut());
                     let again = Conv::new(spec.clone(), size).expect("as before");
                     let activation = Some(Activation::Relu);
                     let prepared = again.prepare(isa, algorithm, weights.get(), Some(bias.get_mut()), activation);
-                    let mut scratch = [(); 2].map(|()| Guarded::new(&vec![0.0; prepared.scratch_len(2).max(1)]));
+                    let mut scratch = [(); 2].map(|()| guarded(&vec![0.0; prepared.scratch_len(2).max(1)]));
                     let mut scratch = scratch.each_mut().map(Guarded::get_mut);
                     let residual = Some(&*grad.get_mut());
                     prepared.run(&team, &mut scratch, 2, input.get_mut(), residual, output.get_mut(), None);
                     prepared.run_alone(scratch[0], 2, input.get_mut(), residual, output.get_mut());
                     let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
                     std::hint::black_box(conv.grad_input(2, grad.get_mut(), &packed));
+                    conv.grad_weight(isa, algorithm, 2, input.get_mut(), grad.get_mut(), weights.get_mut());
                 }
-                conv.grad_weight(isa, 2, input.get_mut(), grad.get_mut(), weights.get_mut());
+            }
+        }
+    });
+}
+
+/// Channels whose values are far from 0 and close to each other keep their variance.
+#[test]
+fn sums_of_channels_far_from_zero() {
+    each_isa("far from zero", |isa| {
+        for kind in [ConvKind::Standard, het(32, 32, 4), het(32, 32, 32), ConvKind::Grouped(32)] {
+            let spec = ConvSpec::by_class(32, 32, Conv2dGeometry::same(3, 1), kind);
+            let conv = Conv::new(spec.clone(), [9, 11]).expect("fits");
+            let mut numbers = Numbers(7);
+            let weights = Weights::new(&spec, || 0.02 * numbers.next());
+            let (input, bias) = (numbers.vec(3 * 9 * 11 * 32), [1000.0; 32]);
+            for &algorithm in conv.algorithms() {
+                let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
+                let (output, sums) = conv.forward_with_sums(3, &input, &packed, Some(&bias));
+                let count = (output.len() / 32) as f64;
+                for channel in 0..32 {
+                    let values = || output.iter().skip(channel).step_by(32).map(|&value| f64::from(value));
+                    let mean = values().sum::<f64>() / count;
+                    let exact = values().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+                    let found = sums.squares[channel] / count - (sums.sums[channel] / count).powi(2);
+                    assert!(
+                        exact > 1e-4 && (found - exact).abs() < 1e-4 * exact,
+                        "{isa:?} {algorithm:?}: {found} {exact}"
+                    );
+                }
             }
         }
     });

@@ -83,14 +83,17 @@ fn golden_vectors() {
                 let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
                 let dx = conv.grad_input(batch, &dy, &packed);
                 assert_close(&format!("{label} dx"), &load(&dx, &spec.in_order), &exact(&image("dx").0), tolerance);
+                // Rounding grows with the root of the number of pixels that are summed.
+                let pixels = (batch * h * w) as f64;
+                let tolerance = if algorithm == Algorithm::Winograd { 1e-5 * pixels.sqrt() } else { tolerance };
+                let want = Weights::from_dense(&spec, &tensor("dweight").0);
+                let mut grad = Weights::new(&spec, || f32::NAN);
+                conv.grad_weight(isa, algorithm, batch, &x, &dy, grad.get_mut());
+                assert_close(&format!("{label} dweight centre"), &grad.main, &exact(&want.main), tolerance);
+                assert_close(&format!("{label} dweight ring"), &grad.ring, &exact(&want.ring), tolerance);
             }
-            let want = Weights::from_dense(&spec, &tensor("dweight").0);
-            let mut grad = Weights::new(&spec, || f32::NAN);
-            conv.grad_weight(isa, batch, &x, &dy, grad.get_mut());
-            assert_close(&format!("{name} dweight centre"), &grad.main, &exact(&want.main), 1e-5);
-            assert_close(&format!("{name} dweight ring"), &grad.ring, &exact(&want.ring), 1e-5);
             let mut dbias = vec![f32::NAN; n];
-            conv.grad_bias(isa, batch, &dy, &mut dbias);
+            conv.grad_bias(batch, &dy, &mut dbias);
             assert_close(&format!("{name} dbias"), &dbias, &exact(&tensor("dbias").0), 1e-5);
         }
         println!("{isa:?}: {computed:?}");

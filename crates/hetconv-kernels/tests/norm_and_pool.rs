@@ -101,6 +101,34 @@ fn batch_norm_and_its_gradients() {
 }
 
 #[test]
+fn small_differences_of_large_values_have_a_variance() {
+    each_isa("far from zero", |isa| {
+        // 1000 and 1001 in turn, 16 and 17 channels.
+        for channels in [16, 17] {
+            let x: Vec<f32> = (0..1024 * channels).map(|i| 1000.0 + (i / channels % 2) as f32).collect();
+            let stats = BatchStats::new(&norm::column_sums(isa, channels, &x), 1024, 1e-5);
+            assert!(stats.mean.iter().all(|&mean| mean == 1000.5), "{stats:?}");
+            assert!(stats.variance.iter().all(|&variance| (variance - 0.25).abs() < 1e-6), "{stats:?}");
+        }
+    });
+}
+
+#[test]
+fn statistics_of_no_numbers_are_none() {
+    each_isa("no numbers", |isa| {
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            for at in [0, 1] {
+                let mut x = [1.0, 5.0, 2.0, 6.0];
+                x[2 * at] = bad;
+                let stats = BatchStats::new(&norm::column_sums(isa, 2, &x), 2, 1e-5);
+                assert!(stats.variance[0].is_nan() && stats.inv_std[0].is_nan(), "{bad} {at}: {stats:?}");
+                assert_eq!([stats.mean[1], stats.variance[1]], [5.5, 0.25], "the other channel");
+            }
+        }
+    });
+}
+
+#[test]
 fn known_statistics_scale_and_shift() {
     each_isa("scale and shift", |isa| {
         let x = [1.0, -2.0, 3.0, 4.0, f32::NAN, 6.0];
@@ -197,6 +225,19 @@ fn global_average_and_its_gradient() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn the_mean_of_many_pixels_is_exact() {
+    each_isa("many pixels", |isa| {
+        // More channels than are summed together; a sum of 90,000 tenths in one go would be off by a thousandth.
+        let channels = 70;
+        let x: Vec<f32> = (0..300 * 300 * channels).map(|i| (i % channels) as f32 + 0.1).collect();
+        let mut y = vec![f32::NAN; channels];
+        pool::global_avg_forward(isa, 1, 300 * 300, channels, &x, &mut y);
+        let want: Vec<f64> = x[..channels].iter().map(|&x| f64::from(x)).collect();
+        assert_close("mean", &y, &want, 2e-6);
     });
 }
 

@@ -105,6 +105,17 @@ fn tile_edges() {
     });
 }
 
+/// Grad-weight in the transformed domain: more pieces, inputs and outputs than are worked on together.
+#[test]
+fn many_pieces_inputs_and_outputs() {
+    each_isa("many pieces", |isa| {
+        let one_part = ConvKind::Het(HetPattern::blocked(160, 160, 1).expect("legal"));
+        for (n, size, kind) in [(40, [33, 34], ConvKind::Standard), (160, [13, 13], one_part)] {
+            check(&ConvSpec::by_class(160, n, Conv2dGeometry::same(3, 1), kind), isa, 1, size, 9);
+        }
+    });
+}
+
 /// Wide layers: several blocks, several classes a block, several parts of a reduction.
 #[test]
 fn wide_layers() {

@@ -51,8 +51,8 @@ pub enum RunError {
     /// A batch of no images.
     #[error("a batch has at least one image")]
     EmptyBatch,
-    /// More images than can be addressed.
-    #[error("a batch of {0} images needs more memory than there can be")]
+    /// More images than there is memory for.
+    #[error("there is no memory for a batch of {0} images")]
     TooLarge(usize),
     /// Another number of inputs than the network has.
     #[error("{found} inputs for a network that has {expected}")]

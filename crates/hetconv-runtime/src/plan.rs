@@ -59,7 +59,8 @@ pub struct Layer {
     pub algorithm: &'static str,
     /// Bytes of its packed weights and bias.
     pub packed_bytes: usize,
-    /// MACs that its algorithm carries out for one image, none of them on padding.
+    /// MACs that its algorithm carries out for one image: none on padding, and with Winograd's those of the transformed
+    /// domain.
     pub executed_macs: usize,
 }
 

@@ -81,7 +81,7 @@ impl Session {
     /// A session for batches of so many images, on all cores.
     ///
     /// # Errors
-    /// A batch of no images, or of more than can be addressed.
+    /// A batch of no images, or of more than there is memory for.
     pub fn new(plan: &Arc<Plan>, batch: usize) -> Result<Self, RunError> {
         Self::with_team(plan, batch, Team::global())
     }
@@ -110,10 +110,11 @@ impl Session {
         let scratch = scratch.max().unwrap_or(0);
         let own = schedule.groups.iter().filter_map(|group| group.chunk.as_ref().map(|chunk| chunk.arena_len));
         let own = own.max().unwrap_or(0);
-        let worker = |_| Worker { scratch: Aligned::zeroed(scratch), arena: Aligned::zeroed(own) };
-        let workers = (0..team.threads()).map(worker).collect();
-        let outputs = plan.outputs.iter().map(|value| Aligned::zeroed(batch * value.len())).collect();
-        let arena = Aligned::zeroed(schedule.arena_len);
+        let zeroed = |len: usize| Aligned::try_zeroed(len).ok_or(RunError::TooLarge(batch));
+        let worker = |_| Ok(Worker { scratch: zeroed(scratch)?, arena: zeroed(own)? });
+        let workers = (0..team.threads()).map(worker).collect::<Result<_, RunError>>()?;
+        let outputs = plan.outputs.iter().map(|value| zeroed(batch * value.len())).collect::<Result<_, _>>()?;
+        let arena = zeroed(schedule.arena_len)?;
         Ok(Self {
             plan: Arc::clone(plan),
             team: Arc::clone(team),

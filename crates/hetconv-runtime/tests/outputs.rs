@@ -83,9 +83,9 @@ fn networks_of_the_zoo() {
 #[test]
 fn every_number_of_pixels_and_many_images() {
     // Chunks of images, and Winograd's pieces that hang over.
-    for [height, width] in [[7, 9], [4, 4], [5, 2], [13, 6]] {
+    for [height, width] in [[7, 9], [4, 4], [5, 4], [13, 6]] {
         let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap();
-        let Ok(graph) = graph.with_input([3, height, width]) else { continue };
+        let graph = graph.with_input([3, height, width]).unwrap();
         check(&graph, &distinct_weights(&graph, 3), &[19]);
     }
 }

@@ -133,7 +133,7 @@ def conv2d_grad_input(
 
 
 @torch.library.custom_op("hetconv::conv2d_grad_weight", mutates_args=())
-def conv2d_grad_weight(input: Tensor, grad_output: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+def conv2d_grad_weight(input: Tensor, grad_output: Tensor, layer: str, exact: bool) -> tuple[Tensor, Tensor]:
     """The gradients by the weights `center` and `ring`."""
     op = _description(layer)
     _check(layer, {"input": (input, op["in_channels"]), "grad_output": (grad_output, op["out_channels"])}, {})
@@ -147,7 +147,7 @@ def conv2d_grad_weight(input: Tensor, grad_output: Tensor, layer: str) -> tuple[
         stored = [tensor.contiguous(memory_format=_FORMAT) for tensor in (input, grad_output)]
         addresses = [tensor.data_ptr() for tensor in stored]
         targets = [center.data_ptr(), ring.data_ptr()]
-        native(layer).grad_weight(images, addresses, targets, torch.get_num_threads())
+        native(layer).grad_weight(images, addresses, targets, exact, torch.get_num_threads())
         return center, ring
     return center.zero_(), ring.zero_()
 
@@ -171,7 +171,7 @@ def _(grad_output, center, ring, height, width, layer, exact):
 
 
 @conv2d_grad_weight.register_fake
-def _(input, grad_output, layer):
+def _(input, grad_output, layer, exact):
     center, ring = _weight_shapes(layer)
     return input.new_empty(center), input.new_empty(ring)
 
@@ -186,7 +186,7 @@ def _conv2d_backward(ctx, grad):
     needs_input, needs_center, needs_ring, needs_bias, *_ = ctx.needs_input_grad
     grad_input = grad_center = grad_ring = grad_bias = None
     if needs_center or needs_ring:
-        grad_center, grad_ring = conv2d_grad_weight(input, grad, ctx.layer)
+        grad_center, grad_ring = conv2d_grad_weight(input, grad, ctx.layer, ctx.exact)
     if needs_input:
         grad_input = conv2d_grad_input(grad, center, ring, input.shape[2], input.shape[3], ctx.layer, ctx.exact)
     if needs_bias:
@@ -206,12 +206,12 @@ def _grad_input_backward(ctx, grad):
     if needs_output:
         by_output = conv2d(grad, center, ring, None, ctx.layer, ctx.exact)
     if needs_center or needs_ring:
-        by_center, by_ring = conv2d_grad_weight(grad, grad_output, ctx.layer)
+        by_center, by_ring = conv2d_grad_weight(grad, grad_output, ctx.layer, ctx.exact)
     return by_output, by_center, by_ring, None, None, None, None
 
 
 def _grad_weight_context(ctx, inputs, output):
-    input, grad_output, ctx.layer = inputs
+    input, grad_output, ctx.layer, ctx.exact = inputs
     ctx.save_for_backward(input, grad_output)
 
 
@@ -220,10 +220,10 @@ def _grad_weight_backward(ctx, grad_center, grad_ring):
     by_input = by_output = None
     if ctx.needs_input_grad[0]:
         size = input.shape[2], input.shape[3]
-        by_input = conv2d_grad_input(grad_output, grad_center, grad_ring, *size, ctx.layer, True)
+        by_input = conv2d_grad_input(grad_output, grad_center, grad_ring, *size, ctx.layer, ctx.exact)
     if ctx.needs_input_grad[1]:
-        by_output = conv2d(input, grad_center, grad_ring, None, ctx.layer, True)
-    return by_input, by_output, None
+        by_output = conv2d(input, grad_center, grad_ring, None, ctx.layer, ctx.exact)
+    return by_input, by_output, None, None
 
 
 conv2d.register_autograd(_conv2d_backward, setup_context=_conv2d_context)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
+use hetconv_core::ConvKind;
 use hetconv_kernels::{Algorithm, ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Isa, PackedWeights};
 
 use crate::Implementation;
@@ -83,7 +84,23 @@ impl ConvOp {
     ) -> (Tensor<4>, Option<ColumnSums>) {
         let [_, height, width, channels] = input.dims();
         assert_eq!([height, width], self.conv.in_size(), "image size of a convolution prepared for another");
-        assert_eq!(channels, self.conv.spec().in_channels, "input channels of a convolution");
+        let spec = self.conv.spec();
+        assert_eq!(channels, spec.in_channels, "input channels of a convolution");
+        let [kernel_height, kernel_width] = spec.geometry.kernel;
+        match (&weights, &spec.kind) {
+            (ConvTensors::Dense(weight), kind) => {
+                let groups = if let ConvKind::Grouped(groups) = kind { *groups } else { 1 };
+                let dims = [spec.out_channels, channels / groups, kernel_height, kernel_width];
+                assert_eq!(weight.dims(), dims, "shape of the weight");
+            }
+            (ConvTensors::Het { center, ring }, ConvKind::Het(pattern)) => {
+                assert_eq!(center.dims(), [spec.out_channels, channels], "shape of the centre taps");
+                let dims = [spec.out_channels, pattern.max_spatial(), spec.geometry.taps() - 1];
+                assert_eq!(ring.dims(), dims, "shape of the other taps");
+            }
+            (ConvTensors::Het { .. }, kind) => panic!("HetConv's weights for {kind:?}"),
+        }
+        assert!(bias.as_ref().is_none_or(|bias| bias.dims() == [spec.out_channels]), "shape of the bias");
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
             Form::Composed(composed) => return (composed.forward(input, weights, bias), None),
@@ -120,7 +137,7 @@ impl ConvKernel {
     }
 
     fn is_het(&self) -> bool {
-        matches!(self.conv.spec().kind, hetconv_core::ConvKind::Het(_))
+        matches!(self.conv.spec().kind, ConvKind::Het(_))
     }
 
     /// Index of the bias among the inputs.
@@ -164,21 +181,22 @@ impl<const N: usize> Kernel<N> for ConvKernel {
         let mut results = [const { None }; N];
         if wanted[1] || (self.is_het() && wanted[2]) {
             let mut primary = zeros(1);
+            let algorithm = if self.fast { self.conv.fastest_grad_weight(self.isa, batch) } else { Algorithm::Direct };
             if self.is_het() {
                 let mut ring = zeros(2);
                 let target = ConvWeightsMut::Het { center: &mut primary, ring: &mut ring };
-                self.conv.grad_weight(self.isa, batch, values(&inputs[0]), grad_output, target);
+                self.conv.grad_weight(self.isa, algorithm, batch, values(&inputs[0]), grad_output, target);
                 results[2] = Some(like(2, ring));
             } else {
                 let target = ConvWeightsMut::Dense(&mut primary);
-                self.conv.grad_weight(self.isa, batch, values(&inputs[0]), grad_output, target);
+                self.conv.grad_weight(self.isa, algorithm, batch, values(&inputs[0]), grad_output, target);
             }
             results[1] = Some(like(1, primary));
         }
         let bias = self.bias();
         if wanted.get(bias).is_some_and(|&wanted| wanted) {
             let mut grad_bias = zeros(bias);
-            self.conv.grad_bias(self.isa, batch, grad_output, &mut grad_bias);
+            self.conv.grad_bias(batch, grad_output, &mut grad_bias);
             results[bias] = Some(like(bias, grad_bias));
         }
         if wanted[0] {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use hetconv_kernels::loss::{LossSums, softmax_cross_entropy};
-use hetconv_kernels::{Isa, IsaError};
 
 use crate::Implementation;
 use crate::composed;
@@ -30,39 +29,29 @@ pub struct Loss {
 /// # Shapes
 /// * `logits`: `[batch, classes]`; `labels`: one per image, below `classes`
 ///
-/// # Errors
-/// `HETCONV_ISA` names an instruction set that is unknown or that this CPU does not have: counting right answers is
-/// done on the CPU whatever the device.
-///
 /// # Panics
 /// If there is not one label for every image, or a label is not below `classes`.
-pub fn cross_entropy(
-    implementation: Implementation,
-    logits: Tensor<2>,
-    labels: &[u16],
-    smoothing: f32,
-) -> Result<Loss, IsaError> {
+pub fn cross_entropy(implementation: Implementation, logits: Tensor<2>, labels: &[u16], smoothing: f32) -> Loss {
     let [batch, classes] = logits.dims();
     assert_eq!(labels.len(), batch, "one label for every image");
     assert!(labels.iter().all(|&label| usize::from(label) < classes), "a label that is no class");
     let (mean, sums) = match implementation {
-        Implementation::Kernels(isa) => {
-            let kernel = LossKernel { isa, labels: labels.into(), smoothing };
+        Implementation::Kernels(_) => {
+            let kernel = LossKernel { labels: labels.into(), smoothing };
             let (mean, sums) = apply(kernel, [logits.into_dispatch()]);
             (Tensor::from_dispatch(mean), sums)
         }
         Implementation::Composed => {
             let host: Vec<f32> = logits.clone().inner().into_data().iter::<f32>().collect();
-            let sums = softmax_cross_entropy(Isa::selected()?, classes, &host, labels, smoothing, None);
+            let sums = softmax_cross_entropy(classes, &host, labels, smoothing, None);
             (composed::cross_entropy(logits, labels, smoothing), sums)
         }
     };
-    Ok(Loss { mean, sum: sums.loss, top1: sums.top1, top5: sums.top5 })
+    Loss { mean, sum: sums.loss, top1: sums.top1, top5: sums.top5 }
 }
 
 #[derive(Clone, Debug)]
 struct LossKernel {
-    isa: Isa,
     labels: Arc<[u16]>,
     smoothing: f32,
 }
@@ -76,7 +65,7 @@ impl Kernel<1> for LossKernel {
         let shape: [usize; 2] = logits.layout().shape().dims();
         let mut grad = vec![0.0; shape[0] * shape[1]];
         let x = values(logits);
-        let sums = softmax_cross_entropy(self.isa, shape[1], x, &self.labels, self.smoothing, Some(&mut grad));
+        let sums = softmax_cross_entropy(shape[1], x, &self.labels, self.smoothing, Some(&mut grad));
         let mean = (sums.loss / shape[0] as f64) as f32;
         (tensor(vec![mean], [1]), sums, (grad, shape))
     }

@@ -13,6 +13,7 @@ pub use reordered::Reordered;
 pub use spec::{ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
 
 use crate::depthwise::{self, Depthwise};
+use crate::fresh::product;
 use crate::gather::{self, Gather};
 use crate::grad_weight::Cut;
 use crate::isa::Isa;
@@ -22,7 +23,7 @@ use crate::prepared::Prepared;
 use crate::taps::{self, Axis, Region, Rows};
 use crate::winograd::{self, Winograd};
 
-/// How forward and grad-input are computed.
+/// How forward, grad-input and grad-weight are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Algorithm {
     /// A sum of products, one pass over the output. A value that is not finite reaches the outputs whose windows hold it;
@@ -41,10 +42,8 @@ pub struct Conv {
     in_size: [usize; 2],
     out_size: [usize; 2],
     forward: Vec<Region>,
-    /// Made when first needed, as are the pairs: inference needs neither.
+    /// Made when first needed: inference does without.
     backward: OnceLock<Vec<Region>>,
-    /// For every tap, the pairs of input and output pixel it joins.
-    pairs: OnceLock<Vec<Vec<(usize, usize)>>>,
     /// What grad-weight needs besides.
     cut: OnceLock<Cut>,
     /// What depthwise kernels read instead of regions, for each direction.
@@ -71,7 +70,6 @@ impl Conv {
         Ok(Self {
             forward: taps::regions(geometry.kernel[1], &axis(0), &axis(1), in_size, channels),
             backward: OnceLock::new(),
-            pairs: OnceLock::new(),
             cut: OnceLock::new(),
             rows: [OnceLock::new(), OnceLock::new()],
             depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
@@ -105,14 +103,13 @@ impl Conv {
         }
     }
 
-    fn pairs(&self) -> &[Vec<(usize, usize)>] {
-        self.pairs.get_or_init(|| {
-            let geometry = &self.spec.geometry;
-            let axis = |axis: usize| taps::forward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
-            let (rows, columns, width) = (axis(0), axis(1), geometry.kernel[1]);
-            let of_tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, self.in_size[1]);
-            (0..geometry.taps()).map(of_tap).collect()
-        })
+    /// For every tap, the pairs of input and output pixel it joins.
+    fn pairs(&self) -> Vec<Vec<(usize, usize)>> {
+        let geometry = &self.spec.geometry;
+        let axis = |axis: usize| taps::forward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
+        let (rows, columns, width) = (axis(0), axis(1), geometry.kernel[1]);
+        let of_tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, self.in_size[1]);
+        (0..geometry.taps()).map(of_tap).collect()
     }
 
     /// What was asked for.
@@ -154,11 +151,11 @@ impl Conv {
     }
 
     pub(crate) fn in_len(&self, batch: usize) -> usize {
-        batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels
+        product([batch, self.in_size[0], self.in_size[1], self.spec.in_channels])
     }
 
     pub(crate) fn out_len(&self, batch: usize) -> usize {
-        batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels
+        product([batch, self.out_size[0], self.out_size[1], self.spec.out_channels])
     }
 
     /// Whether no two channels meet; then the kernel is a simpler one.
@@ -199,11 +196,11 @@ impl Conv {
 
     /// What an image costs, in whole-vector products.
     pub(crate) fn winograd_cost(&self, layout: &Layout, direction: Direction, isa: Isa) -> f64 {
-        let (inputs, size) = match direction {
-            Direction::Forward => (self.spec.in_channels, self.out_size),
-            Direction::GradInput => (self.spec.out_channels, self.in_size),
+        let size = match direction {
+            Direction::Forward => self.out_size,
+            Direction::GradInput => self.in_size,
         };
-        winograd::cost(layout, inputs, size, isa)
+        winograd::cost(layout, size, isa)
     }
 
     /// Packs weights for one direction, algorithm and instruction set.

@@ -7,10 +7,9 @@ use rayon::prelude::*;
 use super::{Algorithm, Conv, ConvWeightsMut, PackedWeights};
 use crate::depthwise::Depthwise;
 use crate::fresh::{fresh, place};
-use crate::grad_weight::{Cut, GradWeight};
+use crate::grad_weight::{Cut, GradWeight, transformed_cost};
 use crate::isa::Isa;
 use crate::moments::ColumnSums;
-use crate::norm::column_sums;
 use crate::pack::{Direction, Layout};
 use crate::parallel::reduction_parts;
 use crate::reorder::Reorder;
@@ -54,14 +53,13 @@ impl Conv {
         bias: Option<&[f32]>,
     ) -> (Vec<f32>, ColumnSums) {
         let mut sums = None;
-        let len = batch * self.out_size[0] * self.out_size[1] * self.spec.out_channels;
+        let len = self.out_len(batch);
         let fill = |output: &mut [_]| {
             sums = self.gather(Direction::Forward, batch, input, weights, bias, output, true);
         };
         // SAFETY: every target pixel is in one region, and every output in one block.
         let output = unsafe { fresh(len, fill) };
-        let sums = sums.unwrap_or_else(|| column_sums(weights.isa, self.spec.out_channels, &output));
-        (output, sums)
+        (output, sums.expect("sums that were wanted"))
     }
 
     /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
@@ -69,7 +67,7 @@ impl Conv {
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
     pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights) -> Vec<f32> {
-        let len = batch * self.in_size[0] * self.in_size[1] * self.spec.in_channels;
+        let len = self.in_len(batch);
         let fill = |grad_input: &mut [_]| {
             self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
         };
@@ -85,7 +83,7 @@ impl Conv {
         self.gather(Direction::GradInput, batch, grad_output, weights, None, place(grad_input), false);
     }
 
-    /// Forward or grad-input of one batch, with the channels' sums if they are wanted and the kernel counts them.
+    /// Forward or grad-input of one batch, with the channels' sums if they are wanted.
     #[allow(clippy::too_many_arguments)]
     fn gather(
         &self,
@@ -105,18 +103,40 @@ impl Conv {
     /// Computes the loss's gradient by the weights, overwriting `grad`.
     ///
     /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer.
-    pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
-        self.grad_weight_from(isa, batch, input, grad_output, grad, [&Reorder::NONE; 2]);
+    /// If a slice has the wrong length for `batch` and the layer, or the algorithm is none of its [`Conv::algorithms`].
+    pub fn grad_weight(
+        &self,
+        isa: Isa,
+        algorithm: Algorithm,
+        batch: usize,
+        input: &[f32],
+        grad_output: &[f32],
+        grad: ConvWeightsMut<'_>,
+    ) {
+        self.grad_weight_from(isa, algorithm, batch, input, grad_output, grad, [&Reorder::NONE; 2]);
+    }
+
+    /// The algorithm by which grad-weight of so many images takes less time, by a fixed cost.
+    pub fn fastest_grad_weight(&self, isa: Isa, batch: usize) -> Algorithm {
+        if !self.algorithms().contains(&Algorithm::Winograd) {
+            return Algorithm::Direct;
+        }
+        let layout = |algorithm| Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
+        let direct = layout(Algorithm::Direct).products(&self.forward, isa);
+        let transformed = layout(Algorithm::Winograd);
+        let transformed = transformed_cost(&transformed, self.out_size, batch.max(1), isa);
+        if transformed < direct { Algorithm::Winograd } else { Algorithm::Direct }
     }
 
     /// As [`Conv::grad_weight`], of activations that are first brought into the kernel's orders.
     ///
     /// # Panics
     /// As [`Conv::grad_weight`].
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn grad_weight_from(
         &self,
         isa: Isa,
+        algorithm: Algorithm,
         batch: usize,
         input: &[f32],
         grad_output: &[f32],
@@ -126,17 +146,20 @@ impl Conv {
         assert_eq!(input.len(), self.in_len(batch), "input length");
         assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
         self.spec.check_weights(&grad.as_ref());
+        assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
         let images = Images { batch, input, grad_output, in_size: self.in_size, out_size: self.out_size };
         if self.depthwise {
             assert!(orders.iter().all(|order| order.is_none()), "a depthwise convolution has one order");
             let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
             return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, self.rows(Direction::Forward), grad);
         }
-        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, Algorithm::Direct, isa);
-        let cut = || Cut::new(&self.spec, self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
+        let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
+        let cut = || Cut::new(&self.spec, &self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
         let grad_weight = GradWeight {
+            algorithm,
             layout: &layout,
-            cut: self.cut.get_or_init(cut),
+            // Without a dense centre Winograd's algorithm leaves nothing to pairs of pixels.
+            cut: (algorithm == Algorithm::Direct || layout.center.is_some()).then(|| self.cut.get_or_init(cut)),
             regions: &self.forward,
             images: &images,
             orders,
@@ -150,7 +173,7 @@ impl Conv {
     ///
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer.
-    pub fn grad_bias(&self, _isa: Isa, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
+    pub fn grad_bias(&self, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
         let channels = self.spec.out_channels;
         assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
         assert_eq!(grad.len(), channels, "bias length");

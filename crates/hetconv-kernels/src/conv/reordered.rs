@@ -3,7 +3,7 @@
 use hetconv_core::ChannelOrder;
 use rayon::prelude::*;
 
-use super::{Conv, ConvError, ConvSpec, ConvWeightsMut, PackedWeights};
+use super::{Algorithm, Conv, ConvError, ConvSpec, ConvWeightsMut, PackedWeights};
 use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
@@ -140,8 +140,16 @@ impl Reordered {
     ///
     /// # Panics
     /// As [`Conv::grad_weight`].
-    pub fn grad_weight(&self, isa: Isa, batch: usize, input: &[f32], grad_output: &[f32], grad: ConvWeightsMut<'_>) {
+    pub fn grad_weight(
+        &self,
+        isa: Isa,
+        algorithm: Algorithm,
+        batch: usize,
+        input: &[f32],
+        grad_output: &[f32],
+        grad: ConvWeightsMut<'_>,
+    ) {
         let orders = [&self.input.there, &self.output.there];
-        self.conv.grad_weight_from(isa, batch, input, grad_output, grad, orders);
+        self.conv.grad_weight_from(isa, algorithm, batch, input, grad_output, grad, orders);
     }
 }

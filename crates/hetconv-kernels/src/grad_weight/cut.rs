@@ -37,8 +37,10 @@ impl Cut {
     ) -> Self {
         let out_pixels = out_len / spec.out_channels;
         let strung = if out_pixels <= RUN { (STRUNG / (in_len + out_len).max(1)).clamp(1, 8) } else { 1 };
-        let group = (RUN / out_pixels.max(1)).max(strung);
-        let value = |value: usize| u32::try_from(value).expect("an image group below 4 G values");
+        // Values of a group are numbered in 32 bits.
+        let most = (u32::MAX as usize / in_len.max(out_len).max(1)).max(1);
+        let group = (RUN / out_pixels.max(1)).max(strung).min(most);
+        let value = |value: usize| u32::try_from(value).expect("an image below 4 G values");
         let mut runs = vec![vec![Pairs::new(); pairs.len()]; (group * out_pixels).div_ceil(RUN)];
         for (tap, of_tap) in pairs.iter().enumerate() {
             for image in 0..group {

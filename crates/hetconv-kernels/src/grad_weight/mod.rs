@@ -5,9 +5,12 @@
 //! into a *panel* first, so that all taps read it in sequence. Pixels that a tap would read from the padding are not in its
 //! list. A block that reads vectors takes all taps at once over the pixels of a [`Region`], which have the same taps, two
 //! turns of the grad-output at a time. Small images are strung together, so that runs are long everywhere.
+//!
+//! With Winograd's algorithm that is left to the centre taps of channels outside of a filter's class; see [`transformed`].
 
 mod cut;
 mod tile;
+mod transformed;
 mod turns;
 
 use std::ops::Range;
@@ -17,10 +20,12 @@ use rayon::prelude::*;
 pub(crate) use cut::Cut;
 use cut::RUN;
 use tile::{ROWS, Tile};
+use transformed::Sums;
+pub(crate) use transformed::cost as transformed_cost;
 use turns::{MOST_TAPS, Turns};
 
 use crate::aligned::Aligned;
-use crate::conv::{ConvSpec, ConvWeightsMut, Images};
+use crate::conv::{Algorithm, ConvSpec, ConvWeightsMut, Images};
 use crate::isa::Isa;
 use crate::pack::{Block, Classes, Layout, Ring, Rows, partner, rows_of_blocks, unpack};
 use crate::parallel::parts_of_blocks;
@@ -36,8 +41,11 @@ const FEW_GROUPS: usize = 2;
 /// A prepared grad-weight.
 #[derive(Clone, Copy)]
 pub(crate) struct GradWeight<'a> {
+    pub algorithm: Algorithm,
+    /// Of forward weights, for the algorithm.
     pub layout: &'a Layout,
-    pub cut: &'a Cut,
+    /// Nothing where all is left to the transformed domain.
+    pub cut: Option<&'a Cut>,
     /// The regions of the forward pass.
     pub regions: &'a [Region],
     pub images: &'a Images<'a>,
@@ -101,6 +109,9 @@ impl GradWeight<'_> {
 
     /// Blocks that are worked on together: they find a run's input near, and their weights stay in the second-level cache.
     fn groups_of_blocks(&self) -> Vec<&[Block]> {
+        if self.algorithm == Algorithm::Winograd {
+            return transformed::groups_of_blocks(self.layout);
+        }
         const WEIGHTS: usize = 48 << 10;
         let mut groups = Vec::new();
         let mut rest = &self.layout.blocks[..];
@@ -144,24 +155,40 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let GradWeight { images, orders, spec, cut, .. } = *self.grad;
+        let GradWeight { algorithm, images, orders, spec, cut, layout, .. } = *self.grad;
+        let mut sums = (algorithm == Algorithm::Winograd).then(|| Sums::new(self.grad, self.blocks));
+        let group = cut.map_or(1, |cut| cut.group);
+        let together = sums.as_ref().map_or(group, Sums::images);
         let in_len = images.in_size[0] * images.in_size[1] * spec.in_channels;
         let out_pixels = images.out_size[0] * images.out_size[1];
-        let panel = |block: &Block| Aligned::zeroed(RUN * block.stride);
+        let panel = |block: &Block| Aligned::zeroed(if cut.is_some() { RUN * block.stride } else { 0 });
         let mut panels: Vec<Aligned> = self.blocks.iter().map(panel).collect();
         let out_len = out_pixels * spec.out_channels;
-        let mut rooms = [orders[0].room(cut.group * in_len), orders[1].room(cut.group * out_len)];
-        for start in self.images.clone().step_by(cut.group) {
-            let in_group = (self.images.end - start).min(cut.group);
+        let most = together.min(self.images.len());
+        let mut rooms = [orders[0].room(most * in_len), orders[1].room(most * out_len)];
+        for start in self.images.clone().step_by(together) {
+            let count = (self.images.end - start).min(together);
             let [room_in, room_out] = &mut rooms;
-            let input = &images.input[start * in_len..][..in_group * in_len];
-            let grad_output = &images.grad_output[start * out_len..][..in_group * out_len];
+            let input = &images.input[start * in_len..][..count * in_len];
+            let grad_output = &images.grad_output[start * out_len..][..count * out_len];
             let input = orders[0].brought(simd, input, room_in);
             let grad_output = orders[1].brought(simd, grad_output, room_out);
-            self.ranges(simd, input, grad_output, &mut panels);
-            for block in self.blocks {
-                self.turns(simd, block, in_group, input, grad_output);
+            if let Some(sums) = &mut sums {
+                sums.add(simd, count, input, grad_output);
             }
+            let Some(cut) = cut else { continue };
+            for first in (0..count).step_by(group) {
+                let in_group = (count - first).min(group);
+                let input = &input[first * in_len..][..in_group * in_len];
+                let grad_output = &grad_output[first * out_len..][..in_group * out_len];
+                self.ranges(simd, cut, input, grad_output, &mut panels);
+                for block in self.blocks {
+                    self.turns(simd, cut, block, in_group, input, grad_output);
+                }
+            }
+        }
+        if let Some(sums) = sums {
+            sums.add_to(simd, layout.center, self.blocks[0].weights.start, self.out);
         }
     }
 }
@@ -172,15 +199,33 @@ impl Part<'_> {
         block.taps[tap] - self.blocks[0].weights.start
     }
 
+    /// The ranges of inputs that a tap reads for a block's first vector, and how much further its second vector reads; they
+    /// are nothing where that is done otherwise.
+    fn reads(&self, block: &Block, tap: usize) -> ([Range<usize>; 2], isize) {
+        let is_center = Some(tap) == self.grad.layout.center;
+        match (self.grad.algorithm, &block.ring) {
+            (Algorithm::Direct, _) if is_center => ([block.center.clone(), 0..0], 0),
+            (Algorithm::Direct, Ring::Ranges([range, second])) => {
+                ([range.clone(), 0..0], second.start as isize - range.start as isize)
+            }
+            (Algorithm::Winograd, Ring::Ranges([range, _])) if is_center => {
+                ([block.center.start..range.start, range.end..block.center.end], 0)
+            }
+            _ => ([0..0, 0..0], 0),
+        }
+    }
+
     /// Adds what taps contribute that read ranges, of the images of a group.
     #[inline(always)]
-    fn ranges<S: Simd>(&mut self, simd: S, input: &[f32], grad_output: &[f32], panels: &mut [Aligned]) {
-        let (blocks, filters) = (self.blocks, self.grad.spec.out_channels);
-        let GradWeight { layout, cut, .. } = *self.grad;
+    fn ranges<S: Simd>(&mut self, simd: S, cut: &Cut, input: &[f32], grad_output: &[f32], panels: &mut [Aligned]) {
+        let (blocks, filters, layout) = (self.blocks, self.grad.spec.out_channels, self.grad.layout);
         let pixels = grad_output.len() / filters;
         // The next run's input and grad-output, while one is worked on: a little with every pixel of every tile.
         let runs = pixels.div_ceil(RUN).max(1);
         let turns = self.tiles_of_run() * (pixels / runs);
+        if turns == 0 {
+            return;
+        }
         let next = |values: &[f32]| {
             let of_run = values.len() / runs;
             Prefetch::new(values.as_ptr().wrapping_add(of_run), of_run, turns)
@@ -194,15 +239,12 @@ impl Part<'_> {
                     copy(simd, &pixel[block.outputs.clone()], row);
                 }
                 for (tap, pairs) in taps.iter().enumerate() {
-                    let (range, shift) = match &block.ring {
-                        _ if Some(tap) == layout.center => (&block.center, 0),
-                        Ring::Ranges([range, second]) => (range, second.start as isize - range.start as isize),
-                        Ring::Turned { .. } => continue,
-                    };
+                    let (ranges, shift) = self.reads(block, tap);
+                    let start = if Some(tap) == layout.center { block.center.start } else { ranges[0].start };
                     // A last, smaller group uses the front of the lists: they are ordered by output pixel.
                     let pairs = &pairs[..pairs.partition_point(|&(_, row)| (row as usize) < rows)];
-                    for channels in pieces(range, ROWS) {
-                        let place = self.place(block, tap) + (channels.start - range.start) * block.stride;
+                    for channels in ranges.iter().flat_map(|range| pieces(range, ROWS)) {
+                        let place = self.place(block, tap) + (channels.start - start) * block.stride;
                         let first = input.as_ptr().wrapping_add(channels.start);
                         let x = [first, first.wrapping_offset(shift)];
                         let (panel, out) = (panel.as_ptr(), &mut self.out[place..]);
@@ -219,11 +261,7 @@ impl Part<'_> {
     fn tiles_of_run(&self) -> usize {
         let taps = self.grad.spec.geometry.taps();
         let of_block = |block: &Block| -> usize {
-            let of_tap = |tap: usize| match &block.ring {
-                _ if Some(tap) == self.grad.layout.center => block.center.len().div_ceil(ROWS),
-                Ring::Ranges([range, _]) => range.len().div_ceil(ROWS),
-                Ring::Turned { .. } => 0,
-            };
+            let of_tap = |tap| self.reads(block, tap).0.map(|range| range.len().div_ceil(ROWS)).iter().sum::<usize>();
             (0..taps).map(of_tap).sum()
         };
         self.blocks.iter().map(of_block).sum()
@@ -231,11 +269,11 @@ impl Part<'_> {
 
     /// Adds what taps contribute that read vectors, of the images of a group.
     #[inline(always)]
-    fn turns<S: Simd>(&mut self, simd: S, block: &Block, images: usize, input: &[f32], grad_output: &[f32]) {
+    fn turns<S: Simd>(&mut self, simd: S, cut: &Cut, block: &Block, images: usize, input: &[f32], grad_output: &[f32]) {
         let Ring::Turned { size, sources } = &block.ring else { return };
         let lane = |turn: usize, lane: usize| (partner(lane, turn) % S::LANES) as u32;
         let lanes: Vec<[u32; 16]> = (0..*size).map(|turn| std::array::from_fn(|index| lane(turn, index))).collect();
-        for (region, pairs) in self.grad.regions.iter().zip(&self.grad.cut.regions) {
+        for (region, pairs) in self.grad.regions.iter().zip(&cut.regions) {
             let taps: Vec<(usize, isize)> =
                 region.taps.iter().copied().filter(|&(tap, _)| Some(tap) != self.grad.layout.center).collect();
             let walk = Walk::new(block, None, &taps);

@@ -119,9 +119,7 @@ impl Choice<'_> {
             let span = self.span(outputs.clone());
             self.block(outputs, false, lanes, Ring::Ranges([span.clone(), span]))
         });
-        let cost = |block: &Block| {
-            block.vectors as f64 * winograd::products(block, self.inputs.len()) / block.outputs.len() as f64
-        };
+        let cost = |block: &Block| block.vectors as f64 * winograd::products(block) / block.outputs.len() as f64;
         candidates.into_iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).expect("three candidates")
     }
 

@@ -104,6 +104,11 @@ impl Block {
         }
     }
 
+    /// How many positions the centre tap alone reads, beside that range.
+    pub fn outside(&self) -> usize {
+        self.center.len().saturating_sub(self.range().len())
+    }
+
     /// Whether a tap reads positions value by value.
     fn reads_ranges(&self, is_center: bool) -> bool {
         is_center || matches!(self.ring, Ring::Ranges(_))

@@ -54,7 +54,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn relu(self, a: Self::V) -> Self::V;
     /// min(max(a, low), high); NaN stays NaN.
     fn clamp(self, a: Self::V, low: Self::V, high: Self::V) -> Self::V;
-    /// `value` where `gate > 0`, 0 elsewhere.
+    /// `value` where `gate` is positive or not a number, 0 elsewhere.
     fn where_positive(self, gate: Self::V, value: Self::V) -> Self::V;
     /// The first `LANES` numbers, each below `LANES`.
     fn lanes(self, numbers: &[u32; 16]) -> Self::Lanes;
@@ -183,7 +183,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn where_positive(self, gate: [f32; 4], value: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| if gate[i] > 0.0 { value[i] } else { 0.0 })
+        std::array::from_fn(|i| if gate[i] <= 0.0 { 0.0 } else { value[i] })
     }
     #[inline(always)]
     fn lanes(self, numbers: &[u32; 16]) -> [u32; 4] {

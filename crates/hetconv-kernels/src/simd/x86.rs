@@ -174,7 +174,7 @@ implement!(
         #[inline(always)]
         fn where_positive(self, gate: __m256, value: __m256) -> __m256 {
             // SAFETY: the token proves AVX2.
-            unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(gate, _mm256_setzero_ps()), value) }
+            unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLE_UQ>(gate, _mm256_setzero_ps()), value) }
         }
         #[inline(always)]
         fn lanes(self, numbers: &[u32; 16]) -> __m256i {
@@ -235,7 +235,7 @@ implement!(
         #[inline(always)]
         fn where_positive(self, gate: __m128, value: __m128) -> __m128 {
             // SAFETY: the token proves AVX2, which includes AVX.
-            unsafe { _mm_and_ps(_mm_cmp_ps::<_CMP_GT_OQ>(gate, _mm_setzero_ps()), value) }
+            unsafe { _mm_and_ps(_mm_cmp_ps::<_CMP_NLE_UQ>(gate, _mm_setzero_ps()), value) }
         }
         #[inline(always)]
         fn lanes(self, numbers: &[u32; 16]) -> __m128i {
@@ -297,7 +297,7 @@ implement!(
         fn where_positive(self, gate: __m512, value: __m512) -> __m512 {
             // SAFETY: the token proves AVX-512 F.
             unsafe {
-                let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(gate, _mm512_setzero_ps());
+                let positive = _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(gate, _mm512_setzero_ps());
                 _mm512_maskz_mov_ps(positive, value)
             }
         }

@@ -12,7 +12,9 @@
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
 
+mod pieces;
 mod product;
+mod transforms;
 mod weights;
 
 use std::ops::Range;
@@ -26,26 +28,27 @@ use crate::pack::{Block, LINE, Layout};
 use crate::simd::{Simd, Task};
 use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
 
+pub(crate) use pieces::{Grid, Window, transform_source};
 use product::Product;
+use transforms::target_pixels;
+pub(crate) use transforms::{target_points, weight_taps};
 pub(crate) use weights::{Weights, weights_len};
 
 /// Target pixels of a piece along one axis.
-const OUT: usize = 4;
+pub(crate) const OUT: usize = 4;
 /// Source pixels of a piece along one axis.
-const IN: usize = OUT + 2;
+pub(crate) const IN: usize = OUT + 2;
 /// Points of the transformed domain.
-const POINTS: usize = IN * IN;
+pub(crate) const POINTS: usize = IN * IN;
 
 /// Whether a convolution can be computed this way: 3×3 taps at stride 1.
 pub(crate) fn fits(geometry: &Conv2dGeometry) -> bool {
     (geometry.kernel, geometry.stride, geometry.dilation) == ([3; 2], [1; 2], [1; 2])
 }
 
-/// Products per target pixel and vector of a block, of `inputs` in all.
-pub(crate) fn products(block: &Block, inputs: usize) -> f64 {
-    let range = block.range().len();
-    let outside = if block.center.is_empty() { 0 } else { inputs - range };
-    (range * POINTS) as f64 / (OUT * OUT) as f64 + outside as f64
+/// Products per target pixel and vector of a block.
+pub(crate) fn products(block: &Block) -> f64 {
+    (block.range().len() * POINTS) as f64 / (OUT * OUT) as f64 + block.outside() as f64
 }
 
 /// Pieces of an image of `target_size`.
@@ -54,7 +57,7 @@ pub(crate) fn pieces(target_size: [usize; 2]) -> usize {
 }
 
 /// Cost of an image of `target_size`, in whole-vector products.
-pub(crate) fn cost(layout: &Layout, inputs: usize, target_size: [usize; 2], isa: Isa) -> f64 {
+pub(crate) fn cost(layout: &Layout, target_size: [usize; 2], isa: Isa) -> f64 {
     /// What it costs to transform a vector of a piece: there, and back.
     const TRANSFORMS: [f64; 2] = [500.0, 600.0];
     let pieces = pieces(target_size) as f64;
@@ -66,38 +69,9 @@ pub(crate) fn cost(layout: &Layout, inputs: usize, target_size: [usize; 2], isa:
             sum += TRANSFORMS[0] * range.len().div_ceil(isa.lanes()) as f64;
         }
         transformed = Some(range);
-        sum += block.vectors as f64 * ((OUT * OUT) as f64 * products(block, inputs) + TRANSFORMS[1]);
+        sum += block.vectors as f64 * ((OUT * OUT) as f64 * products(block) + TRANSFORMS[1]);
     }
     pieces * sum
-}
-
-/// Bᵀ·d.
-#[inline(always)]
-fn source_points<S: Simd>(simd: S, d: [S::V; IN]) -> [S::V; IN] {
-    let times_add = |factor: f32, a, b| simd.mul_add(simd.splat(factor), a, b);
-    let (even, odd) = (times_add(-4.0, d[2], d[4]), times_add(-4.0, d[1], d[3]));
-    let (near, far) = (simd.sub(d[4], d[2]), simd.sub(d[3], d[1]));
-    [
-        times_add(4.0, d[0], times_add(-5.0, d[2], d[4])),
-        simd.add(even, odd),
-        simd.sub(even, odd),
-        times_add(2.0, far, near),
-        times_add(-2.0, far, near),
-        times_add(4.0, d[1], times_add(-5.0, d[3], d[5])),
-    ]
-}
-
-/// Aᵀ·m.
-#[inline(always)]
-fn target_pixels<S: Simd>(simd: S, m: [S::V; IN]) -> [S::V; OUT] {
-    let (near, near_odd) = (simd.add(m[1], m[2]), simd.sub(m[1], m[2]));
-    let (far, far_odd) = (simd.add(m[3], m[4]), simd.sub(m[3], m[4]));
-    [
-        simd.add(simd.add(m[0], near), far),
-        simd.mul_add(simd.splat(2.0), far_odd, near_odd),
-        simd.mul_add(simd.splat(4.0), far, near),
-        simd.add(simd.mul_add(simd.splat(8.0), far_odd, near_odd), m[5]),
-    ]
 }
 
 /// A prepared convolution; see the module's text.
@@ -130,16 +104,14 @@ impl Winograd<'_> {
     pub fn macs(&self) -> usize {
         let pixels = self.target_size[0] * self.target_size[1];
         let of_block = |block: &Block| {
-            let range = block.range().len();
-            let outside = if block.center.is_empty() { 0 } else { block.center.len() - range };
-            (self.pieces() * POINTS * range + pixels * outside) * block.outputs.len()
+            (self.pieces() * POINTS * block.range().len() + pixels * block.outside()) * block.outputs.len()
         };
         self.weights.layout.blocks.iter().map(of_block).sum()
     }
 
-    /// Pieces along both axes.
-    fn grid(&self) -> [usize; 2] {
-        self.target_size.map(|size| size.div_ceil(OUT))
+    fn grid(&self) -> Grid {
+        let Self { source_size, target_size, before, .. } = *self;
+        Grid { source_size, target_size, before }
     }
 
     /// Pieces of an image.
@@ -219,18 +191,6 @@ pub(crate) struct Part<'a> {
     pub scratch: &'a mut [f32],
 }
 
-/// Where a piece is.
-struct Place {
-    /// First value of the window's first source pixel, which may lie outside the image.
-    source: *const f32,
-    /// Which rows and columns of the window lie inside: a bit for each.
-    inside: [u32; 2],
-    /// First value of the first target pixel.
-    target: *mut f32,
-    /// Rows and columns of target pixels.
-    size: [usize; 2],
-}
-
 /// Some pieces, one after another.
 struct Pieces<'a> {
     /// Which ones, of all images.
@@ -296,67 +256,25 @@ impl Task for Part<'_> {
 }
 
 impl Part<'_> {
-    fn place(&self, piece: usize) -> Place {
-        let Winograd { source_size, target_size, before, source_channels, target_channels, .. } = *self.kernel;
-        let [rows, columns] = self.kernel.grid();
-        let (image, within) = (piece / (rows * columns), piece % (rows * columns));
-        let first = [within / columns * OUT, within % columns * OUT];
-        let source = [0, 1].map(|axis| first[axis] as isize - before[axis]);
-        let inside = |axis: usize| {
-            let is_inside = |&at: &usize| (0..source_size[axis] as isize).contains(&(source[axis] + at as isize));
-            (0..IN).filter(is_inside).fold(0, |bits, at| bits | 1 << at)
-        };
-        let pixel = (image * source_size[0]) as isize + source[0];
-        let pixel = pixel * source_size[1] as isize + source[1];
-        let target = (image * target_size[0] + first[0]) * target_size[1] + first[1];
-        Place {
-            source: self.pass.source.as_ptr().wrapping_offset(pixel * source_channels as isize),
-            inside: [inside(0), inside(1)],
-            target: self.pass.target.0.wrapping_add(target * target_channels),
-            size: [0, 1].map(|axis| (target_size[axis] - first[axis]).min(OUT)),
-        }
-    }
-
     /// A pixel of a piece's window: its own values, or zeros outside of the image.
     #[inline(always)]
-    fn pixel(&self, place: &Place, y: usize, x: usize, zeros: &[f32]) -> *const f32 {
-        let Winograd { source_size, source_channels, .. } = *self.kernel;
-        let is_inside = (place.inside[0] >> y) & (place.inside[1] >> x) & 1 == 1;
-        let pixel = place.source.wrapping_add((y * source_size[1] + x) * source_channels);
-        if is_inside { pixel } else { zeros.as_ptr() }
+    fn pixel(&self, window: &Window, at: [usize; 2], zeros: &[f32]) -> *const f32 {
+        let source = self.pass.source.as_ptr();
+        let pixel = |pixel: usize| source.wrapping_add(pixel * self.kernel.source_channels);
+        window.pixel(at).map_or(zeros.as_ptr(), pixel)
     }
 
     /// Transforms a range of the source's channels.
     #[inline(always)]
     fn transform<S: Simd>(&self, simd: S, range: &Range<usize>, pieces: &mut Pieces<'_>) {
         let (depth, points_len) = (pieces.room.depth, pieces.room.points_len());
+        let grid = self.kernel.grid();
         for (piece, out) in pieces.range.clone().zip(pieces.points.chunks_exact_mut(points_len)) {
-            let place = self.place(piece);
-            let pixels: [*const f32; POINTS] =
-                std::array::from_fn(|pixel| self.pixel(&place, pixel / IN, pixel % IN, pieces.zeros));
-            for channel in (0..range.len()).step_by(S::LANES) {
-                let left = range.len() - channel;
-                // SAFETY: every pixel has `range.end` values or more, `left` of them from here on; `out` has `depth`
-                // values a point, whole vectors.
-                unsafe {
-                    let load = |pixel: usize| {
-                        let from = pixels[pixel].add(range.start + channel);
-                        if left >= S::LANES { simd.load(from) } else { simd.load_first(from, left) }
-                    };
-                    let mut rows = [[simd.splat(0.0); IN]; IN];
-                    for x in 0..IN {
-                        let column = source_points(simd, std::array::from_fn(|y| load(y * IN + x)));
-                        for y in 0..IN {
-                            rows[y][x] = column[y];
-                        }
-                    }
-                    for (y, &row) in rows.iter().enumerate() {
-                        for (x, &value) in source_points(simd, row).iter().enumerate() {
-                            simd.store(out.as_mut_ptr().add((y * IN + x) * depth + channel), value);
-                        }
-                    }
-                }
-            }
+            let window = grid.window(piece);
+            let pixel = |pixel: usize| self.pixel(&window, [pixel / IN, pixel % IN], pieces.zeros);
+            let pixels: [*const f32; POINTS] = std::array::from_fn(pixel);
+            // SAFETY: every pixel has `range.end` values or more; `out` has `depth` values a point, whole vectors.
+            unsafe { transform_source(simd, &pixels, range.clone(), out.as_mut_ptr(), depth) };
         }
     }
 
@@ -400,12 +318,13 @@ impl Part<'_> {
         let mut moments = Moments::new();
         let mut turned = Turned::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
+        let grid = self.kernel.grid();
         for (piece, products) in pieces.range.clone().zip(pieces.products.chunks_exact(products_len)) {
-            let place = self.place(piece);
-            let target = place.target.wrapping_add(block.outputs.start);
-            for y in 0..place.size[0] {
+            let window = grid.window(piece);
+            let target = self.pass.target.0.wrapping_add(window.target * target_channels + block.outputs.start);
+            for y in 0..window.size[0] {
                 let of_row: [_; OUT] = std::array::from_fn(|x| target.wrapping_add((y * row + x) * target_channels));
-                epilogue.prefetch(simd, &of_row[..place.size[1]], block.vectors);
+                epilogue.prefetch(simd, &of_row[..window.size[1]], block.vectors);
             }
             for lane in (0..block.stride).step_by(S::LANES) {
                 // SAFETY: there are `width` products a point, this block's from `column` on, and `MAX_STRIDE` results a
@@ -439,12 +358,12 @@ impl Part<'_> {
                 epilogue,
                 ahead: 0,
             };
-            let mut left = place.size[0] * place.size[1];
+            let mut left = window.size[0] * window.size[1];
             let rows = left.div_ceil(left.div_ceil(most_rows));
-            for y in 0..place.size[0] {
-                for x in 0..place.size[1] {
+            for y in 0..window.size[0] {
+                for x in 0..window.size[1] {
                     // The centre of the window is one pixel further.
-                    tile.sources[tile.rows] = self.pixel(&place, y + 1, x + 1, pieces.zeros);
+                    tile.sources[tile.rows] = self.pixel(&window, [y + 1, x + 1], pieces.zeros);
                     tile.targets[tile.rows] = target.wrapping_add((y * row + x) * target_channels);
                     starts[tile.rows] = results[y * OUT + x].as_ptr();
                     tile.rows += 1;

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::transforms::weight_points;
 use super::{IN, POINTS};
 use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, ConvWeights};
@@ -163,22 +164,4 @@ impl Task for TransformWeights<'_> {
             }
         }
     }
-}
-
-/// G·g.
-#[inline(always)]
-fn weight_points<S: Simd>(simd: S, g: [S::V; 3]) -> [S::V; IN] {
-    let times = |factor: f32, value| simd.mul(simd.splat(factor), value);
-    let outer = times(-1.0 / 6.0, simd.add(g[0], g[2]));
-    let middle = times(1.0 / 6.0, g[1]);
-    let far = simd.mul_add(simd.splat(1.0 / 6.0), g[2], times(1.0 / 24.0, g[0]));
-    let half = times(1.0 / 12.0, g[1]);
-    [
-        times(0.25, g[0]),
-        simd.sub(outer, middle),
-        simd.add(outer, middle),
-        simd.add(far, half),
-        simd.sub(far, half),
-        g[2],
-    ]
 }

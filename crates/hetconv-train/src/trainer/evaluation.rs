@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use hetconv_burn::GraphModule;
 use hetconv_graph::Normalisation;
-use hetconv_kernels::{Isa, loss::softmax_cross_entropy};
+use hetconv_kernels::loss::softmax_cross_entropy;
 
 use super::TrainError;
 use crate::data::{Split, Watch};
@@ -56,12 +56,11 @@ pub fn evaluate_with<E: From<TrainError>>(
     mut logits: impl FnMut(Vec<f32>, usize) -> Result<Vec<f32>, E>,
 ) -> Result<Evaluation, E> {
     let start = Instant::now();
-    let isa = Isa::selected().map_err(TrainError::from)?;
     let mut loader = BatchLoader::evaluation(split.clone(), normalisation, batch).map_err(TrainError::from)?;
     let (mut loss, mut top1, mut top5, mut images) = (0.0, 0, 0, 0);
     while let Some(Batch { images: pixels, labels, .. }) = loader.next().transpose().map_err(TrainError::from)? {
         let logits = logits(pixels, labels.len())?;
-        let sums = softmax_cross_entropy(isa, classes, &logits, &labels, 0.0, None);
+        let sums = softmax_cross_entropy(classes, &logits, &labels, 0.0, None);
         loss += sums.loss;
         top1 += sums.top1;
         top5 += sums.top5;

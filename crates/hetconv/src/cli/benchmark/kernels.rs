@@ -165,7 +165,7 @@ fn seconds(conv: &Conv, batch: usize, isa: Isa) -> [f64; 3] {
                 true => ConvWeightsMut::Het { center: &mut main, ring: &mut ring },
                 false => ConvWeightsMut::Dense(&mut main),
             };
-            conv.grad_weight(isa, batch, &input, &grad_output, grad);
+            conv.grad_weight(isa, Algorithm::Direct, batch, &input, &grad_output, grad);
         }),
     ]
 }

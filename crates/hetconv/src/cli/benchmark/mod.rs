@@ -3,7 +3,7 @@
 mod inference;
 mod kernels;
 mod layers;
-pub mod training;
+mod training;
 
 use anyhow::Result;
 use hetconv::kernels::Isa;

@@ -26,7 +26,7 @@ pub fn run(network: &str, size: Size, batch: usize, steps: Option<usize>, output
 }
 
 /// Milliseconds of every measured step.
-pub fn time_steps(graph: &Graph, weights: &Weights, batch: usize, steps: Option<usize>) -> Result<Vec<f64>> {
+fn time_steps(graph: &Graph, weights: &Weights, batch: usize, steps: Option<usize>) -> Result<Vec<f64>> {
     const ENOUGH: Duration = Duration::from_secs(5);
     let mut network = GraphModule::new(graph, weights, &Device::flex())?;
     let mut optimizer = Sgd::new(SgdConfig::default());
