@@ -103,8 +103,8 @@ pub enum Fault {
         /// The most taps.
         limit: usize,
     },
-    /// A pooling window that may lie wholly in the padding.
-    #[error("padding of {padding} pixels is not smaller than the pooling window of {window}")]
+    /// A pooling window that sees no pixel: it may lie wholly in the padding, or have the image between two of its taps.
+    #[error("with padding of {padding} pixels a pooling window of {window} may see no pixel of the image")]
     PoolPadding {
         /// Padding on the offending side.
         padding: usize,

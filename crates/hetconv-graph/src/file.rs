@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -240,14 +241,27 @@ fn check_version(description: &Value) -> Result<(), FileFault> {
 }
 
 /// A HetConv pattern is stored as two sizes and P, but held as a class for every channel and filter: a few bytes could
-/// ask for gigabytes. A layer has N·M centre taps, so honest sizes are bounded by the numbers in the file.
+/// ask for gigabytes. A layer has N·M centre taps, so honest sizes are bounded by the numbers in the file. Only what is
+/// written as objects is read, so that nothing is claimed where it is not looked for.
 fn check_claims(description: &Value, elements: u64) -> Result<(), FileFault> {
-    let nodes = description.pointer("/graph/nodes").and_then(Value::as_array);
+    let graph = object(description.get("graph"), "graph")?;
+    let nodes = graph.get("nodes").and_then(Value::as_array).ok_or_else(|| malformed("nodes"))?;
     let mut claimed = 0_u64;
-    for node in nodes.into_iter().flatten() {
-        let Some(pattern) = node.pointer("/op/kind/het") else { continue };
-        let size = |key| pattern.get(key).and_then(Value::as_u64).unwrap_or(0);
-        claimed = claimed.saturating_add(size("in_channels").saturating_mul(size("out_channels")));
+    for node in nodes {
+        let op = object(object(Some(node), "a node")?.get("op"), "op")?;
+        let Some(kind) = op.get("kind").filter(|kind| !kind.is_string()) else { continue };
+        let Some(pattern) = object(Some(kind), "kind")?.get("het") else { continue };
+        let pattern = object(Some(pattern), "het")?;
+        let size = |key| pattern.get(key).and_then(Value::as_u64).ok_or_else(|| malformed(key));
+        claimed = claimed.saturating_add(size("in_channels")?.saturating_mul(size("out_channels")?));
     }
     if claimed > elements { Err(FileFault::Claims { elements }) } else { Ok(()) }
+}
+
+fn malformed(what: &str) -> FileFault {
+    FileFault::Metadata(serde_json::Error::custom(format!("{what} is not what it should be")))
+}
+
+fn object<'a>(value: Option<&'a Value>, what: &str) -> Result<&'a serde_json::Map<String, Value>, FileFault> {
+    value.and_then(Value::as_object).ok_or_else(|| malformed(what))
 }

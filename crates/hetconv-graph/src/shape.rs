@@ -72,11 +72,18 @@ impl Graph {
     /// # Errors
     /// The first node that cannot compute what it claims to.
     pub fn shapes(&self) -> Result<Vec<Shape>, GraphError> {
+        /// Channels of all values: each may have an order and classes of its own.
+        const MAX_CHANNELS: usize = 1 << 28;
         let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
+        let mut channels = 0_usize;
         for node in &self.nodes {
             let read = |&input: &usize| shapes.get(input).copied().ok_or(Fault::Order { input });
             let inputs: Result<Vec<Shape>, Fault> = node.inputs.iter().map(read).collect();
             let shape = inputs.and_then(|inputs| infer(node, &inputs)).map_err(|fault| fault.at(&node.name))?;
+            channels = channels.saturating_add(shape.channels());
+            if channels > MAX_CHANNELS {
+                return Err(Fault::TooLarge.at(&node.name));
+            }
             shapes.push(shape);
         }
         Ok(shapes)
@@ -174,8 +181,9 @@ pub(crate) fn infer(node: &Node, inputs: &[Shape]) -> Result<Shape, Fault> {
         Op::Mul => product_shape(inputs[0], inputs[1])?,
         Op::Concat => concat_shape(inputs)?,
         Op::MaxPool { geometry } | Op::AvgPool { geometry, .. } => {
-            let [height, width] = geometry.output_size(image(inputs[0])?)?;
-            check_pool_padding(geometry)?;
+            let size = image(inputs[0])?;
+            let [height, width] = geometry.output_size(size)?;
+            check_pool_padding(geometry, size)?;
             Shape::Image { channels: inputs[0].channels(), height, width }
         }
         Op::GlobalAvgPool => {
@@ -261,12 +269,13 @@ fn check_conv(
     }
 }
 
-/// A pooling window must see at least one pixel.
-fn check_pool_padding(geometry: &Conv2dGeometry) -> Result<(), Fault> {
-    for axis in 0..2 {
+/// A pooling window must see at least one pixel: none may lie in the padding, or have the image between two of its taps.
+fn check_pool_padding(geometry: &Conv2dGeometry, size: [usize; 2]) -> Result<(), Fault> {
+    for (axis, size) in size.into_iter().enumerate() {
         let window = geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1;
         let padding = geometry.padding[axis].max(geometry.padding[axis + 2]);
-        if padding >= window {
+        let straddles = geometry.padding[axis] > 0 && geometry.dilation[axis] > size;
+        if padding >= window || straddles {
             return Err(Fault::PoolPadding { padding, window });
         }
     }

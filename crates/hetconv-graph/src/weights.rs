@@ -125,7 +125,7 @@ pub(crate) fn node_specs(node: &Node) -> Vec<WeightSpec> {
                 ConvKind::Het(pattern) => {
                     let ring = geometry.taps() - 1;
                     let slots = filter_slots(pattern);
-                    let fan_in: Vec<usize> = slots.iter().map(|slots| in_channels + ring * slots).collect();
+                    let fan_in = pattern.fan_in(geometry.taps());
                     let role = WeightRole::HetCenter { fan_in: fan_in.clone() };
                     specs.push(spec("center", vec![*out_channels, *in_channels], role));
                     let shape = vec![*out_channels, pattern.max_spatial(), ring];

@@ -288,6 +288,31 @@ fn a_pattern_larger_than_the_file() {
 }
 
 #[test]
+fn a_pattern_that_is_written_as_a_list() {
+    // The same numbers without their names, which a reader by position would take.
+    let size = 1 << 24;
+    let pattern = json!([size, size, {"shifted": {"parts": 1}}]);
+    let claims: [fn(&mut Value, Value); 3] = [
+        |description, pattern| op(description, "conv2")["kind"]["het"] = pattern,
+        |description, pattern| {
+            op(description, "conv2")["kind"]["het"] = pattern;
+            let node = description["graph"]["nodes"][1].take();
+            description["graph"]["nodes"][1] = json!([node["name"], node["op"], node["inputs"]]);
+        },
+        |description, pattern| {
+            op(description, "conv2")["kind"]["het"] = pattern;
+            let graph = description["graph"].take();
+            description["graph"] = json!([graph["name"], graph["nodes"], graph["outputs"]]);
+        },
+    ];
+    for claim in claims {
+        let bytes = with_description(|description| claim(description, pattern.clone()));
+        let fault = fault(&bytes);
+        assert!(matches!(fault, FileFault::Metadata(_)), "{fault}");
+    }
+}
+
+#[test]
 fn images_larger_than_the_memory() {
     for shape in [[3, 1 << 20, 1 << 20], [3, 1 << 14, 1 << 14], [1 << 40, 1, 1], [usize::MAX, usize::MAX, usize::MAX]] {
         let bytes = with_description(|description| op(description, "input")["shape"] = json!(shape));

@@ -89,6 +89,9 @@ fn each_fault_of_a_node_is_found() {
     }
     let padded = Conv2dGeometry::square(2, 1, 2, 1);
     assert_eq!(fault(Op::MaxPool { geometry: padded }, &[0]), Fault::PoolPadding { padding: 2, window: 2 });
+    // Two taps, one on each side of the image.
+    let astride = Conv2dGeometry { dilation: [7, 1], ..Conv2dGeometry::square(2, 1, 1, 1) };
+    assert!(matches!(fault(Op::MaxPool { geometry: astride }, &[0]), Fault::PoolPadding { padding: 1, window: 8 }));
     let gather = |channels, stride| Op::Gather { channels, stride };
     assert_eq!(fault(gather(vec![Some(4)], 1), &[0]), Fault::Gather { channel: 4, channels: 4 });
     assert_eq!(fault(gather(vec![Some(0)], 0), &[0]), Fault::Zero("stride"));
@@ -364,4 +367,13 @@ fn unknown_names_get_the_nearest_known_one() {
     }
     assert_eq!("resnet20_p0".parse::<ModelName>(), Err(NameError::Zero { name: "resnet20_p0".into() }));
     assert_eq!("resnet20_gwc0_pwc".parse::<ModelName>(), Err(NameError::Zero { name: "resnet20_gwc0_pwc".into() }));
+}
+
+#[test]
+fn values_that_are_many_and_wide_are_too_large_together() {
+    let wide = Op::Input { shape: [1 << 24, 1, 1] };
+    let mut nodes = vec![node("input", wide, &[]), node("flat", Op::Flatten, &[0])];
+    nodes.extend((0..40).map(|i| node(&format!("softmax{i}"), Op::Softmax, &[i + 1])));
+    let graph = Graph { name: "wide".into(), outputs: vec![nodes.len() - 1], nodes };
+    assert!(matches!(graph.validate(), Err(GraphError::Node { fault: Fault::TooLarge, .. })));
 }

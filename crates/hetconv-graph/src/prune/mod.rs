@@ -2,7 +2,7 @@
 //! compared with: in every layer the filters with the smallest sums of absolute weights are removed, and with each filter
 //! its batch-norm, whatever depends on its channel alone, and the kernels of the next layers that read it.
 //!
-//! Filters whose channels meet in an addition are left, as Li et al. leave them: of a basic block only the first
+//! Filters whose channels meet others in an addition are left, as Li et al. leave them: of a basic block only the first
 //! convolution is pruned, of a bottleneck the first two. Linear layers keep their outputs, and so do convolutions that
 //! see a single pixel, such as those of squeeze-and-excitation, except where a channel that they scale is removed.
 
@@ -19,7 +19,7 @@ use ties::{Ties, is_depthwise};
 /// How much is removed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PruneAmount {
-    /// This share of the filters of every layer, from 0 to 1, rounded down.
+    /// This share of the filters of every layer, between 0 and 1, rounded down.
     Ratio(f64),
     /// The same share of every layer, the smallest with which the network costs at most so many MACs an image.
     Macs(u64),

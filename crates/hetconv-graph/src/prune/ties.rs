@@ -2,7 +2,7 @@
 //!
 //! A *class* is a set of channels, of one value or of several, that exist or vanish as one: what a batch-norm or a
 //! depthwise convolution makes of a channel belongs to the channel, what is added or multiplied to it as well. A channel
-//! that a convolution's filter makes begins a class of its own. Classes that meet in an addition stay.
+//! that a convolution's filter makes begins a class of its own. Classes that meet others in an addition stay.
 
 use crate::{ConvKind, Graph, Op, Shape, ValueId};
 
