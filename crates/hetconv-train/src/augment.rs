@@ -1,5 +1,5 @@
-//! Batches of floats from bytes: normalisation and augmentation: the paper's (pad 4, random crop, horizontal flip), and
-//! ImageNet's (a random part of the photo, horizontal flip).
+//! Batches of floats from bytes: normalisation, and augmentation that is the paper's (pad 4, random crop, horizontal flip)
+//! or ImageNet's (a random part of the photo, horizontal flip), with cutout if that is wanted.
 
 use crate::data::{DataError, Source, Split};
 use crate::rng::{Purpose, below, stream};

@@ -45,8 +45,6 @@ pub struct Progress {
     pub position: Position,
     /// Steps done in all epochs.
     pub steps: u64,
-    /// The run's seed.
-    pub seed: u64,
     /// Sums over the batches of this epoch so far.
     pub sums: EpochSums,
     /// Seconds of training in the epochs before this one.
@@ -214,10 +212,14 @@ impl Checkpoint {
     /// Whatever is wrong with them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CheckpointFault> {
         let tensors = SafeTensors::deserialize(bytes)?;
-        let metadata: Value = serde_json::from_str(&metadata(bytes, KEY)?)?;
+        let mut metadata: Value = serde_json::from_str(&metadata(bytes, KEY)?)?;
         match metadata.get("format") {
             Some(format) if format.as_u64() == Some(FORMAT) => {}
             found => return Err(CheckpointFault::Version { found: found.map_or("missing".into(), Value::to_string) }),
+        }
+        // What was written before the seed was left to the settings, whose digest has it.
+        if let Some(progress) = metadata.get_mut("progress").and_then(Value::as_object_mut) {
+            progress.remove("seed");
         }
         let Metadata { model, progress, config_digest, .. } = serde_json::from_value(metadata)?;
 
@@ -296,7 +298,6 @@ mod tests {
             progress: Progress {
                 position: Position { epoch: 2, step: 17 },
                 steps,
-                seed: u64::MAX - 3,
                 sums: EpochSums { loss: 0.1 + 0.2, correct: 1234, images: 2176, seconds: 1.0 / 3.0 },
                 seconds: 17.123_456_789_012_345,
             },
@@ -429,6 +430,16 @@ mod tests {
             tensors.push(("velocity/nobody".into(), TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap()));
         });
         assert!(matches!(orphan, CheckpointFault::Velocity { ref name, .. } if name == "nobody"), "{orphan}");
+    }
+
+    #[test]
+    fn a_seed_of_earlier_days_is_passed_over() {
+        let bytes = checkpoint(1).to_bytes().unwrap();
+        let json = metadata(&bytes, KEY).unwrap().replace("\"progress\":{", "\"progress\":{\"seed\":7,");
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let old = safetensors::serialize(tensors.iter(), Some(HashMap::from([(KEY.to_owned(), json)]))).unwrap();
+        assert!(old.len() > bytes.len());
+        assert_eq!(Checkpoint::from_bytes(&old).unwrap(), checkpoint(1));
     }
 
     #[test]

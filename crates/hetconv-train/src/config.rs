@@ -66,6 +66,9 @@ pub struct RunConfig {
     /// Blank a random square of so many pixels a side in every training image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cutout: Option<usize>,
+    /// Never mirror training images.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_flip: bool,
     /// Steps between checkpoints, besides those after every epoch and after ten minutes without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<u64>,
@@ -157,6 +160,7 @@ impl RunConfig {
             image_size: None,
             hold_out: None,
             cutout: None,
+            no_flip: false,
             pruned: None,
             checkpoint_every: None,
             device: Device::Cpu,

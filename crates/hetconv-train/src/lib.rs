@@ -4,8 +4,8 @@
 //!   image folders and .zip archives, CIFAR-10/100 binary batches, IDX files. [`Dataset::open`] finds out which. [`Photos`]
 //!   of any size stay in their files.
 //! * [`BatchLoader`] prepares shuffled, augmented ([`Augment`]), normalised batches in a thread of its own.
-//! * [`Recipe`] is optimizer, batch size and learning-rate [`Schedule`]; `paper` and `onecycle` are built in for every
-//!   architecture. [`RunConfig`] is a run's `config.toml`.
+//! * [`Recipe`] is optimizer, batch size and learning-rate [`Schedule`]; `paper`, `onecycle` and `finetune` are built in
+//!   for every architecture. [`RunConfig`] is a run's `config.toml`.
 //! * [`train`] is the loop, [`fine_tune`] the same from given weights, [`evaluate`] the measure; a run is a folder.
 //! * [`Checkpoint`] is a run at one moment in one file; [`MetricsWriter`] and [`Summary`] are what it reports.
 //!
@@ -50,7 +50,7 @@ pub use data::{
     catalog, name_of, search_folders, synthetic,
 };
 pub use loader::{Batch, BatchLoader, LoaderError, Position, TrainingBatches, steps_per_epoch};
-pub use metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary, read_metrics};
+pub use metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary, read_metrics, read_whole_metrics};
 pub use recipe::{Milestones, Recipe, RecipeName, Schedule, Sgd, UnknownRecipe};
 pub use rng::{Purpose, below, permutation, stream, uniform};
 pub use trainer::{

@@ -3,8 +3,8 @@
 //! A loader that borrowed the compute threads would only disturb them. From memory a batch is filled in a few milliseconds
 //! at most, a small part of a training step, by the thread alone. A photo takes some 2 ms to decode and scale, where
 //! training one of ImageNet's networks on it takes dozens of times as long on one thread; so one decoder for four compute
-//! threads is ahead of them.
-//! At most a few batches are ever in memory. What a batch holds is a function of seed, epoch and step.
+//! threads is ahead of them. At most a few batches are ever in memory. What a batch holds is a function of seed, epoch and
+//! step.
 
 use crate::augment::{Augment, PixelTable, fill_batch};
 use crate::data::{DataError, Source, Split};

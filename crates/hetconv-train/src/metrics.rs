@@ -76,6 +76,14 @@ pub fn read_metrics(path: &Path) -> Result<Vec<EpochMetrics>, MetricsError> {
     fault.map_or(Ok(rows), |fault| Err(MetricsError::Malformed { path: path.to_owned(), fault }))
 }
 
+/// The lines of a `metrics.csv` before the first that makes no sense, such as one that a kill tore.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn read_whole_metrics(path: &Path) -> Result<Vec<EpochMetrics>, MetricsError> {
+    read_until_fault(path).map(|(rows, _)| rows)
+}
+
 /// The lines before the first that makes no sense, and what is wrong with that one.
 fn read_until_fault(path: &Path) -> Result<(Vec<EpochMetrics>, Option<String>), MetricsError> {
     let bytes = fs::read(path).map_err(io_error(path))?;

@@ -2,8 +2,9 @@
 //!
 //! Three are built in for every architecture. `paper` is the paper's for VGG-16 and MobileNet and He et al.'s for ResNets;
 //! `onecycle` is a short one: the rate rises linearly to its peak over the first quarter of all steps and then falls as
-//! a cosine; `finetune` is Li et al.'s for a network that has been pruned: the paper's at a small constant rate. Weight decay pulls on the kernels of convolutions and linear layers only; published runs that also decay
-//! biases and batch-norm differ from this by little.
+//! a cosine; `finetune` is Li et al.'s for a network that has been pruned: the paper's at a small constant rate. Weight
+//! decay pulls on the kernels of convolutions and linear layers only; published runs that also decay biases and
+//! batch-norm differ from this by little.
 
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -93,6 +94,8 @@ impl Schedule {
                 // Not powi, whose result may differ between machines: a run must be repeatable.
                 (0..milestones.passed(step, steps_per_epoch)).fold(*initial, |rate, _| rate * factor)
             }
+            // A single step is not the last one only, but the first as well.
+            Schedule::OneCycle { peak, .. } if total_steps <= 1 => *peak,
             Schedule::OneCycle { peak, warmup_fraction } => {
                 let warmup = (warmup_fraction * total_steps as f64).round();
                 // The first step already learns, and the last one, total − 1, ends at 0.
@@ -302,7 +305,8 @@ mod tests {
         assert_eq!(Recipe::onecycle("small-cifar").schedule.peak(), 0.2);
         assert_eq!(recipe.schedule.with_peak(0.3).peak(), 0.3);
         let none = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.0 };
-        assert!(none.lr(0, 1, 1).is_finite() && none.lr(5, 0, 0).is_finite());
+        assert!(none.lr(5, 0, 0).is_finite());
+        assert_eq!(none.lr(0, 1, 1), 1.0, "a single step learns");
     }
 
     #[test]

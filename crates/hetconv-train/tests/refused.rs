@@ -4,8 +4,8 @@ use std::path::Path;
 
 use hetconv_graph::{Graph, ModelName, zoo};
 use hetconv_train::{
-    Dataset, LoaderError, RecipeName, RunConfig, Summary, SyntheticOptions, TrainError, TrainJob, run_files, synthetic,
-    train,
+    Dataset, EpochMetrics, LoaderError, RecipeName, RunConfig, StepReport, Summary, SyntheticOptions, TrainError,
+    TrainJob, TrainObserver, run_files, synthetic, train,
 };
 
 fn data() -> Dataset {
@@ -68,4 +68,57 @@ fn a_finished_run_is_not_overwritten_even_without_its_checkpoints() {
     assert!(matches!(*run(&other, network(10), &out, false).expect_err("a refusal"), TrainError::Occupied(_)));
     std::fs::remove_file(out.join(run_files::SUMMARY)).expect("a summary");
     run(&other, network(10), &out, false).expect("a run");
+}
+
+#[test]
+fn a_run_goes_on_with_its_own_images_only() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    let config = RunConfig { epochs: 2, ..config() };
+    let run = |data: &Dataset, observer: &mut dyn TrainObserver| {
+        let recipe = config.complete_recipe().expect("a recipe");
+        let job = TrainJob { config: &config, graph: network(10), data, recipe, out: &out, resume: true };
+        train(job, observer).map_err(Box::new)
+    };
+    let stopped = run(&data(), &mut Stop).expect_err("a stop");
+    assert!(matches!(*stopped, TrainError::Stopped { epochs: 0 }), "{stopped}");
+    let others = synthetic(&SyntheticOptions { train: 40, test: 10, seed: 9 }).expect("images");
+    let mut renamed = data();
+    renamed.classes.swap(2, 5);
+    for other in [others, renamed] {
+        let error = run(&other, &mut ()).expect_err("a refusal");
+        assert!(matches!(*error, TrainError::OtherData { .. }), "{error}");
+    }
+    // Nor while another process is at work on it.
+    let lock = std::fs::File::open(out.join(run_files::LOCK)).expect("the lock");
+    lock.try_lock().expect("nobody holds it");
+    let error = run(&data(), &mut ()).expect_err("a refusal");
+    assert!(matches!(*error, TrainError::Busy(_)), "{error}");
+    drop(lock);
+    run(&data(), &mut ()).expect("the rest of the run");
+}
+
+/// Stops after the first step.
+struct Stop;
+
+impl TrainObserver for Stop {
+    fn step(&mut self, _: &StepReport) {}
+
+    fn evaluation(&mut self, _: usize, _: usize) {}
+
+    fn epoch(&mut self, _: &EpochMetrics) {}
+
+    fn stops(&mut self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn images_are_mirrored_unless_that_is_unwanted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let loss = |name: &str, no_flip: bool| {
+        let config = RunConfig { no_flip, ..config() };
+        run(&config, network(10), &folder.path().join(name), false).expect("a run").train_loss
+    };
+    assert_ne!(loss("mirrored", false), loss("not mirrored", true));
 }

@@ -37,16 +37,18 @@ fn a_stopped_run_goes_on_to_the_very_same_weights() {
         let ended = train(job, observer).map(drop);
         (ended, std::fs::read(out.join(run_files::MODEL)).ok())
     };
-    // Four steps an epoch: in the middle of one, at its end, and in the next.
-    for (steps, epochs) in [(2, 0), (2, 1), (1, 1)] {
+    // Four steps an epoch: in the middle of one, at its end before it is judged, and in the next.
+    for (steps, epochs) in [(2, 0), (2, 0), (1, 1)] {
         let (ended, model) = run("stopped", &mut After(steps));
         assert!(matches!(ended, Err(TrainError::Stopped { epochs: found }) if found == epochs), "{ended:?}");
         assert_eq!(model, None);
     }
     let (ended, stopped) = run("stopped", &mut ());
     assert!(ended.is_ok(), "{ended:?}");
-    // Where nothing is left to do, there is nothing to stop.
-    let (ended, whole) = run("whole", &mut After(8));
+    // At the very last step, after which there is only the judging left.
+    let (ended, model) = run("whole", &mut After(8));
+    assert!(matches!(ended, Err(TrainError::Stopped { epochs: 1 })) && model.is_none(), "{ended:?}");
+    let (ended, whole) = run("whole", &mut ());
     assert!(ended.is_ok(), "{ended:?}");
     assert!(stopped.is_some() && stopped == whole);
 }

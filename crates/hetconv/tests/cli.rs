@@ -74,7 +74,7 @@ fn summary_counts_macs_exactly() {
 }
 
 #[test]
-fn summary_reduces_imagenet_networks_as_the_paper_says() {
+fn summary_counts_imagenet_networks() {
     let here = here();
     for (name, percent) in [("vgg16_p4", 65.76), ("resnet34_p4", 64.16), ("resnet50_p4", 30.16)] {
         let summary = json(here.path(), &["summary", name]);

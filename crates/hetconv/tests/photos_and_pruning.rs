@@ -95,6 +95,20 @@ fn photos_are_trained_on_evaluated_and_predicted() {
     killed_and_resumed(here.path(), &resumed, "resumed");
     assert!(bytes(here.path().join("run/model.safetensors")) == bytes(here.path().join("resumed/model.safetensors")));
 
+    // A pruned network is judged by no photo that the whole one learned from, and a size is for files only.
+    let tiny = ["--batch-size", "8", "--epochs", "1"];
+    let prune = |more: &[&'static str]| {
+        [&["prune", "run/model.safetensors", "--data", "photos", "--ratio", "0.5", "--out", "pruned"], &tiny[..], more]
+            .concat()
+    };
+    let error = failure(here.path(), 2, &prune(&["--hold-out", "30"]));
+    assert!(error.contains("--hold-out 30") && error.contains("trained with 20"), "{error}");
+    json(here.path(), &prune(&[]));
+    let config = std::fs::read_to_string(here.path().join("pruned/config.toml")).unwrap();
+    assert!(config.contains("hold_out = 20\n") && config.contains("image_size = 32\n"), "{config}");
+    let error = failure(here.path(), 2, &["train", "--model", "small-cifar", "--image-size", "64", "--out", "sized"]);
+    assert!(error.contains("--image-size 64 is for image files"), "{error}");
+
     // A file that is no photo is named, by training as by `data prepare`.
     std::fs::write(here.path().join("photos/class1/1.bmp"), "no photo").unwrap();
     let error = failure(here.path(), 1, &[&whole[..], &["--out", "other"]].concat());
@@ -218,8 +232,9 @@ fn a_pruned_network_is_trained_further() {
     assert_eq!(more["total"]["images"], 3 * 320);
 
     // Among results each is a run of its own, with all its training and the command that made it.
-    let report = ["report", "whole", "pruned", "more", "--no-timing", "--results", "kept", "--out", "page.html"];
-    assert_eq!(json(here.path(), &report)["runs"], 3);
+    let report =
+        ["report", "whole", "pruned", "more", "./more", "--no-timing", "--results", "kept", "--out", "page.html"];
+    assert_eq!(json(here.path(), &report)["runs"], 3, "each once");
     let page = std::fs::read_to_string(here.path().join("page.html")).unwrap();
     assert!(page.contains("pruned, recipe finetune"), "{page}");
     let has_spread = page.split("± ").skip(1).any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
@@ -238,6 +253,22 @@ fn a_pruned_network_is_trained_further() {
         let line = kept.iter().find(of_command).unwrap_or_else(|| panic!("{command} in {kept:?}"));
         assert_eq!(line["training_macs"], total.to_string(), "{command}");
     }
+}
+
+#[test]
+fn only_runs_of_one_setting_are_compared_in_words() {
+    let here = here();
+    for (network, epochs, out) in
+        [("small-cifar", "1", "standard"), ("small-cifar_p4", "1", "p4"), ("small-cifar_p4", "2", "longer")]
+    {
+        let settings = ["--epochs", epochs, "--limit-train", "64", "--batch-size", "32", "--out", out];
+        json(here.path(), &[&["train", "--model", network][..], &settings].concat());
+    }
+    let has_words = |run: &str| {
+        json(here.path(), &["report", "standard", run, "--no-timing", "--out", "page.html"]);
+        std::fs::read_to_string(here.path().join("page.html")).unwrap().contains("fewer MACs, no extra stage")
+    };
+    assert!(has_words("p4") && !has_words("longer"));
 }
 
 fn last_loss(run: &Path) -> f64 {

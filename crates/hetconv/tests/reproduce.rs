@@ -110,6 +110,8 @@ fn bad_usage_is_2_and_says_what_would_do() {
         (&["fig3", "--bank", "400,8,4"], "at most 64"),
         (&["table1", "--results", "nowhere"], "no such folder"),
         (&["table1", "--run", "--time=-1"], "minutes"),
+        (&["table1", "--epochs", "3"], "need --run"),
+        (&["table1", "--seeds", "1,2"], "--run"),
     ] {
         let output = hetconv(here.path(), &[&["reproduce"], args].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
@@ -181,6 +183,17 @@ fn a_run_with_other_settings_is_never_taken_up() {
     let output = hetconv(here.path(), &[&["reproduce", "table4", "--run"], &settings[..]].concat());
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("other settings"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_measured_is_kept_and_shown() {
+    let here = tempfile::tempdir().unwrap();
+    let measured = rows(here.path(), &["fig4", "--measure", "--threads", "1"]);
+    assert!(!measured.is_empty() && measured.iter().all(|row| row["ms"].as_f64() > Some(0.0)), "{measured:?}");
+    let lines = std::fs::read_to_string(here.path().join("reproduced/measurements.csv")).unwrap();
+    let line = lines.lines().find(|line| line.starts_with("inference,8 × standard of 64@56,1,")).unwrap();
+    assert!(line.ends_with(",hetconv reproduce fig4 --measure"), "{line}");
+    assert_eq!(rows(here.path(), &["fig4"]), measured);
 }
 
 #[test]

@@ -27,28 +27,28 @@ pub const KNOWN: [KnownDataset; 4] = [
         description: "60,000 photos, 32×32 RGB, 10 classes",
         files: &["cifar10", "cifar10.zip", "cifar-10-batches-bin", "cifar10-images.zip"],
         system: &[],
-        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in one of these folders",
+        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in ~/.local/share/hetconv, or in the folder that HETCONV_DATA names",
     },
     KnownDataset {
         name: "cifar100",
         description: "60,000 photos, 32×32 RGB, 100 classes",
         files: &["cifar100", "cifar100.zip", "cifar-100-binary"],
         system: &[],
-        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz in one of these folders",
+        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz in ~/.local/share/hetconv, or in the folder that HETCONV_DATA names",
     },
     KnownDataset {
         name: "fashion-mnist",
         description: "70,000 pictures of clothes, 28×28 grey, 10 classes",
         files: &["fashion-mnist"],
         system: &["/usr/share/datasets/fashion-mnist"],
-        how: "install Debian's package dataset-fashion-mnist, or put its four IDX files into one of these folders",
+        how: "install Debian's package dataset-fashion-mnist, or put its four IDX files into one of these",
     },
     KnownDataset {
         name: "mnist",
         description: "70,000 handwritten digits, 28×28 grey, 10 classes",
         files: &["mnist"],
         system: &[],
-        how: "put its four IDX files (train-images-idx3-ubyte.gz and so on) into one of these folders",
+        how: "put its four IDX files (train-images-idx3-ubyte.gz and so on) into one of these",
     },
 ];
 

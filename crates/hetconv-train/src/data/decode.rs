@@ -47,10 +47,45 @@ fn reader(bytes: &[u8]) -> Result<ImageReader<impl BufRead + Seek>, String> {
     Ok(reader)
 }
 
-/// Whether a JPEG lacks the mark at its end. The decoder would fill what is missing with grey. Previews inside a file end
-/// with the mark as well, but stand before the start of the image's own data.
+/// Whether a JPEG lacks the mark at its image's end, whatever follows it. The decoder would fill what is missing with grey.
 fn is_cut_off(bytes: &[u8]) -> bool {
-    let last = |mark: u8| bytes.windows(2).rposition(|pair| pair == [0xff, mark]);
-    let (scan, end) = (last(0xda), last(0xd9));
-    bytes.starts_with(&[0xff, 0xd8]) && end <= scan
+    const START: u8 = 0xd8;
+    const END: u8 = 0xd9;
+    let Some(mut rest) = bytes.strip_prefix(&[0xff, START]) else { return false };
+    // From mark to mark; what a segment or a scan holds is passed over.
+    while let Some(at) = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xd0..=0xd7 | 0xff))
+    {
+        let mark = rest[at + 1];
+        rest = &rest[at + 2..];
+        match mark {
+            END => return false,
+            START | 0x01 => continue,
+            _ => {}
+        }
+        let Some((&length, _)) = rest.split_first_chunk() else { return true };
+        let Some(behind) = rest.get(usize::from(u16::from_be_bytes(length))..) else { return true };
+        rest = behind;
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_cut_off;
+
+    #[test]
+    fn a_jpeg_ends_where_its_image_does() {
+        let segment = |mark: u8, held: &[u8]| [&[0xff, mark, 0, held.len() as u8 + 2], held].concat();
+        // A preview inside of a segment, then two scans with a stuffed byte and a restart mark.
+        let preview = segment(0xe1, &[0xff, 0xd8, 0xff, 0xda, 0, 2, 7, 0xff, 0xd9]);
+        let scan = [segment(0xda, &[1, 2]), vec![9, 0xff, 0, 8, 0xff, 0xd3, 7]].concat();
+        let image = [vec![0xff, 0xd8], preview, scan.clone(), scan, vec![0xff, 0xd9]].concat();
+        assert!(!is_cut_off(&image));
+        for length in 2..image.len() {
+            assert!(is_cut_off(&image[..length]), "{length} of {}", image.len());
+        }
+        // A film behind the image.
+        assert!(!is_cut_off(&[&image[..], &[0xff, 0xda, 1, 2, 3]].concat()));
+        assert!(!is_cut_off(b"\x89PNG"));
+    }
 }

@@ -1,7 +1,7 @@
 //! Image files in class folders: `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (or `val/`), in a folder or an archive,
 //! possibly below one folder that holds everything; or class folders without splits, of which a share is held out.
 
-use super::decode::{decode, is_grey};
+use super::decode::{Decoded, decode, is_grey};
 use super::files::{Entry, Files};
 use super::photos::Photos;
 use super::{DataError, Dataset, Images, LoadOptions, Split, Watch, balanced};
@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Decoded images wait for their turn in portions of so many, which bounds the memory beside the data set itself.
-const PORTION: usize = 2048;
+/// Decoded images wait for their turn in portions of so many bytes, which bounds the memory beside the data set itself.
+const PORTION: usize = 64 << 20;
 
 /// The image files of each class of one split, by class name.
 type Classes<'a> = BTreeMap<&'a str, Vec<&'a Entry>>;
@@ -197,23 +197,30 @@ impl Pixels {
         items: &[(&Entry, u16)],
         watch: &mut dyn FnMut(usize),
     ) -> Result<(), DataError> {
-        for portion in items.chunks(PORTION) {
-            let decoded: Vec<_> = portion
-                .par_iter()
-                .map(|(entry, _)| {
-                    decode(&files.read(entry)?)
-                        .map_err(|reason| DataError::NotAnImage { file: files.display(&entry.path), reason })
-                })
-                .collect();
+        let decoded = |entry: &Entry| {
+            let file = || files.display(&entry.path);
+            decode(&files.read(entry)?).map_err(|reason| DataError::NotAnImage { file: file(), reason })
+        };
+        let size = |image: &Decoded| [image.rgb.height() as usize, image.rgb.width() as usize];
+        let expected = match (self.size, items.first()) {
+            (Some(size), _) => size,
+            (None, Some((entry, _))) => size(&decoded(entry)?),
+            (None, None) => return Ok(()),
+        };
+        self.size = Some(expected);
+        // Images of any other size are not kept until their turn: nobody knows how large they are.
+        let fitting = |entry: &Entry| {
+            let image = decoded(entry)?;
+            let found = size(&image);
+            let file = || files.display(&entry.path);
+            if found == expected { Ok(image) } else { Err(DataError::SizeDiffers { file: file(), expected, found }) }
+        };
+        let of_portion = (PORTION / (3 * expected[0] * expected[1]).max(1)).max(1);
+        for portion in items.chunks(of_portion) {
+            let images: Vec<_> = portion.par_iter().map(|(entry, _)| fitting(entry)).collect();
             // One after another, so that of several faults always the first is reported.
-            for (image, (entry, _)) in decoded.into_iter().zip(portion) {
+            for image in images {
                 let image = image?;
-                let found = [image.rgb.height() as usize, image.rgb.width() as usize];
-                let expected = *self.size.get_or_insert(found);
-                if found != expected {
-                    let file = files.display(&entry.path);
-                    return Err(DataError::SizeDiffers { file, expected, found });
-                }
                 self.has_colour |= !image.is_grey;
                 self.rgb.extend_from_slice(image.rgb.as_raw());
             }

@@ -250,7 +250,8 @@ impl Dataset {
     /// Opens a data set: `synthetic`, a path, or a known name (see [`KNOWN`]).
     ///
     /// A path is a folder or .zip of `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (or `val/`), one of `CLASS/IMAGE` if a share
-    /// is held out, a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files. A path that exists wins over a known name.
+    /// is held out, a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files. A path that exists wins over
+    /// a known name.
     ///
     /// # Errors
     /// See [`DataError`].

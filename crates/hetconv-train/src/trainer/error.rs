@@ -33,6 +33,17 @@ pub enum TrainError {
     /// A checkpoint of other settings.
     #[error("{}: the checkpoint was made with other settings than these; resume with its own config.toml", .0.display())]
     OtherSettings(PathBuf),
+    /// A checkpoint of a run on other images or classes.
+    #[error("{}: the checkpoint was made on other images or classes than {data} has now", checkpoint.display())]
+    OtherData {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// The data set.
+        data: String,
+    },
+    /// A run that another process is at work on.
+    #[error("another process is at work on the run in {}", .0.display())]
+    Busy(PathBuf),
     /// A network and data that do not belong together.
     #[error("network {model} takes {network}, the data set {data} has {found}")]
     DoesNotFit {
@@ -54,10 +65,10 @@ pub enum TrainError {
     /// A device this build has no support for.
     #[error("this build cannot compute on {0}; build with --features {0}")]
     Device(Device),
-    /// The folder cannot be made.
+    /// The folder or its lock cannot be made.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The folder.
+        /// The folder or file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,

@@ -1,7 +1,7 @@
 //! The training loop.
 //!
-//! A run is a folder: `config.toml`, `metrics.csv` (a line an epoch), `checkpoints/`, and at the end `summary.json` and
-//! `model.safetensors`. A line of metrics is on the disk before the checkpoint that follows it, so a run killed at any
+//! A run is a folder: `config.toml`, `metrics.csv` (a line an epoch), `checkpoints/`, a `.lock` that the process at work holds,
+//! and at the end `summary.json` and `model.safetensors`. A line of metrics is on the disk before the checkpoint that follows it, so a run killed at any
 //! moment finds everything up to its newest checkpoint, and computes the rest as if it had never stopped.
 
 mod error;
@@ -91,6 +91,8 @@ pub mod run_files {
     pub const MODEL: &str = "model.safetensors";
     /// The folder of checkpoints.
     pub const CHECKPOINTS: &str = "checkpoints";
+    /// Locked by the process that is at work on the run; empty.
+    pub const LOCK: &str = ".lock";
 }
 
 /// Burn's device of a run.

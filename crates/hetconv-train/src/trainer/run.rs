@@ -1,7 +1,9 @@
 //! A run under way: steps, epochs, checkpoints.
 
 use std::cmp::Ordering;
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hetconv_burn::{DecayScope, GraphModule, SgdConfig};
@@ -27,6 +29,8 @@ pub(super) struct Run<'a> {
     steps_per_epoch: u64,
     /// When the last checkpoint was made, or the run began.
     kept: Instant,
+    /// Held while the run is under way.
+    _lock: Option<File>,
 }
 
 /// No more work than that is lost when a run is killed.
@@ -50,13 +54,16 @@ impl<'a> Run<'a> {
         let TrainJob { config, graph, data, recipe, out, .. } = job;
         let checkpoints = out.join(run_files::CHECKPOINTS);
         let found = Checkpoint::latest(&checkpoints)?;
-        let holds_results = [run_files::MODEL, run_files::SUMMARY].iter().any(|file| out.join(file).exists());
-        let is_occupied = found.is_some() || holds_results;
+        let holds_results = || [run_files::MODEL, run_files::SUMMARY].iter().any(|file| out.join(file).exists());
+        let is_occupied = found.is_some() || holds_results();
         let goes_on = found.is_some() && job.resume;
         if is_occupied && !goes_on {
             return Err(TrainError::Occupied(out.to_path_buf()));
         }
+        let normalisation = start.map_or_else(|| data.train.normalisation(), |start| start.normalisation.clone());
+        let steps_per_epoch = job.steps_per_epoch()?;
         let device = burn_device(config.device)?;
+        let newest = found.as_ref().map(|(path, _)| path.clone());
         let mut optimizer = hetconv_burn::Sgd::new(sgd_config(&recipe.optimizer));
         let (network, progress) = match found {
             None => {
@@ -65,11 +72,21 @@ impl<'a> Run<'a> {
                     None => Weights::init(graph, config.seed)?,
                 };
                 let network = GraphModule::new(graph, &weights, &device)?;
-                (network, Progress { seed: config.seed, ..Progress::default() })
+                (network, Progress::default())
             }
             Some((path, checkpoint)) => {
                 if checkpoint.config_digest != config.digest() || checkpoint.model.graph != *graph {
                     return Err(TrainError::OtherSettings(path));
+                }
+                // The mean and deviation of all pixels tell images in memory from any others; of photos there are as many
+                // as made the steps so far.
+                let Progress { position, steps, .. } = checkpoint.progress;
+                let model = &checkpoint.model;
+                if model.classes != data.classes
+                    || model.normalisation != normalisation
+                    || steps != position.epoch * steps_per_epoch + position.step
+                {
+                    return Err(TrainError::OtherData { data: data.name.clone(), checkpoint: path });
                 }
                 let network = GraphModule::new(graph, &checkpoint.model.weights, &device)?;
                 for (name, tensor) in checkpoint.velocity.iter() {
@@ -80,6 +97,12 @@ impl<'a> Run<'a> {
         };
         // Nothing is written before nothing can be wrong with the run.
         std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
+        let lock = lock(out)?;
+        // Another process may have been at work until now.
+        let has_moved = Checkpoint::latest(&checkpoints)?.map(|(path, _)| path) != newest;
+        if has_moved || (!goes_on && holds_results()) {
+            return Err(TrainError::Busy(out.to_path_buf()));
+        }
         if !goes_on {
             config.save(&out.join(run_files::CONFIG))?;
         }
@@ -90,59 +113,71 @@ impl<'a> Run<'a> {
             job,
             network,
             optimizer,
-            normalisation: start.map_or_else(|| data.train.normalisation(), |start| start.normalisation.clone()),
+            normalisation,
             metrics,
             progress,
-            steps_per_epoch: job.steps_per_epoch()?,
+            steps_per_epoch,
             kept: Instant::now(),
+            _lock: lock,
         })
     }
 
     fn train(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
-        let TrainJob { config, data, recipe, .. } = self.job;
-        let position = self.progress.position;
-        if position.epoch >= config.epochs {
-            return Ok(());
-        }
-        // The loader counts batches, the run counts steps.
-        let start = Position { epoch: position.epoch, step: position.step * config.accumulate };
-        let batches = TrainingBatches {
-            batch_size: recipe.batch_size,
-            augment: Augment { cutout: config.cutout.unwrap_or(0), ..Augment::usual(&data.train) },
-            seed: config.seed,
-            start,
-            epochs: config.epochs,
-        };
-        let mut loader = BatchLoader::training(data.train.clone(), &self.normalisation, batches)?;
-        let total_steps = self.steps_per_epoch * config.epochs;
+        let TrainJob { config, .. } = self.job;
+        let mut loader = None;
         while self.progress.position.epoch < config.epochs {
+            if self.progress.position.step == self.steps_per_epoch {
+                self.end_epoch(observer)?;
+                self.progress.position = Position { epoch: self.progress.position.epoch + 1, step: 0 };
+                self.checkpoint()?;
+                continue;
+            }
+            let loader = match &mut loader {
+                Some(loader) => loader,
+                none => none.insert(self.loader()?),
+            };
             let started = Instant::now();
             let position = self.progress.position;
-            let rate = recipe.schedule.lr(self.progress.steps, self.steps_per_epoch, total_steps);
-            self.step(&mut loader, position, rate)?;
+            self.step(loader, position, self.rate(self.progress.steps))?;
             self.progress.sums.seconds += started.elapsed().as_secs_f64();
             self.progress.steps += 1;
             self.progress.position.step += 1;
             observer.step(&self.report());
-            let epoch_is_done = self.progress.position.step == self.steps_per_epoch;
             let stops = observer.stops();
             let is_step = config.checkpoint_every.is_some_and(|every| self.progress.steps.is_multiple_of(every));
-            let due = stops || is_step || self.kept.elapsed() >= LONGEST_WITHOUT_CHECKPOINT;
-            if epoch_is_done || due {
+            // At an epoch's end, too: evaluation may take longer than anybody wants to lose.
+            let epoch_is_done = self.progress.position.step == self.steps_per_epoch;
+            if epoch_is_done || stops || is_step || self.kept.elapsed() >= LONGEST_WITHOUT_CHECKPOINT {
                 self.check_weights(position)?;
-            }
-            if epoch_is_done {
-                self.end_epoch(rate, observer)?;
-                self.progress.position = Position { epoch: position.epoch + 1, step: 0 };
-            }
-            if epoch_is_done || due {
                 self.checkpoint()?;
             }
-            if stops && self.progress.position.epoch < config.epochs {
+            if stops {
                 return Err(TrainError::Stopped { epochs: self.progress.position.epoch });
             }
         }
         Ok(())
+    }
+
+    /// The batches that are still to come.
+    fn loader(&self) -> Result<BatchLoader, TrainError> {
+        let TrainJob { config, data, recipe, .. } = self.job;
+        let Position { epoch, step } = self.progress.position;
+        let usual = Augment::usual(&data.train);
+        let batches = TrainingBatches {
+            batch_size: recipe.batch_size,
+            augment: Augment { cutout: config.cutout.unwrap_or(0), flip: usual.flip && !config.no_flip, ..usual },
+            seed: config.seed,
+            // The loader counts batches, the run counts steps.
+            start: Position { epoch, step: step * config.accumulate },
+            epochs: config.epochs,
+        };
+        Ok(BatchLoader::training(data.train.clone(), &self.normalisation, batches)?)
+    }
+
+    /// The learning rate of a step of the run, counted from 0.
+    fn rate(&self, step: u64) -> f64 {
+        let total = self.steps_per_epoch * self.job.config.epochs;
+        self.job.recipe.schedule.lr(step, self.steps_per_epoch, total)
     }
 
     /// One step of the optimizer, from as many batches as the settings say.
@@ -206,7 +241,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn end_epoch(&mut self, lr: f64, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
+    /// Judges the network after an epoch's last step.
+    fn end_epoch(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
         let batch = self.job.recipe.batch_size;
         let mut watch = |done, images| observer.evaluation(done, images);
         let evaluation = evaluate(&self.network, &self.job.data.test, &self.normalisation, batch, &mut watch)?;
@@ -215,7 +251,7 @@ impl<'a> Run<'a> {
         self.progress.seconds += sums.seconds;
         let row = EpochMetrics {
             epoch: report.epoch + 1,
-            lr,
+            lr: self.rate(self.progress.steps - 1),
             train_loss: report.loss,
             train_top1: report.top1,
             eval_loss: evaluation.loss,
@@ -309,5 +345,21 @@ fn sgd_config(sgd: &Sgd) -> SgdConfig {
         nesterov: sgd.nesterov,
         weight_decay: sgd.weight_decay as f32,
         decay: DecayScope::Kernels,
+    }
+}
+
+/// A lock on a run's folder, which goes with this process whatever happens to it; nothing where files cannot be locked.
+fn lock(folder: &Path) -> Result<Option<File>, TrainError> {
+    let path = folder.join(run_files::LOCK);
+    let fault = |source| TrainError::Io { path: path.clone(), source };
+    let file = File::options().write(true).create(true).truncate(false).open(&path).map_err(fault)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+            tracing::warn!("{} cannot be locked against a second process: {error}", path.display());
+            Ok(None)
+        }
+        Err(TryLockError::WouldBlock) => Err(TrainError::Busy(folder.to_path_buf())),
+        Err(TryLockError::Error(source)) => Err(fault(source)),
     }
 }

@@ -6,11 +6,12 @@ use anyhow::{Context, Result, bail};
 use hetconv::graph::{Graph, ModelFile, ModelName, Substitution};
 use hetconv::kernels::Isa;
 use hetconv::report::{Report, Variant};
-use hetconv::train::{Dataset, RecipeName, RunConfig, TrainJob, run_files};
+use hetconv::train::{Dataset, RecipeName, RunConfig, Summary, TrainJob, run_files};
 use hetconv::units::{count, duration, grouped, milliseconds};
 use serde::Serialize;
 
 use super::output::{Output, table};
+use super::reproduce::results::{as_flags, changed_settings};
 use super::runs::{self, FinishedRun};
 use super::train::{Settings, data_of, network, train_one};
 use super::usage::bad_usage;
@@ -104,7 +105,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         for config in configs {
             let out = folder(&args.out, config);
             job(config, graph, &data, &out)?.check()?;
-            check_stored(config, &out)?;
+            check_stored(config, &data, &out)?;
         }
     }
 
@@ -134,7 +135,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         table: variants.clone(),
     };
     files::write_csv(&compared.csv, &compared.variants)?;
-    files::write_text(&compared.report, &page(args, &configs[0][0], &data, variants).page())?;
+    files::write_text(&compared.report, &page(args, &configs[0][0], &data, variants)?.page())?;
     output.result(&compared, text)
 }
 
@@ -182,13 +183,26 @@ fn job<'a>(config: &'a RunConfig, graph: &Graph, data: &'a Dataset, out: &'a Pat
     Ok(TrainJob { config, graph: graph.clone(), data, recipe: config.complete_recipe()?, out, resume: true })
 }
 
-/// Whether the run in a folder, if there is one, has these very settings.
-fn check_stored(config: &RunConfig, out: &Path) -> Result<()> {
+/// Whether the run in a folder, if there is one, has these very settings and was made on this data.
+fn check_stored(config: &RunConfig, data: &Dataset, out: &Path) -> Result<()> {
     let stored = out.join(run_files::CONFIG);
     if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
         bail!(
             "{} holds a run with other settings than these; choose another --out, or remove the folder",
             out.display()
+        );
+    }
+    if !runs::is_finished(out) {
+        return Ok(());
+    }
+    let Summary { data: name, train_images, eval_images, .. } = Summary::load(&out.join(run_files::SUMMARY))?;
+    if (&name, train_images, eval_images) != (&data.name, data.train.len(), data.test.len()) {
+        let [train, eval] = [train_images, eval_images].map(|images| grouped(images as u64));
+        bail!(
+            "{} holds a run on {name} ({train} and {eval} images), not on {} as it is now; choose another --out, or remove \
+             the folder",
+            out.display(),
+            data.name
         );
     }
     Ok(())
@@ -232,12 +246,15 @@ fn row(candidate: &Candidate, config: &RunConfig, variant: &Variant) -> Option<R
     })
 }
 
-fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>) -> Report {
+fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>) -> Result<Report> {
     let images = |n: usize| grouped(n as u64);
     let [height, width, channels] = data.train.shape();
     let isa = Isa::selected().map_or("none", Isa::name);
     let threads = rayon::current_num_threads();
     let seeds: Vec<String> = args.seeds.iter().map(u64::to_string).collect();
+    // Batch and rate are told in any case.
+    let mut more = changed_settings(config)?;
+    more.retain(|(flag, _)| !["batch-size", "lr"].contains(flag));
     let setup = [
         (
             "Data",
@@ -252,8 +269,12 @@ fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>)
         (
             "Recipe",
             format!(
-                "{}, {} epochs, batch {}, learning rate {}",
-                config.recipe, config.epochs, config.batch_size, config.lr
+                "{}, {} epochs, batch {}, learning rate {}{}",
+                config.recipe,
+                config.epochs,
+                config.batch_size,
+                config.lr,
+                as_flags(&more)
             ),
         ),
         ("Seeds", seeds.join(", ")),
@@ -261,14 +282,14 @@ fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>)
         ("Time per image", format!("batch of {}", timing::BATCH)),
         ("Program", format!("hetconv {}", env!("CARGO_PKG_VERSION"))),
     ];
-    Report {
+    Ok(Report {
         title: format!("{}: one network, {} convolutions", args.model, number(variants.len())),
         subtitle: "The same network trained by the same recipe on the same images. Only its convolutions differ."
             .to_owned(),
         setup: setup.map(|(name, value)| (name.to_owned(), value)).into(),
         reference: variants.iter().position(|variant| variant.label == Substitution::Standard.to_string()),
         variants,
-    }
+    })
 }
 
 fn number(n: usize) -> String {

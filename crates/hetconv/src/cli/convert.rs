@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::classifier::planes;
 use super::data::open_data;
 use super::images::{ImageSize, Normalise};
-use super::model::{self, Size};
+use super::model;
 use super::output::{Output, table};
 use super::progress::StepProgress;
 use super::summary::reduction;
@@ -255,11 +255,7 @@ impl Source {
         let model = match self {
             Self::Model(model) => &**model,
             Self::Onnx { path, bytes } => {
-                let image_size = match args.image_size.get() {
-                    Size::Own => None,
-                    Size::IfOpen(size) | Size::Exactly(size) => Some(size),
-                };
-                let options = ImportOptions { image_size, as_written: true };
+                let options = ImportOptions { image_size: args.image_size.get().if_open(), as_written: true };
                 let network = onnx::import(bytes, Some(folder(path)), &options);
                 let network = network.with_context(|| format!("{}: it cannot be run here", path.display()))?;
                 model::has_size(path, &network.model.graph, args.image_size.get())?;

@@ -34,7 +34,8 @@ enum Command {
     /// Decode a whole data set and say what is in it, or what is wrong with it
     #[command(after_help = "\
 A data set is `synthetic`, a known name, a folder or .zip of class folders (train/CLASS/IMAGE and test/CLASS/IMAGE or
-val/; or CLASS/IMAGE, with --hold-out), a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files (MNIST family).
+val/; or CLASS/IMAGE, with --hold-out), a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files (MNIST
+family).
 
 Examples:
   hetconv data prepare synthetic

@@ -32,6 +32,16 @@ pub enum Size {
     Exactly([usize; 2]),
 }
 
+impl Size {
+    /// What an ONNX file that leaves it open is read for.
+    pub fn if_open(self) -> Option<[usize; 2]> {
+        match self {
+            Size::Own => None,
+            Size::IfOpen(size) | Size::Exactly(size) => Some(size),
+        }
+    }
+}
+
 /// Reads the argument MODEL; a name's size is left to whoever builds it.
 pub fn open(model: &str, size: Size) -> Result<Model> {
     let path = Path::new(model);
@@ -50,11 +60,7 @@ pub fn open_file(path: &Path, size: Size) -> Result<Opened> {
         let file = ModelFile { graph: at_size(file.graph, size)?, ..file };
         return Ok(Opened { file, states_normalisation: true });
     }
-    let image_size = match size {
-        Size::Own => None,
-        Size::IfOpen(size) | Size::Exactly(size) => Some(size),
-    };
-    let options = ImportOptions { image_size, ..ImportOptions::default() };
+    let options = ImportOptions { image_size: size.if_open(), ..ImportOptions::default() };
     let imported = onnx::import_file(path, &options).map_err(|error| match error {
         // It names the file already.
         OnnxError::Io { .. } => error.into(),

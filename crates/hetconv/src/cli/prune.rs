@@ -196,8 +196,38 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     };
     let from = PrunedFrom { file, ratio: args.amount.ratio, macs };
     amount(&from)?;
-    let config = args.run.config(&name, RecipeName::FineTune)?;
-    Ok((RunConfig { pruned: Some(from), ..config }, out))
+    let config = RunConfig { pruned: Some(from), ..args.run.config(&name, RecipeName::FineTune)? };
+    Ok((as_trained(config)?, out))
+}
+
+/// The same settings, with images split and seen as FILE's own run did on the same data: else the pruned network would be
+/// judged by images that the whole one learned from.
+fn as_trained(mut config: RunConfig) -> Result<RunConfig> {
+    let file = config.pruned.as_ref().map(|from| PathBuf::from(&from.file)).unwrap_or_default();
+    let Some(own) = own_folder(&file).map(|folder| folder.join(run_files::CONFIG)).filter(|path| path.is_file()) else {
+        return Ok(config);
+    };
+    let own = RunConfig::load(&own)?;
+    let place = |data: &str| Path::new(data).canonicalize().unwrap_or_else(|_| PathBuf::from(data));
+    if place(&own.data) == place(&config.data) {
+        let given = config.hold_out.or(own.hold_out);
+        if given != own.hold_out {
+            let text = |percent: Option<u8>| percent.map_or("none".to_owned(), |percent| percent.to_string());
+            let (file, given, own) = (file.display(), text(given), text(own.hold_out));
+            bad_usage!(
+                "--hold-out {given}, but {file} was trained with {own}: it has learned from images held out now"
+            );
+        }
+        config.hold_out = own.hold_out;
+        config.image_size = config.image_size.or(own.image_size);
+        config.no_flip |= own.no_flip;
+    }
+    Ok(config)
+}
+
+/// The folder of the run that made a model file, if it still lies where the run left it.
+fn own_folder(file: &Path) -> Option<&Path> {
+    file.parent().filter(|_| file.file_name().is_some_and(|name| name == run_files::MODEL))
 }
 
 /// How much is to be removed.
@@ -224,12 +254,10 @@ fn outputs(graph: &Graph) -> usize {
 
 /// What it took to train a model file, and its accuracy, if they stand beside it.
 fn history(file: &Path) -> Result<Option<(TrainingCost, f64)>> {
-    let folder = file.parent().unwrap_or(Path::new(""));
-    let summary = folder.join(run_files::SUMMARY);
-    if file.file_name().is_none_or(|name| name != run_files::MODEL) || !summary.is_file() {
+    let Some(folder) = own_folder(file).filter(|folder| folder.join(run_files::SUMMARY).is_file()) else {
         return Ok(None);
-    }
-    let summary = Summary::load(&summary)?;
+    };
+    let summary = Summary::load(&folder.join(run_files::SUMMARY))?;
     let mut cost = TrainingCost::of(&summary);
     // It may have been pruned before.
     let path = folder.join(REPORT);
@@ -247,12 +275,20 @@ fn load_report(path: &Path) -> Result<Report> {
 
 /// MACs that all training of a run's network took, what came before it was pruned included; nothing if that is not known.
 pub fn training_macs(run: &FinishedRun) -> Result<Option<u64>> {
-    let path = run.folder.join(REPORT);
     match run.config.pruned {
         None => Ok(Some(TrainingCost::of(&run.summary).macs)),
-        Some(_) if path.is_file() => Ok(load_report(&path)?.total.map(|total| total.macs)),
-        Some(_) => Ok(None),
+        Some(_) => Ok(report_of(run)?.and_then(|report| report.total).map(|total| total.macs)),
     }
+}
+
+/// MACs of the network that a run's was pruned from, if it was and that is known.
+pub fn macs_before(run: &FinishedRun) -> Result<Option<u64>> {
+    Ok(report_of(run)?.map(|report| report.macs_before))
+}
+
+fn report_of(run: &FinishedRun) -> Result<Option<Report>> {
+    let path = run.folder.join(REPORT);
+    (run.config.pruned.is_some() && path.is_file()).then(|| load_report(&path)).transpose()
 }
 
 /// A count such as `105845760` or `105.8M`.

@@ -19,9 +19,9 @@ use super::{checks, files, timing};
 #[command(after_help = "\
 Runs of one network that differ in their seed only become one row, with mean and spread.
 
-Example:
+Examples:
   hetconv report runs/standard runs/p4 --out report.html
-  hetconv report runs/reproduce --results docs/results")]
+  hetconv report runs/reproduce --results docs/results --no-timing")]
 pub struct Args {
     /// Folders of runs, or folders with such folders below
     #[arg(required = true, value_name = "DIR")]
@@ -104,8 +104,9 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
 
     // Runs that differ in their seed only have the same name.
     let mut groups: Vec<(String, Vec<&FinishedRun>)> = Vec::new();
-    let mut standards: Vec<usize> = Vec::new();
-    for ((run, name), own) in runs.iter().zip(&names).zip(&settings) {
+    // The first run of each group, and the groups with standard networks.
+    let (mut firsts, mut standards): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    for (i, ((run, name), own)) in runs.iter().zip(&names).zip(&settings).enumerate() {
         let varying = own.iter().filter(|setting| !is_common(setting));
         let varying: String = varying.map(|(name, value)| format!(", {name} {value}")).collect();
         let label = format!("{}{varying}", network(name, one_architecture));
@@ -116,10 +117,19 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
                     standards.push(groups.len());
                 }
                 groups.push((label, vec![run]));
+                firsts.push(i);
             }
         }
     }
-    let reference = if let [only] = standards[..] { Some(only) } else { None };
+    // What was trained otherwise is not compared in words; a pruned network has settings of its own for good.
+    let is_alike = |a: usize, b: usize| match names[a].pruned || names[b].pruned {
+        true => runs[a].summary.data == runs[b].summary.data,
+        false => settings[a] == settings[b],
+    };
+    let reference = match standards[..] {
+        [only] => Some(only).filter(|&only| firsts.iter().all(|&first| is_alike(first, firsts[only]))),
+        _ => None,
+    };
     let title = match one_architecture {
         true => format!("{} with several convolutions", names[0].architecture),
         false => "Training runs".to_owned(),

@@ -1,5 +1,6 @@
 //! Finished runs on disk, and what a report tells of them.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -37,12 +38,14 @@ pub fn load_model(folder: &Path) -> Result<ModelFile> {
     model::load(&folder.join(run_files::MODEL))
 }
 
-/// The folders of finished runs in and below these, in the order of their names.
+/// The folders of finished runs in and below these, in the order of their names, each once.
 pub fn find(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in folders {
         walk(folder, 4, &mut found).with_context(|| format!("cannot read {}", folder.display()))?;
     }
+    let mut places = HashSet::new();
+    found.retain(|folder| places.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())));
     Ok(found)
 }
 

@@ -20,7 +20,7 @@ const ENOUGH: Duration = Duration::from_millis(600);
 
 /// Milliseconds of every measured run of each network, a batch at a time. The networks take turns, so that whatever else
 /// the machine does hits them alike.
-pub fn inference<'a>(
+fn inference<'a>(
     networks: impl IntoIterator<Item = (&'a Graph, &'a Weights)>,
     options: &Options,
 ) -> Result<Vec<Vec<f64>>> {

@@ -71,7 +71,7 @@ pub struct RunArgs {
 }
 
 /// Settings that several commands take.
-#[derive(clap::Args, Clone)]
+#[derive(clap::Args, Clone, Default, PartialEq)]
 pub struct Settings {
     /// The recipe: `paper` (long), `onecycle` (short) or `finetune` (a small rate) [default: onecycle; prune: finetune]
     #[arg(long, value_name = "RECIPE", value_parser = parse_recipe)]
@@ -104,6 +104,10 @@ pub struct Settings {
     /// Blank a random square of so many pixels a side in every training image
     #[arg(long, value_name = "PIXELS")]
     pub cutout: Option<usize>,
+
+    /// Never mirror training images: for digits and the like
+    #[arg(long)]
+    pub no_flip: bool,
 }
 
 fn parse_recipe(text: &str) -> Result<RecipeName, String> {
@@ -128,6 +132,7 @@ impl Settings {
             image_size: self.image_size,
             hold_out: self.hold_out,
             cutout: self.cutout,
+            no_flip: self.no_flip,
             ..own
         })
     }
@@ -149,7 +154,12 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 /// Opens a run's data set.
 pub fn data_of(config: &RunConfig) -> Result<Dataset> {
     let &RunConfig { image_size, limit_train, hold_out, .. } = config;
-    open_data(&config.data, &LoadOptions { image_size, limit_train, hold_out })
+    let data = open_data(&config.data, &LoadOptions { image_size, limit_train, hold_out })?;
+    let [height, width, _] = data.train.shape();
+    if let Some(size) = image_size.filter(|&size| [size, size] != [height, width]) {
+        bad_usage!("--image-size {size} is for image files; the images of {} are {height}×{width}", data.name);
+    }
+    Ok(data)
 }
 
 /// The network of a run, for the images and classes of its data.
@@ -219,7 +229,8 @@ impl RunArgs {
         fn text<T: ToString>(value: &Option<T>, stored: Option<&T>) -> [Option<String>; 2] {
             [value.as_ref().map(T::to_string), stored.map(T::to_string)]
         }
-        let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out, cutout } = &self.settings;
+        let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out, cutout, no_flip } =
+            &self.settings;
         let settings = [
             ("--data", text(&self.data, Some(&config.data))),
             ("--recipe", text(recipe, Some(&config.recipe))),
@@ -232,6 +243,7 @@ impl RunArgs {
             ("--image-size", text(image_size, config.image_size.as_ref())),
             ("--hold-out", text(hold_out, config.hold_out.as_ref())),
             ("--cutout", text(cutout, config.cutout.as_ref())),
+            ("--no-flip", text(&no_flip.then_some(true), Some(&config.no_flip))),
             ("--device", text(&self.device, Some(&config.device))),
         ];
         settings.map(|(flag, [given, stored])| (flag, given, stored)).into()

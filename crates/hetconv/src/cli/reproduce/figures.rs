@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::Entry;
 use super::layers::{Form, REPEATED, Shape, chain, trainable_chain};
-use super::measure::Wanted;
+use super::measure::{Subject, Wanted};
 use super::results::{Results, What};
 use super::tables::compact;
 use crate::cli::output::table;
@@ -100,7 +100,8 @@ pub fn wanted_latencies() -> Result<Vec<Wanted>> {
     let mut wanted = Vec::new();
     for shape in SHAPES {
         for form in contests(shape)?.into_iter().flatten() {
-            wanted.push(Wanted { what: What::Inference, graph: chain(form, shape, REPEATED)?, batch: 1 });
+            let subject = Subject::Own(chain(form, shape, REPEATED)?);
+            wanted.push(Wanted { what: What::Inference, subject, batch: 1 });
         }
     }
     Ok(wanted)
@@ -214,7 +215,7 @@ fn speedup_network(what: What, parts: usize) -> Result<Wanted> {
         What::TrainingStep => trainable_chain(form, speedup_shape(), REPEATED)?,
         What::Inference | What::ExactInference => chain(form, speedup_shape(), REPEATED)?,
     };
-    Ok(Wanted { what, graph, batch: BATCH_OF_SPEEDUP })
+    Ok(Wanted { what, subject: Subject::Own(graph), batch: BATCH_OF_SPEEDUP })
 }
 
 /// What figure 5 needs measured.
@@ -233,7 +234,7 @@ pub fn speedups(results: &Results) -> Result<Entry> {
         let mut measured = |what| -> Result<Option<f64>> {
             let [standard, own] = [1, parts].map(|parts| {
                 let wanted = speedup_network(what, parts)?;
-                anyhow::Ok(results.measurement(what, &wanted.graph.name, wanted.batch))
+                anyhow::Ok(results.measurement(what, wanted.subject.name(), wanted.batch))
             });
             let Some(((standard, first), (own, origin))) = standard?.zip(own?) else { return Ok(None) };
             files.extend([first.as_str(), origin.as_str()]);

@@ -21,7 +21,7 @@ use super::files;
 use super::output::Output;
 use super::train::Settings;
 use super::usage::bad_usage;
-use measure::{TRAINING_BATCH, Wanted};
+use measure::{Subject, TRAINING_BATCH, Wanted};
 use paper::{Network, TABLES, Table};
 use results::{Results, What};
 use train::Order;
@@ -31,8 +31,9 @@ use train::Order;
 #[command(after_help = "\
 Parameters, MACs and stages are counted from the networks. Accuracies come from finished runs in folders below --runs and
 from RESULTS/runs.csv; times from OUT/measurements.csv and RESULTS/measurements.csv. OUT/NAME.csv and the page say
-where the figures of each row stand; a row that has no run says so. --run trains what is missing, with --epochs, --seeds and --time as limits, and
-goes on with what was interrupted; --measure measures times on this machine. Writes OUT/NAME.csv and OUT/NAME-*.svg.
+where the figures of each row stand; a row that has no run says so. --run trains what is missing, with --epochs, --seeds
+and --time as limits, and goes on with what was interrupted; --measure measures times on this machine. Writes
+OUT/NAME.csv and OUT/NAME-*.svg.
 
 Examples:
   hetconv reproduce all --html paper.html
@@ -68,12 +69,12 @@ pub struct Args {
     #[arg(long, value_name = "MINUTES", requires = "run")]
     time: Option<f64>,
 
-    /// The data set of what is trained
-    #[arg(long, value_name = "PATH", default_value = "cifar10")]
-    data: String,
+    /// The data set of what is trained [default: cifar10]
+    #[arg(long, value_name = "PATH", requires = "run")]
+    data: Option<String>,
 
-    /// Seeds of what is trained
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0")]
+    /// Seeds of what is trained [default: 0]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "run")]
     seeds: Vec<u64>,
 
     #[command(flatten)]
@@ -150,8 +151,12 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     };
     let tables: Vec<&Table> = TABLES.iter().filter(|table| items.contains(&table.name)).collect();
     if args.run {
-        let Args { data, settings, seeds, runs: folder, .. } = args;
+        let Args { settings, runs: folder, .. } = args;
+        let data = args.data.as_deref().unwrap_or("cifar10");
+        let seeds = if args.seeds.is_empty() { &[0] } else { &args.seeds[..] };
         train::missing(&tables, &Order { data, settings, seeds, folder, time }, &read(args)?)?;
+    } else if args.settings != Settings::default() {
+        bad_usage!("settings of training, such as --epochs, need --run");
     }
     if args.measure {
         let command = format!("hetconv reproduce {} --measure", items.join(" "));
@@ -209,9 +214,10 @@ fn wanted(tables: &[&Table], items: &[&str]) -> Result<Vec<Wanted>> {
             let Network::Named(name) = row.network else { continue };
             let graph = tables::network(name)?;
             let mut add = |what, batch| {
-                let is_known = |known: &Wanted| (known.what, known.batch) == (what, batch) && known.graph.name == name;
+                let is_known =
+                    |known: &Wanted| (known.what, known.batch) == (what, batch) && known.subject.name() == name;
                 if !wanted.iter().any(is_known) {
-                    wanted.push(Wanted { what, graph: graph.clone(), batch });
+                    wanted.push(Wanted { what, subject: Subject::OfZoo(name, graph.clone()), batch });
                 }
             };
             table.batches.iter().for_each(|&batch| add(What::Inference, batch));

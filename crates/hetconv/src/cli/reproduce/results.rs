@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use hetconv::train::{EpochMetrics, PrunedFrom, RunConfig, read_metrics, run_files};
+use hetconv::train::{EpochMetrics, PrunedFrom, RunConfig, read_whole_metrics, run_files};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::checks::cpu_name;
@@ -34,6 +34,9 @@ pub struct RunLine {
     pub eval_images: usize,
     pub params: u64,
     pub macs: u64,
+    /// Of the whole network, if this one was pruned from it and that is known.
+    #[serde(default)]
+    pub macs_before_pruning: Option<u64>,
     /// Of all training, that before pruning included; nothing if not known.
     pub training_macs: Option<u64>,
     pub steps: u64,
@@ -212,7 +215,7 @@ fn unfinished(folder: &Path) -> Result<Vec<UnfinishedRun>> {
         if config.is_file() && !runs::is_finished(&run) {
             let config = RunConfig::load(&config)?;
             // A line that a kill tore stands at the end of what was done.
-            let done = read_metrics(&run.join(run_files::METRICS)).map_or(0, |epochs| epochs.len());
+            let done = read_whole_metrics(&run.join(run_files::METRICS)).map_or(0, |epochs| epochs.len());
             found.push(UnfinishedRun { model: config.model, epochs: config.epochs, done });
         }
     }
@@ -243,6 +246,7 @@ impl RunLine {
             eval_images: summary.eval_images,
             params: summary.params,
             macs: summary.macs,
+            macs_before_pruning: prune::macs_before(run)?,
             training_macs: prune::training_macs(run)?,
             steps: summary.steps,
             train_loss: summary.train_loss,
@@ -277,11 +281,18 @@ pub fn changed_settings(config: &RunConfig) -> Result<Vec<(&'static str, String)
         ("image-size", config.image_size.map(|pixels| pixels.to_string())),
         ("hold-out", config.hold_out.map(|percent| percent.to_string())),
         ("cutout", config.cutout.map(|pixels| pixels.to_string())),
+        ("no-flip", changed(config.no_flip, String::new())),
         ("device", changed(config.device != own.device, config.device.to_string())),
         ("ratio", config.pruned.as_ref().and_then(|from| from.ratio).map(|ratio| ratio.to_string())),
         ("macs", config.pruned.as_ref().and_then(|from| from.macs).map(|macs| macs.to_string())),
     ];
     Ok(settings.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect())
+}
+
+/// Settings as the command line takes them, each behind a space; a flag without a value has an empty one.
+pub fn as_flags(settings: &[(&str, String)]) -> String {
+    let flag = |(flag, value): &(&str, String)| format!(" {}", format!("--{flag} {value}").trim_end());
+    settings.iter().map(flag).collect()
 }
 
 /// What a run's setting on some data is called: data, recipe, epochs, and whatever is not the recipe's own. Runs of one
@@ -312,8 +323,7 @@ fn command(config: &RunConfig, data: &str) -> Result<String> {
         }
     };
     let data = without_folders(data);
-    let more = changed_settings(config)?.into_iter().map(|(flag, value)| format!(" --{flag} {value}"));
-    let more = more.collect::<String>();
+    let more = as_flags(&changed_settings(config)?);
     Ok(format!("hetconv {what} --data {data} --recipe {recipe} --epochs {epochs} --seed {seed}{more}"))
 }
 

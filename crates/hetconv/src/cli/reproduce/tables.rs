@@ -133,13 +133,15 @@ fn fill(spec: &Table, row: &Row, results: &Results) -> Result<Vec<Filled>> {
         }
         Network::Pruned(of) => {
             let name: ModelName = of.parse()?;
-            let is_pruned = |run: &StoredRun| run.line.model == format!("{of}_pruned");
+            let standard = model::build(&name, name.usual_classes(), None)?.cost()?.macs;
+            // With other classes or image sizes it was another network.
+            let is_pruned =
+                |line: &RunLine| line.model == format!("{of}_pruned") && line.macs_before_pruning == Some(standard);
             let label = format!("{of}, pruned");
-            let groups = groups(results.runs.iter().filter(|run| is_pruned(run)));
+            let groups = groups(results.runs.iter().filter(|run| is_pruned(&run.line)));
             if groups.is_empty() {
                 return Ok(vec![Filled { line: Line { status: "no run".into(), ..line(&label) }, variant: None }]);
             }
-            let standard = model::build(&name, name.usual_classes(), None)?.cost()?.macs;
             let fill = |runs: &Vec<&StoredRun>| {
                 let [params, macs] = [runs[0].line.params, runs[0].line.macs];
                 let percent = reduction(macs, standard);

@@ -48,6 +48,7 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
                 Some(origin) => eprintln!("{name} seed {seed}: already trained, {origin}"),
                 None => {
                     let folder = order.folder.join(format!("{name}-s{seed}-e{}", config.epochs));
+                    check_stored(&config, &folder)?;
                     wanted.push((config, folder));
                 }
             }
@@ -74,12 +75,17 @@ fn known<'a>(config: &RunConfig, results: &'a Results) -> Result<Option<&'a str>
     Ok(results.runs.iter().find(|run| is_same(&run.line)).map(|run| run.origin.as_str()))
 }
 
-/// Trains one network, or goes on with it; whether it came to its end before time was up.
-fn one(config: &RunConfig, folder: &Path, data: &Dataset, name: &str, until: Option<Instant>) -> Result<bool> {
+/// Whether the run in a folder, if there is one, has these very settings: said before hours are spent on others.
+fn check_stored(config: &RunConfig, folder: &Path) -> Result<()> {
     let stored = folder.join(run_files::CONFIG);
     if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
         bail!("{} holds a run with other settings; choose another --runs, or remove the folder", folder.display());
     }
+    Ok(())
+}
+
+/// Trains one network, or goes on with it; whether it came to its end before time was up.
+fn one(config: &RunConfig, folder: &Path, data: &Dataset, name: &str, until: Option<Instant>) -> Result<bool> {
     if runs::is_finished(folder) {
         return Ok(true);
     }

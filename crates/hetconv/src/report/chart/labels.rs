@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::Series;
+use super::scale::Scale;
 use crate::report::svg::{LINE, line, shape, text, width_of};
 
 /// A series' name: where it stands, and which point it belongs to.
@@ -36,6 +37,14 @@ impl Label {
         places
     }
 
+    /// Places in the margin on the right, moved apart where points lie at close heights.
+    pub fn in_margin(points: Vec<[f64; 2]>, x: &Scale, y: &Scale) -> Vec<Label> {
+        let place = |from: [f64; 2]| Label { from, at: [x.pixels[1] + 32.0, from[1]], anchor: "start" };
+        let mut labels: Vec<Label> = points.into_iter().map(place).collect();
+        move_apart(&mut labels, y.pixels[1] + 4.0, y.pixels[0] - 2.0);
+        labels
+    }
+
     pub fn draw(&self, svg: &mut String, series: &Series) {
         let ([a, b], [x, y]) = (self.from, self.at);
         if (y - b).abs() > 2.0 * LINE - 8.0 && self.anchor != "middle" {
@@ -50,7 +59,7 @@ impl Label {
         text(svg, "label", self.anchor, [self.at[0], self.at[1] + 5.0], &series.label);
     }
 
-    /// Draws the name with its marker, and a line from there to the end of the curve.
+    /// Draws the name with its marker, and a line from there to the point or the end of the curve.
     pub fn draw_in_margin(&self, svg: &mut String, series: &Series) {
         let ([a, b], [x, y]) = (self.from, self.at);
         let _ = writeln!(svg, "<g class=\"s{}\">", series.slot % 8);
@@ -88,7 +97,7 @@ impl Area {
 }
 
 /// Moves labels up and down until none covers another, all within `top` and `bottom` if they fit there.
-pub(super) fn move_apart(labels: &mut [Label], top: f64, bottom: f64) {
+fn move_apart(labels: &mut [Label], top: f64, bottom: f64) {
     let mut order: Vec<usize> = (0..labels.len()).collect();
     order.sort_by(|&a, &b| labels[a].at[1].total_cmp(&labels[b].at[1]));
     let mut next = top;

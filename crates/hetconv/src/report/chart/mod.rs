@@ -11,7 +11,7 @@ use std::fmt::Write;
 use super::Drawing;
 use super::html::escape;
 use super::svg::{LINE, dashes, line, marker, text, width_of};
-use labels::{Area, Label, move_apart};
+use labels::{Area, Label};
 pub use scale::Axis;
 use scale::Scale;
 
@@ -74,30 +74,28 @@ impl Chart {
         let all = || self.series.iter().flat_map(|series| &series.points);
         let spreads = self.series.iter().filter_map(|series| series.spread).flatten();
         let longest = self.series.iter().map(|series| width_of(&series.label)).fold(0.0, f64::max);
-        let right = match self.form {
-            Form::Scatter => 26.0,
-            Form::Curves => longest + 46.0,
-        };
+        // Names of points stand beside them unless one is too long for that.
+        let in_margin = self.form == Form::Curves || longest > (WIDTH - LEFT) / 2.0;
+        let right = if in_margin { longest + 46.0 } else { 26.0 };
         // Long names make the drawing wider, not the plot narrower than half of it.
         let width = WIDTH + (right - WIDTH / 2.0).max(0.0);
-        let height = match self.form {
-            Form::Curves => LEAST_HEIGHT.max(TOP + BOTTOM + LINE * self.series.len() as f64),
-            Form::Scatter => LEAST_HEIGHT,
-        };
+        let names_height = if in_margin { LINE * self.series.len() as f64 } else { 0.0 };
+        let height = LEAST_HEIGHT.max(TOP + BOTTOM + names_height);
         let x = Scale::new(&self.x, all().map(|point| point[0]), [LEFT, width - right]);
         let y = Scale::new(&self.y, all().map(|point| point[1]).chain(spreads), [height - BOTTOM, TOP]);
 
         let mut svg = String::new();
         self.frame(&mut svg, &x, &y);
-        let ends = match self.form {
-            Form::Curves => self.curves(&mut svg, &x, &y),
-            Form::Scatter => self.scatter(&mut svg, &x, &y),
-        };
-        for (series, label) in self.series.iter().zip(ends) {
-            match self.form {
-                Form::Curves => label.draw_in_margin(&mut svg, series),
-                Form::Scatter => label.draw(&mut svg, series),
+        let labels = match self.form {
+            Form::Curves => Label::in_margin(self.curves(&mut svg, &x, &y), &x, &y),
+            Form::Scatter => {
+                let beside = self.scatter(&mut svg, &x, &y);
+                let points = beside.iter().map(|label| label.from);
+                if in_margin { Label::in_margin(points.collect(), &x, &y) } else { beside }
             }
+        };
+        for (series, label) in self.series.iter().zip(labels) {
+            if in_margin { label.draw_in_margin(&mut svg, series) } else { label.draw(&mut svg, series) }
         }
         let names: Vec<&str> = self.series.iter().map(|series| series.label.as_str()).collect();
         let description = format!("{}: {}", self.title, names.join(", "));
@@ -127,9 +125,9 @@ impl Chart {
         );
     }
 
-    /// Draws the curves. Their names go into the margin on the right, moved apart where curves end close together.
-    fn curves(&self, svg: &mut String, x: &Scale, y: &Scale) -> Vec<Label> {
-        let mut labels = Vec::new();
+    /// Draws the curves, and says where they end.
+    fn curves(&self, svg: &mut String, x: &Scale, y: &Scale) -> Vec<[f64; 2]> {
+        let mut ends = Vec::new();
         for series in &self.series {
             let places: Vec<[f64; 2]> = series.points.iter().map(|&[a, b]| [x.place(a), y.place(b)]).collect();
             let path: Vec<String> = places.iter().map(|[a, b]| format!("{a:.1} {b:.1}")).collect();
@@ -148,11 +146,9 @@ impl Chart {
                 }
             }
             svg.push_str("</g>\n");
-            let end = places[places.len() - 1];
-            labels.push(Label { from: end, at: [x.pixels[1] + 32.0, end[1]], anchor: "start" });
+            ends.push(places[places.len() - 1]);
         }
-        move_apart(&mut labels, y.pixels[1] + 4.0, y.pixels[0] - 2.0);
-        labels
+        ends
     }
 
     /// Draws single points; each name stands where it covers least of the others.
@@ -190,5 +186,49 @@ impl Chart {
 
     fn describe(&self, label: &str, [a, b]: [f64; 2], x: &Scale, y: &Scale) -> String {
         format!("{label}: {} {}, {} {}", self.y.label, y.text(b), self.x.label, x.text(a))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_points_stand_inside_of_the_drawing() {
+        for label in ["p4", "standard, data cifar10-images.zip, recipe onecycle, 10 epochs"] {
+            let series = |slot: usize| Series {
+                label: format!("{label} {slot}"),
+                slot,
+                points: vec![[10.0 - slot as f64, 90.0]],
+                spread: None,
+            };
+            let chart = Chart {
+                title: "Accuracy".into(),
+                caption: String::new(),
+                x: Axis::from_zero("MACs"),
+                y: Axis::from_zero("top-1"),
+                form: Form::Scatter,
+                series: (0..3).map(series).collect(),
+            };
+            let drawing = chart.draw().expect("points");
+            let mut names = 0;
+            for text in drawing.body.split("<text ").filter(|text| text.starts_with("class=\"label\"")) {
+                let x = text
+                    .split(" x=\"")
+                    .nth(1)
+                    .and_then(|rest| rest.split('"').next())
+                    .and_then(|x| x.parse::<f64>().ok());
+                let x = x.expect("a place");
+                let name = text.split(['>', '<']).nth(1).expect("a name");
+                let ends = match () {
+                    () if text.contains("\"start\"") => [x, x + width_of(name)],
+                    () if text.contains("\"end\"") => [x - width_of(name), x],
+                    () => [x - width_of(name) / 2.0, x + width_of(name) / 2.0],
+                };
+                assert!(ends[0] >= 0.0 && ends[1] <= drawing.size[0], "{name}: {ends:?} of {}", drawing.size[0]);
+                names += 1;
+            }
+            assert_eq!(names, 3);
+        }
     }
 }
