@@ -4,10 +4,11 @@
     python3 bench/peers/check.py --top1 DATA MODEL [MODEL ...]
 
 Layers: both forms of HetConv against the golden vectors (result and gradients). Networks: `hetconv predict` against the
-exact network, and every engine on the exported file against the network it was exported from. With `--zoo`: `hetconv run` on
-every network of the zoo against PyTorch and ONNX Runtime; every network is tried before the check fails. How far PyTorch is from
-its own float64 is printed beside it, with batch-norms folded and without, and how far folded weights alone are. With `--top1`:
-`hetconv eval` of trained models with Winograd's algorithm and without it, whose hits may differ by five images.
+exact network, and every engine on the exported file against the network it was exported from. With `--zoo`: `hetconv
+run` on every network of the zoo against PyTorch and ONNX Runtime; every network is tried before the check fails. How
+far PyTorch is from its own float64 is printed beside it, with batch-norms folded and without, and how far folded weights
+alone are. With `--top1`: `hetconv eval` of trained models with Winograd's algorithm and without it, whose hits may differ
+by five images.
 """
 
 import argparse

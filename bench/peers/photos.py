@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import graph
 
@@ -31,19 +32,6 @@ HERE = Path(__file__).resolve().parent
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-
-
-def pillow():
-    """Pillow, which nothing else here needs; it comes into `.cache` if it is not installed."""
-    target = HERE / ".cache" / "pillow"
-    sys.path.append(str(target))
-    try:
-        import PIL.Image
-    except ImportError:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", target, "pillow==13.0.0"]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
-        import PIL.Image
-    return PIL.Image
 
 
 class Photos(torch.utils.data.Dataset):
@@ -61,12 +49,11 @@ class Photos(torch.utils.data.Dataset):
         return len(self.names)
 
     def __getitem__(self, index):
-        image_module = pillow()
         # A worker process opens the archive for itself.
         self.zip = self.zip or zipfile.ZipFile(self.path)
-        image = image_module.open(io.BytesIO(self.zip.read(self.names[index]))).convert("RGB")
+        image = Image.open(io.BytesIO(self.zip.read(self.names[index]))).convert("RGB")
         box = part(*image.size)
-        image = image.resize((self.size, self.size), image_module.Resampling.BILINEAR, box=box)
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         pixels = pixels.view(self.size, self.size, 3).permute(2, 0, 1).float().div_(255).sub_(MEAN).div_(STD)
         return (pixels.flip(2) if random.random() < 0.5 else pixels), self.labels[index]
@@ -135,7 +122,6 @@ def main():
     parser.add_argument("--hetconv", default="target/release/hetconv", help="the binary")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pillow()
     with tempfile.TemporaryDirectory() as folder:
         _, file = our_run(arguments, folder, epochs=1)
         ours, torchs = [], []
