@@ -80,7 +80,7 @@ impl<'a> Depthwise<'a> {
 
 /// Forward or grad-input, depending on whose rows these are.
 #[derive(Clone, Copy)]
-pub(crate) struct Gather<'a> {
+pub(crate) struct DepthwiseConv<'a> {
     pub rows: &'a Rows,
     /// See [`Depthwise`].
     pub packed: &'a [f32],
@@ -94,7 +94,7 @@ pub(crate) struct Gather<'a> {
 
 /// Some pixels of some images, for one thread.
 pub(crate) struct Part<'a> {
-    pub kernel: &'a Gather<'a>,
+    pub kernel: &'a DepthwiseConv<'a>,
     pub pass: Pass<'a>,
     pub share: Share<'a>,
 }
@@ -104,8 +104,15 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Gather { rows: Rows { taps, rows }, packed, bias, activation, channels, source_pixels, target_pixels } =
-            *self.kernel;
+        let DepthwiseConv {
+            rows: Rows { taps, rows },
+            packed,
+            bias,
+            activation,
+            channels,
+            source_pixels,
+            target_pixels,
+        } = *self.kernel;
         let padded = channels.next_multiple_of(S::LANES);
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
         let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);

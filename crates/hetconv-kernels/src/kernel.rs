@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use crate::aligned::Aligned;
 use crate::depthwise;
+use crate::direct::{self, DirectConv};
 use crate::fresh::product;
-use crate::gather::{self, Gather};
 use crate::isa::Isa;
 use crate::moments::{ColumnSums, SumsOfParts};
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
@@ -17,8 +17,8 @@ use crate::winograd::{self, Winograd};
 
 /// One of the three kernels, with its arguments but for the activations.
 pub(crate) enum Kernel<'a> {
-    Depthwise(depthwise::Gather<'a>),
-    Direct(Gather<'a>),
+    Depthwise(depthwise::DepthwiseConv<'a>),
+    Direct(DirectConv<'a>),
     Winograd(Winograd<'a>),
 }
 
@@ -114,7 +114,7 @@ impl Kernel<'_> {
         assert_eq!(pass.source.len(), pass.images * source_len, "length of the source");
         match self {
             Self::Depthwise(kernel) => isa.run(depthwise::Part { kernel, pass, share }),
-            Self::Direct(kernel) => isa.run(gather::Part { kernel, pass, share }),
+            Self::Direct(kernel) => isa.run(direct::Part { kernel, pass, share }),
             Self::Winograd(kernel) => isa.run(winograd::Part { kernel, pass, share, scratch }),
         }
     }

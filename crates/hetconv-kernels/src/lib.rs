@@ -15,12 +15,21 @@
 //! Work is split into parts that depend on shapes only, never on the number of threads, and partial results are summed
 //! in a fixed order: the same instruction set gives the same bits on any number of threads.
 
+// Words, from the whole to the part:
+//
+// * a *pass* computes a *target* from a *source*, of a batch; a thread has a *share* of it, a *band* of pixels and some
+//   blocks;
+// * a *region* is pixels of an image that read the same taps; a *tile*, the pixels of a region that are computed together;
+// * a *block* is one or two *vectors* of outputs (forward: filters) that are computed together; a vector has *lanes*;
+// * a block reads a *range* of the inputs at each tap, or *turns*: vectors of inputs that meet their weights lane by lane;
+// * a *piece* is 4×4 target pixels in Winograd's algorithm, whose transformed domain has 36 *points*.
+
 mod aligned;
 mod conv;
 mod depthwise;
+mod direct;
 pub mod elementwise;
 mod fresh;
-mod gather;
 mod grad_weight;
 mod isa;
 mod kernel;

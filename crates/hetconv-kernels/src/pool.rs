@@ -102,9 +102,7 @@ impl Pool {
                             match &self.weights {
                                 Some(_) => y.iter_mut().zip(x).for_each(|(y, &x)| *y += x),
                                 None => {
-                                    y.iter_mut()
-                                        .zip(x)
-                                        .for_each(|(y, &x)| *y = if y.is_nan() | (x <= *y) { *y } else { x });
+                                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = if wins(x, *y) { x } else { *y });
                                 }
                             }
                         }
@@ -117,6 +115,12 @@ impl Pool {
             }
         });
     }
+}
+
+/// Whether a value takes the place of the largest before it: it is greater, or not a number where none was before.
+#[inline(always)]
+fn wins(x: f32, largest: f32) -> bool {
+    (x > largest) | (x.is_nan() & !largest.is_nan())
 }
 
 /// Mean over all pixels of each channel of one image, `[pixels, channels]`.
@@ -197,8 +201,7 @@ impl Task for MaxPool<'_> {
                     continue;
                 }
                 for ((&x, y), argmax) in x.iter().zip(&mut *y).zip(&mut *argmax) {
-                    // Greater, or not a number where none was before.
-                    let wins = (x > *y) | (x.is_nan() & !y.is_nan());
+                    let wins = wins(x, *y);
                     *y = if wins { x } else { *y };
                     *argmax = if wins { pixel as u32 } else { *argmax };
                 }

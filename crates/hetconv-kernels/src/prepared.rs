@@ -109,7 +109,7 @@ impl Prepared {
             region
         };
         let regions = match self.kernel() {
-            Kernel::Direct(gather) => gather.regions.iter().map(wider).collect(),
+            Kernel::Direct(direct) => direct.regions.iter().map(wider).collect(),
             Kernel::Winograd(_) => Vec::new(),
             Kernel::Depthwise(_) => panic!("a depthwise convolution writes whole pixels"),
         };
@@ -233,8 +233,8 @@ impl Prepared {
         let mut kernel = self.conv.kernel(Direction::Forward, &self.form, &self.bias, self.activation);
         if let Some(segment) = &self.segment {
             match &mut kernel {
-                Kernel::Direct(gather) => {
-                    (gather.regions, gather.target_channels) = (segment.regions.as_slice(), segment.pitch)
+                Kernel::Direct(direct) => {
+                    (direct.regions, direct.target_channels) = (segment.regions.as_slice(), segment.pitch)
                 }
                 Kernel::Winograd(winograd) => winograd.target_channels = segment.pitch,
                 Kernel::Depthwise(_) => unreachable!("no segment is made of it"),

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use crate::fresh::{fresh, product};
+use crate::fresh::{fresh, place, product};
 
 /// Channels of a result, each a copy of one of the operand's or zeros, at every `stride`-th row and column.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,22 +46,37 @@ impl Select {
     pub fn forward(&self, batch: usize, x: &[f32]) -> Vec<f32> {
         let [in_len, out_len] = self.lengths();
         assert_eq!(x.len(), product([batch, in_len]), "length of the operand");
+        let rows = self.out_size()[0];
         let fill = |y: &mut [MaybeUninit<f32>]| {
-            if in_len == 0 || out_len == 0 {
-                y.fill(MaybeUninit::new(0.0));
-                return;
-            }
-            y.par_chunks_mut(out_len).zip(x.par_chunks(in_len)).for_each(|(y, x)| {
-                for (y, pixel) in y.chunks_exact_mut(self.sources.len()).zip(self.pixels()) {
-                    let x = &x[pixel * self.channels..][..self.channels];
-                    for (y, source) in y.iter_mut().zip(&self.sources) {
-                        y.write(source.map_or(0.0, |source| x[source as usize]));
-                    }
-                }
-            });
+            let images = y.par_chunks_mut(out_len.max(1)).enumerate();
+            images.for_each(|(image, y)| self.copy_rows(image * rows, x, y));
         };
-        // SAFETY: every channel of every pixel of the result is written; without an operand's value to copy, with 0.
+        // SAFETY: every channel of every pixel of the result is written.
         unsafe { fresh(product([batch, out_len]), fill) }
+    }
+
+    /// Computes whole rows of the result, counted through all images, from `first` on.
+    ///
+    /// # Panics
+    /// If the rows are not those of the images.
+    pub fn run_rows(&self, first: usize, x: &[f32], y: &mut [f32]) {
+        self.copy_rows(first, x, place(y));
+    }
+
+    /// Writes every value of `y`.
+    fn copy_rows(&self, first: usize, x: &[f32], y: &mut [MaybeUninit<f32>]) {
+        let ([height, width], [out_height, out_width]) = (self.in_size, self.out_size());
+        let row_len = out_width * self.sources.len();
+        for (index, row) in y.chunks_exact_mut(row_len.max(1)).enumerate() {
+            let (image, from_row) = ((first + index) / out_height, (first + index) % out_height * self.stride);
+            for (column, pixel) in row.chunks_exact_mut(self.sources.len()).enumerate() {
+                let from = (image * height + from_row) * width + column * self.stride;
+                let from = &x[from * self.channels..][..self.channels];
+                for (to, source) in pixel.iter_mut().zip(&self.sources) {
+                    to.write(source.map_or(0.0, |source| from[source as usize]));
+                }
+            }
+        }
     }
 
     /// The gradient by the operand: a channel that was copied several times gets the sum.

@@ -1,6 +1,6 @@
 //! Which source pixels a target pixel reads, and the pixels that read alike.
 //!
-//! Forward and grad-input are the same computation, a gather: every target pixel sums products over some taps, each of
+//! Forward and grad-input are the same computation: every target pixel sums products over some taps, each of
 //! which names one source pixel. Stride, padding and dilation only decide which. Target pixels with the same taps at the
 //! same relative places form a [`Region`]: a 3×3 window with padding 1 has nine (corners, edges, interior), grad-input at
 //! stride 2 has one for every phase. A tile of pixels from one region needs no halo, no bounds check and no

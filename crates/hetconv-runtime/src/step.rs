@@ -147,20 +147,7 @@ impl Step {
                 target.copy_from_slice(same(0));
                 target.chunks_exact_mut(channels).for_each(softmax);
             }
-            Kind::Select(select) => {
-                let (source, len) = (of(0), of(0).len());
-                for (index, row) in target.chunks_exact_mut(width * channels).enumerate() {
-                    let (image, y) = ((first + index) / height, (first + index) % height);
-                    let image = &read(0)[image * len..][..len];
-                    for (x, pixel) in row.chunks_exact_mut(channels).enumerate() {
-                        let from = y * select.stride * source.size[1] + x * select.stride;
-                        let from = &image[from * source.channels..][..source.channels];
-                        for (to, wanted) in pixel.iter_mut().zip(&select.sources) {
-                            *to = wanted.map_or(0.0, |wanted| from[wanted as usize]);
-                        }
-                    }
-                }
-            }
+            Kind::Select(select) => select.run_rows(first, read(0), target),
         }
         if let Some(function) = self.activation {
             elementwise::activate_all(isa, function, target);

@@ -13,8 +13,8 @@ pub use reordered::Reordered;
 pub use spec::{ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
 
 use crate::depthwise::{self, Depthwise};
+use crate::direct::{self, DirectConv};
 use crate::fresh::product;
-use crate::gather::{self, Gather};
 use crate::grad_weight::Cut;
 use crate::isa::Isa;
 use crate::kernel::Kernel;
@@ -230,7 +230,7 @@ impl Conv {
             (Algorithm::Direct, _) => {
                 let layout = layout();
                 let packed = crate::pack::pack(spec, classes, &layout, direction, weights);
-                PackedForm::Direct(gather::Weights::new(layout, packed, self.regions(direction)))
+                PackedForm::Direct(direct::Weights::new(layout, packed, self.regions(direction)))
             }
             (Algorithm::Winograd, _) => {
                 PackedForm::Winograd(winograd::Weights::new(spec, classes, layout(), direction, isa, weights))
@@ -278,7 +278,7 @@ impl Conv {
         };
         let [source_pixels, target_pixels] = [source_size, target_size].map(|size| size[0] * size[1]);
         match form {
-            PackedForm::Depthwise(packed) => Kernel::Depthwise(depthwise::Gather {
+            PackedForm::Depthwise(packed) => Kernel::Depthwise(depthwise::DepthwiseConv {
                 rows: self.rows(direction),
                 packed,
                 bias,
@@ -287,7 +287,7 @@ impl Conv {
                 source_pixels,
                 target_pixels,
             }),
-            PackedForm::Direct(weights) => Kernel::Direct(Gather {
+            PackedForm::Direct(weights) => Kernel::Direct(DirectConv {
                 weights,
                 regions: self.regions(direction),
                 bias,
@@ -352,6 +352,6 @@ pub struct PackedWeights {
 #[derive(Debug)]
 pub(crate) enum PackedForm {
     Depthwise(Vec<f32>),
-    Direct(gather::Weights),
+    Direct(direct::Weights),
     Winograd(winograd::Weights),
 }

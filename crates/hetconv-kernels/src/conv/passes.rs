@@ -37,7 +37,7 @@ impl Conv {
         bias: Option<&[f32]>,
         output: &mut [f32],
     ) {
-        self.gather(Direction::Forward, batch, input, weights, bias, place(output), false);
+        self.convolve(Direction::Forward, batch, input, weights, bias, place(output), false);
     }
 
     /// As [`Conv::forward`], into a vector of its own, and returns with it the sums of each channel's outputs and of their
@@ -55,7 +55,7 @@ impl Conv {
         let mut sums = None;
         let len = self.out_len(batch);
         let fill = |output: &mut [_]| {
-            sums = self.gather(Direction::Forward, batch, input, weights, bias, output, true);
+            sums = self.convolve(Direction::Forward, batch, input, weights, bias, output, true);
         };
         // SAFETY: every target pixel is in one region, and every output in one block.
         let output = unsafe { fresh(len, fill) };
@@ -69,7 +69,7 @@ impl Conv {
     pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights) -> Vec<f32> {
         let len = self.in_len(batch);
         let fill = |grad_input: &mut [_]| {
-            self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
+            self.convolve(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
         };
         // SAFETY: as in `forward_with_sums`.
         unsafe { fresh(len, fill) }
@@ -80,12 +80,12 @@ impl Conv {
     /// # Panics
     /// As [`Conv::grad_input`].
     pub fn grad_input_into(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
-        self.gather(Direction::GradInput, batch, grad_output, weights, None, place(grad_input), false);
+        self.convolve(Direction::GradInput, batch, grad_output, weights, None, place(grad_input), false);
     }
 
     /// Forward or grad-input of one batch, with the channels' sums if they are wanted.
     #[allow(clippy::too_many_arguments)]
-    fn gather(
+    fn convolve(
         &self,
         direction: Direction,
         batch: usize,

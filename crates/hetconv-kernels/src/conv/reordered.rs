@@ -63,7 +63,7 @@ impl Reordered {
         output: &mut [f32],
     ) {
         let write = |input: &[f32], output: &mut [f32]| self.conv.forward(batch, input, weights, bias, output);
-        self.gather(Direction::Forward, batch, input, weights, bias, output, write);
+        self.convolve(Direction::Forward, batch, input, weights, bias, output, write);
     }
 
     /// As [`Conv::grad_input`], in natural order and overwriting `grad_input`.
@@ -72,12 +72,12 @@ impl Reordered {
     /// As [`Conv::grad_input`].
     pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
         let write = |source: &[f32], target: &mut [f32]| self.conv.grad_input_into(batch, source, weights, target);
-        self.gather(Direction::GradInput, batch, grad_output, weights, None, grad_input, write);
+        self.convolve(Direction::GradInput, batch, grad_output, weights, None, grad_input, write);
     }
 
     /// Forward or grad-input; `write` computes it for a whole batch in the kernels' orders.
     #[allow(clippy::too_many_arguments)]
-    fn gather(
+    fn convolve(
         &self,
         direction: Direction,
         batch: usize,

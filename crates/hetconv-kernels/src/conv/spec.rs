@@ -1,6 +1,6 @@
 //! What a convolution is: its shape, its kind, its weights.
 
-use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError};
+use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError, HetPattern};
 
 /// A convolution: its shape, its kind and the channel orders of its two activations.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +92,9 @@ impl ConvSpec {
         let wrong = |message: String| Err(ConvError::Inconsistent(message));
         if m == 0 || n == 0 {
             return wrong(format!("a convolution needs channels and filters, got {m} and {n}"));
+        }
+        if m.max(n) > HetPattern::LIMIT {
+            return wrong(format!("{m} channels and {n} filters are more than {}", HetPattern::LIMIT));
         }
         if self.in_order.len() != m || self.out_order.len() != n {
             let (a, b) = (self.in_order.len(), self.out_order.len());

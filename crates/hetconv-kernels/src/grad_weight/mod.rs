@@ -243,7 +243,7 @@ impl Part<'_> {
                     let start = if Some(tap) == layout.center { block.center.start } else { ranges[0].start };
                     // A last, smaller group uses the front of the lists: they are ordered by output pixel.
                     let pairs = &pairs[..pairs.partition_point(|&(_, row)| (row as usize) < rows)];
-                    for channels in ranges.iter().flat_map(|range| pieces(range, ROWS)) {
+                    for channels in ranges.iter().flat_map(|range| even_ranges(range, ROWS)) {
                         let place = self.place(block, tap) + (channels.start - start) * block.stride;
                         let first = input.as_ptr().wrapping_add(channels.start);
                         let x = [first, first.wrapping_offset(shift)];
@@ -280,7 +280,7 @@ impl Part<'_> {
             for pairs in pairs[..images * region.pixels.len()].chunks(RUN) {
                 for (vector, turns) in walk.turns.iter().enumerate().take(sources.len()) {
                     let grad_output = &grad_output[block.outputs.start + vector * S::LANES..];
-                    for turns in pieces(&(0..turns.len()), MOST_TAPS).map(|piece| &turns[piece]) {
+                    for turns in even_ranges(&(0..turns.len()), MOST_TAPS).map(|piece| &turns[piece]) {
                         for (pair, lanes) in lanes.chunks(2).enumerate() {
                             let first = self.blocks[0].weights.start as isize - (2 * pair * S::LANES) as isize;
                             let (plain, out) = (walk.plain, &mut *self.out);
@@ -297,7 +297,7 @@ impl Part<'_> {
 }
 
 /// A range in pieces of at most `most` and nearly equal length.
-fn pieces(range: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+fn even_ranges(range: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let count = range.len().div_ceil(most);
     let (start, len) = (range.start, range.len());
     (0..count).map(move |piece| start + piece * len / count..start + (piece + 1) * len / count)

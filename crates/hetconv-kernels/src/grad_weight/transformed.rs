@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::tile::{ROWS, Tile};
-use super::{GradWeight, pieces};
+use super::{GradWeight, even_ranges};
 use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::pack::{Block, LINE, Layout};
@@ -128,7 +128,7 @@ impl<'a> Sums<'a> {
         let (mut column, mut depth) = (INPUTS, LINE);
         for alike in alike(blocks) {
             let stride: usize = blocks[alike.clone()].iter().map(|block| block.stride).sum();
-            for inputs in pieces(&blocks[alike.start].range(), INPUTS) {
+            for inputs in even_ranges(&blocks[alike.start].range(), INPUTS) {
                 let len = inputs.len().next_multiple_of(LINE);
                 if column + len > INPUTS {
                     sets.push(Vec::new());
@@ -265,7 +265,7 @@ impl<'a> Sums<'a> {
                 let mut rest = &mut run.sums[point * sums_len..][..sums_len];
                 for block in &self.blocks[run.blocks.clone()] {
                     let (of_block, others) = rest.split_at_mut(run.inputs.len() * block.stride);
-                    for channels in pieces(&(0..run.inputs.len()), ROWS) {
+                    for channels in even_ranges(&(0..run.inputs.len()), ROWS) {
                         let x = [input[run.column + channels.start..].as_ptr(); 2];
                         let (pairs, out) = (&self.pairs[..count], &mut of_block[channels.start * block.stride..]);
                         let tile = Tile { pairs, x, panel: panels.as_ptr(), out, near: &mut near };

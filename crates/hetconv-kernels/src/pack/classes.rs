@@ -1,6 +1,8 @@
 //! What a layer's channels and filters have in common, and where its canonical weights stand.
 
-use hetconv_core::ConvKind;
+use std::borrow::Cow;
+
+use hetconv_core::{ConvKind, HetPattern};
 
 use crate::conv::ConvSpec;
 
@@ -18,31 +20,24 @@ pub(crate) struct Classes {
 }
 
 impl Classes {
+    /// Of a specification that was checked. Groups are contiguous classes, and without groups there is one.
     pub fn new(spec: &ConvSpec) -> Self {
-        let (m, n) = (spec.in_channels, spec.out_channels);
-        match &spec.kind {
-            ConvKind::Standard => Self::grouped(m, n, 1),
-            ConvKind::Grouped(groups) => Self::grouped(m, n, *groups),
-            ConvKind::Het(pattern) => Self {
-                channels: pattern.channel_classes().to_vec(),
-                filters: pattern.filter_classes().to_vec(),
-                count: pattern.classes(),
-                dense_center: true,
-                slots: pattern.ring_slots(),
-                width: pattern.max_spatial(),
-            },
-        }
-    }
-
-    fn grouped(m: usize, n: usize, groups: usize) -> Self {
-        let width = m / groups;
+        let grouped = |groups| {
+            let pattern = HetPattern::blocked(spec.in_channels, spec.out_channels, groups);
+            Cow::Owned(pattern.expect("groups that divide the channels"))
+        };
+        let pattern = match &spec.kind {
+            ConvKind::Standard => grouped(1),
+            ConvKind::Grouped(groups) => grouped(*groups),
+            ConvKind::Het(pattern) => Cow::Borrowed(pattern),
+        };
         Self {
-            channels: (0..m).map(|c| (c / width) as u32).collect(),
-            filters: (0..n).map(|f| (f / (n / groups)) as u32).collect(),
-            count: groups,
-            dense_center: false,
-            slots: (0..m).map(|c| c % width).collect(),
-            width,
+            channels: pattern.channel_classes().to_vec(),
+            filters: pattern.filter_classes().to_vec(),
+            count: pattern.classes(),
+            dense_center: matches!(spec.kind, ConvKind::Het(_)),
+            slots: pattern.ring_slots(),
+            width: pattern.max_spatial(),
         }
     }
 }

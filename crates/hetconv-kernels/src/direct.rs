@@ -92,9 +92,9 @@ impl Weights {
     }
 }
 
-/// A prepared gather; see the module's text.
+/// A prepared convolution; see the module's text.
 #[derive(Clone, Copy)]
-pub(crate) struct Gather<'a> {
+pub(crate) struct DirectConv<'a> {
     pub weights: &'a Weights,
     pub regions: &'a [Region],
     /// One number per output position.
@@ -108,7 +108,7 @@ pub(crate) struct Gather<'a> {
 
 /// Some pixels and blocks of some images, for one thread.
 pub(crate) struct Part<'a> {
-    pub kernel: &'a Gather<'a>,
+    pub kernel: &'a DirectConv<'a>,
     pub pass: Pass<'a>,
     pub share: Share<'a>,
 }
@@ -118,7 +118,7 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let Gather { weights, regions, source_pixels, source_channels, target_pixels, .. } = *self.kernel;
+        let DirectConv { weights, regions, source_pixels, source_channels, target_pixels, .. } = *self.kernel;
         assert!(weights.walks.len() == regions.len());
         let source_len = source_pixels * source_channels;
         let blocks = self.share.blocks.clone();
@@ -196,8 +196,9 @@ impl Part<'_> {
     /// The first of two passes: the centre tap of all pixels by one block. Its results stand where the sums will.
     #[inline(always)]
     fn center<S: Simd>(&self, simd: S, apart: &Apart, index: usize, turned: &mut Turned) {
-        let Gather { weights, regions, bias, source_pixels, target_pixels, source_channels, target_channels, .. } =
-            *self.kernel;
+        let DirectConv {
+            weights, regions, bias, source_pixels, target_pixels, source_channels, target_channels, ..
+        } = *self.kernel;
         let block = &weights.layout.blocks[index];
         let mut tile = Tile {
             walk: &apart.center[index],
@@ -249,8 +250,15 @@ impl Part<'_> {
         turned: &mut Turned,
         mut moments: Option<&mut Moments>,
     ) {
-        let Gather {
-            weights, bias, activation, source_pixels, target_pixels, source_channels, target_channels, ..
+        let DirectConv {
+            weights,
+            bias,
+            activation,
+            source_pixels,
+            target_pixels,
+            source_channels,
+            target_channels,
+            ..
         } = *self.kernel;
         let image_lens = [source_pixels * source_channels, target_pixels * target_channels];
         let mut tile = Tile {
