@@ -1,7 +1,5 @@
 //! What a network costs: multiply-accumulates, parameters, activations and stages, counted from the patterns.
 
-use hetconv_core::Arrangement;
-
 use crate::shape::product;
 use crate::weights::node_specs;
 use crate::{ConvKind, Fault, Graph, GraphError, Node, Op, Shape};
@@ -121,10 +119,7 @@ fn layer_cost(node: &Node, output: Shape) -> Result<Option<LayerCost>, Fault> {
             layer.in_channels = *in_channels;
             layer.stages = 1;
             if let ConvKind::Het(pattern) = kind {
-                layer.parts = Some(match pattern.arrangement() {
-                    Arrangement::Shifted { parts } | Arrangement::Blocked { parts } => *parts,
-                    Arrangement::Assigned { .. } => pattern.classes(),
-                });
+                layer.parts = Some(pattern.classes());
             }
         }
         Op::Linear { in_features, out_features, .. } => {

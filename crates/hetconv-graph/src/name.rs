@@ -55,8 +55,7 @@ pub enum NameError {
 impl ModelName {
     /// The number of classes that its architecture usually has, as [`zoo::Architecture::classes`].
     pub fn usual_classes(&self) -> usize {
-        let known = zoo::architectures().iter().find(|known| known.name == self.architecture);
-        known.map_or(10, |known| known.classes)
+        zoo::architecture(&self.architecture).map_or(10, |known| known.classes)
     }
 
     /// The same architecture, with or without squeeze-and-excitation as here, with another substitution and all filters.
@@ -135,7 +134,7 @@ impl FromStr for ModelName {
         let (stem, pruned) = strip(name, PRUNED);
         let (stem, se) = strip(stem, "_se");
         let (architecture, variant) = stem.split_once('_').map_or((stem, None), |(a, v)| (a, Some(v)));
-        if !zoo::architectures().iter().any(|known| known.name == architecture) {
+        if zoo::architecture(architecture).is_none() {
             return Err(unknown());
         }
         let substitution = match variant {

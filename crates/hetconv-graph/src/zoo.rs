@@ -16,7 +16,36 @@ pub struct Architecture {
     pub description: &'static str,
     /// Classes it usually has: 10 for CIFAR-10, 1000 for ImageNet.
     pub classes: usize,
+    /// What kind of network it is.
+    pub family: Family,
+    /// What images it is for.
+    pub images: Images,
     layers: fn(&mut GraphBuilder, usize) -> ValueId,
+}
+
+/// Kinds of networks, which learn alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Convolutions one after another.
+    Vgg,
+    /// Residual blocks.
+    ResNet,
+    /// Depthwise separable convolutions.
+    MobileNet,
+}
+
+/// What images a network is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Images {
+    /// 32×32 pixels.
+    Cifar,
+    /// 224×224 pixels.
+    ImageNet,
+}
+
+/// The architecture of this name.
+pub fn architecture(name: &str) -> Option<&'static Architecture> {
+    architectures().iter().find(|architecture| architecture.name == name)
 }
 
 /// All architectures, small first.
@@ -28,48 +57,64 @@ pub fn architectures() -> &'static [Architecture] {
             name: "small-cifar",
             description: "four 3×3 convolutions, 32×32 images, 3.4M MACs: for quick runs",
             classes: CIFAR,
+            family: Family::Vgg,
+            images: Images::Cifar,
             layers: small_cifar,
         },
         Architecture {
             name: "vgg16-cifar",
             description: "VGG-16 for 32×32 images: 13 convolutions with batch-norm, 512→512→classes",
             classes: CIFAR,
+            family: Family::Vgg,
+            images: Images::Cifar,
             layers: vgg16_cifar,
         },
         Architecture {
             name: "resnet20",
             description: "ResNet-20 for 32×32 images, parameter-free shortcuts",
             classes: CIFAR,
+            family: Family::ResNet,
+            images: Images::Cifar,
             layers: |b, classes| resnet_cifar(b, 3, classes),
         },
         Architecture {
             name: "resnet56",
             description: "ResNet-56 for 32×32 images, parameter-free shortcuts",
             classes: CIFAR,
+            family: Family::ResNet,
+            images: Images::Cifar,
             layers: |b, classes| resnet_cifar(b, 9, classes),
         },
         Architecture {
             name: "mobilenet-cifar",
             description: "MobileNet for 32×32 images: stem stride 1, 13 depthwise separable convolutions, 64 to 1024 channels",
             classes: CIFAR,
+            family: Family::MobileNet,
+            images: Images::Cifar,
             layers: mobilenet_cifar,
         },
         Architecture {
             name: "vgg16",
             description: "VGG-16 for 224×224 images with batch-norm, 4096→4096→classes",
             classes: IMAGENET,
+            family: Family::Vgg,
+            images: Images::ImageNet,
             layers: vgg16,
         },
         Architecture {
             name: "resnet34",
             description: "ResNet-34 for 224×224 images",
             classes: IMAGENET,
+            family: Family::ResNet,
+            images: Images::ImageNet,
             layers: resnet34,
         },
         Architecture {
             name: "resnet50",
             description: "ResNet-50 v1.5 for 224×224 images: the stride sits in the 3×3 convolutions",
             classes: IMAGENET,
+            family: Family::ResNet,
+            images: Images::ImageNet,
             layers: resnet50,
         },
     ]
@@ -105,8 +150,7 @@ pub fn build(name: &ModelName, classes: usize) -> Result<Graph, GraphError> {
 /// # Errors
 /// As [`build`].
 pub fn build_with_notes(name: &ModelName, classes: usize) -> Result<(Graph, Vec<RewriteNote>), GraphError> {
-    let known = architectures().iter().find(|architecture| architecture.name == name.architecture);
-    let Some(architecture) = known else {
+    let Some(architecture) = architecture(&name.architecture) else {
         return Err(GraphError::UnknownArchitecture { name: name.architecture.clone() });
     };
     if name.pruned {

@@ -1,6 +1,7 @@
 //! `config.toml`: everything that decides what a run computes.
 
 use crate::recipe::{Recipe, RecipeName};
+use hetconv_graph::zoo::{self, Architecture};
 use hetconv_graph::{ModelName, NameError, atomic_write};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -98,6 +99,10 @@ fn one() -> u64 {
     1
 }
 
+fn architecture(name: &ModelName) -> &'static Architecture {
+    zoo::architecture(&name.architecture).expect("a name that was read is one of the zoo's")
+}
+
 /// Why a configuration could not be read, written or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -146,7 +151,7 @@ impl RunConfig {
     /// ```
     pub fn new(model: &str, data: &str, recipe: RecipeName) -> Result<Self, NameError> {
         let name: ModelName = model.parse()?;
-        let own = Recipe::named(recipe, &name.architecture);
+        let own = Recipe::named(recipe, architecture(&name));
         Ok(Self {
             model: model.to_owned(),
             data: data.to_owned(),
@@ -173,7 +178,7 @@ impl RunConfig {
     /// A name that means no network.
     pub fn complete_recipe(&self) -> Result<Recipe, NameError> {
         let name: ModelName = self.model.parse()?;
-        let own = Recipe::named(self.recipe, &name.architecture);
+        let own = Recipe::named(self.recipe, architecture(&name));
         let schedule = own.schedule.with_peak(self.lr);
         Ok(Recipe { epochs: self.epochs, batch_size: self.batch_size, schedule, ..own })
     }

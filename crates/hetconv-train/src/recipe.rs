@@ -6,6 +6,7 @@
 //! decay pulls on the kernels of convolutions and linear layers only; published runs that also decay biases and
 //! batch-norm differ from this by little.
 
+use hetconv_graph::zoo::{Architecture, Family, Images};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 use std::fmt;
@@ -169,8 +170,8 @@ impl FromStr for RecipeName {
 }
 
 impl Recipe {
-    /// A built-in recipe for an architecture, such as `vgg16-cifar`.
-    pub fn named(name: RecipeName, architecture: &str) -> Self {
+    /// A built-in recipe for an architecture.
+    pub fn named(name: RecipeName, architecture: &Architecture) -> Self {
         match name {
             RecipeName::Paper => Self::paper(architecture),
             RecipeName::OneCycle => Self::onecycle(architecture),
@@ -179,89 +180,63 @@ impl Recipe {
     }
 
     /// The paper's recipe for an architecture; He et al.'s for ResNets.
-    pub fn paper(architecture: &str) -> Self {
-        let family = family(architecture);
-        let (weight_decay, milestones, epochs) = match family.course {
-            Course::Every50Of200 => (5e-4, Milestones::EveryEpochs(50), 200),
-            Course::Iterations64k => (1e-4, Milestones::Iterations(vec![32_000, 48_000]), 164),
-            Course::Every30Of90 => (1e-4, Milestones::EveryEpochs(30), 90),
+    pub fn paper(architecture: &Architecture) -> Self {
+        let (weight_decay, milestones, epochs) = match (architecture.images, architecture.family) {
+            (Images::ImageNet, _) => (1e-4, Milestones::EveryEpochs(30), 90),
+            (Images::Cifar, Family::ResNet) => (1e-4, Milestones::Iterations(vec![32_000, 48_000]), 164),
+            (Images::Cifar, Family::Vgg | Family::MobileNet) => (5e-4, Milestones::EveryEpochs(50), 200),
         };
         Self {
             epochs,
-            batch_size: family.batch_size,
+            batch_size: batch_size(architecture),
             label_smoothing: 0.0,
             optimizer: Sgd { momentum: 0.9, nesterov: false, weight_decay },
-            schedule: Schedule::Steps { initial: family.initial, factor: 0.1, milestones },
+            schedule: Schedule::Steps { initial: 0.1, factor: 0.1, milestones },
         }
     }
 
     /// Li et al.'s recipe after pruning: as [`Recipe::paper`], but at a constant rate of 0.001 for 40 epochs, for ImageNet
     /// 20.
-    pub fn finetune(architecture: &str) -> Self {
-        let is_imagenet = matches!(family(architecture).course, Course::Every30Of90);
+    pub fn finetune(architecture: &Architecture) -> Self {
         let never = Milestones::Iterations(Vec::new());
         Self {
-            epochs: if is_imagenet { 20 } else { 40 },
+            epochs: if architecture.images == Images::ImageNet { 20 } else { 40 },
             schedule: Schedule::Steps { initial: 0.001, factor: 1.0, milestones: never },
             ..Self::paper(architecture)
         }
     }
 
     /// The short recipe for an architecture: Nesterov momentum 0.9, weight decay 5·10⁻⁴, label smoothing 0.1.
-    pub fn onecycle(architecture: &str) -> Self {
-        let family = family(architecture);
+    pub fn onecycle(architecture: &Architecture) -> Self {
+        let peak = match (architecture.images, architecture.family) {
+            (Images::Cifar, Family::Vgg) => 0.2,
+            _ => 0.4,
+        };
         Self {
             epochs: 10,
-            batch_size: family.batch_size,
+            batch_size: batch_size(architecture),
             label_smoothing: 0.1,
             optimizer: Sgd { momentum: 0.9, nesterov: true, weight_decay: 5e-4 },
-            schedule: Schedule::OneCycle { peak: family.peak, warmup_fraction: 0.25 },
+            schedule: Schedule::OneCycle { peak, warmup_fraction: 0.25 },
         }
     }
 }
 
-/// How the paper's recipe goes on over time.
-#[derive(Clone, Copy)]
-enum Course {
-    /// VGG-16 and MobileNet: ×0.1 every 50 of 200 epochs.
-    Every50Of200,
-    /// ResNets for CIFAR: ×0.1 at 32,000 and 48,000 of 64,000 iterations, 164 epochs of 390.
-    Iterations64k,
-    /// ImageNet: ×0.1 every 30 of 90 epochs.
-    Every30Of90,
-}
-
-/// What recipes need to know about an architecture.
-struct Family {
-    /// The architectures that begin with this.
-    prefix: &'static str,
-    course: Course,
-    batch_size: usize,
-    /// First rate of `paper`.
-    initial: f64,
-    /// Highest rate of `onecycle`.
-    peak: f64,
-}
-
-/// The first that fits counts, and the last fits all.
-#[rustfmt::skip]
-const FAMILIES: [Family; 6] = [
-    Family { prefix: "small",     course: Course::Every50Of200,  batch_size: 128, initial: 0.1,  peak: 0.2 },
-    Family { prefix: "vgg16-",    course: Course::Every50Of200,  batch_size: 128, initial: 0.1,  peak: 0.2 },
-    Family { prefix: "resnet20",  course: Course::Iterations64k, batch_size: 128, initial: 0.1,  peak: 0.4 },
-    Family { prefix: "resnet56",  course: Course::Iterations64k, batch_size: 128, initial: 0.1,  peak: 0.4 },
-    Family { prefix: "mobilenet", course: Course::Every50Of200,  batch_size: 128, initial: 0.1,  peak: 0.4 },
-    // ImageNet: resnet34, resnet50, vgg16.
-    Family { prefix: "",          course: Course::Every30Of90,   batch_size: 256, initial: 0.1,  peak: 0.4 },
-];
-
-fn family(architecture: &str) -> &'static Family {
-    FAMILIES.iter().find(|family| architecture.starts_with(family.prefix)).unwrap_or(&FAMILIES[FAMILIES.len() - 1])
+fn batch_size(architecture: &Architecture) -> usize {
+    match architecture.images {
+        Images::Cifar => 128,
+        Images::ImageNet => 256,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hetconv_graph::zoo;
+
+    fn of(name: &str) -> &'static Architecture {
+        zoo::architecture(name).unwrap()
+    }
 
     fn rates(recipe: &Recipe, steps_per_epoch: u64, steps: &[u64]) -> Vec<f64> {
         let total = recipe.epochs * steps_per_epoch;
@@ -274,20 +249,20 @@ mod tests {
 
     #[test]
     fn papers_recipes() {
-        let vgg = Recipe::paper("vgg16-cifar");
+        let vgg = Recipe::paper(of("vgg16-cifar"));
         assert_eq!((vgg.batch_size, vgg.epochs, vgg.optimizer.weight_decay), (128, 200, 5e-4));
         assert!(!vgg.optimizer.nesterov && vgg.label_smoothing == 0.0);
         let at = [0, 50 * 390 - 1, 50 * 390, 100 * 390, 199 * 390];
         assert_close(&rates(&vgg, 390, &at), &[0.1, 0.1, 0.01, 0.001, 0.0001]);
-        assert_eq!(Recipe::paper("mobilenet-cifar"), vgg);
+        assert_eq!(Recipe::paper(of("mobilenet-cifar")), vgg);
 
         for name in ["resnet20", "resnet56"] {
-            let resnet = Recipe::paper(name);
+            let resnet = Recipe::paper(of(name));
             assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (128, 164, 1e-4));
             assert_close(&rates(&resnet, 390, &[31_999, 32_000, 47_999, 48_000]), &[0.1, 0.01, 0.01, 0.001]);
         }
         for name in ["resnet34", "resnet50"] {
-            let resnet = Recipe::paper(name);
+            let resnet = Recipe::paper(of(name));
             assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (256, 90, 1e-4));
             let at = [0, 30 * 5000 - 1, 30 * 5000, 60 * 5000];
             assert_close(&rates(&resnet, 5000, &at), &[0.1, 0.1, 0.01, 0.001]);
@@ -296,13 +271,13 @@ mod tests {
 
     #[test]
     fn onecycle_rises_linearly_and_falls_as_a_cosine() {
-        let recipe = Recipe { epochs: 1, ..Recipe::onecycle("resnet20") };
+        let recipe = Recipe { epochs: 1, ..Recipe::onecycle(of("resnet20")) };
         // 100 steps: 25 up, 75 down; halfway down is half the peak.
         assert_close(&rates(&recipe, 100, &[0, 4, 24, 99]), &[0.016, 0.08, 0.4, 0.0]);
         let schedule = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.2 };
         assert_close(&[schedule.lr(59, 10, 100), schedule.lr(99, 10, 100)], &[0.5, 0.0]);
-        assert_eq!(Recipe::onecycle("vgg16-cifar").schedule.peak(), 0.2);
-        assert_eq!(Recipe::onecycle("small-cifar").schedule.peak(), 0.2);
+        assert_eq!(Recipe::onecycle(of("vgg16-cifar")).schedule.peak(), 0.2);
+        assert_eq!(Recipe::onecycle(of("small-cifar")).schedule.peak(), 0.2);
         assert_eq!(recipe.schedule.with_peak(0.3).peak(), 0.3);
         let none = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.0 };
         assert!(none.lr(5, 0, 0).is_finite());
@@ -311,10 +286,10 @@ mod tests {
 
     #[test]
     fn fine_tuning_is_the_papers_at_one_small_rate() {
-        let recipe = Recipe::finetune("vgg16-cifar");
+        let recipe = Recipe::finetune(of("vgg16-cifar"));
         assert_eq!((recipe.epochs, recipe.batch_size, recipe.optimizer.weight_decay), (40, 128, 5e-4));
         assert_close(&rates(&recipe, 390, &[0, 39 * 390]), &[0.001, 0.001]);
-        assert_eq!((Recipe::finetune("resnet56").epochs, Recipe::finetune("resnet34").epochs), (40, 20));
+        assert_eq!((Recipe::finetune(of("resnet56")).epochs, Recipe::finetune(of("resnet34")).epochs), (40, 20));
     }
 
     #[test]
