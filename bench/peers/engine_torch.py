@@ -126,4 +126,5 @@ def main():
 
 
 if __name__ == "__main__":
+    engine.keep_memory()
     main()

@@ -196,7 +196,8 @@ def main():
     wrong = [
         row["network"]
         for row in rows
-        if max(row.get("difference", 0.0), row.get("difference_converted", 0.0)) > TOLERANCE
+        # Written so that what is no number is wrong.
+        if not all(row.get(key, 0.0) <= TOLERANCE for key in ("difference", "difference_converted"))
         or ("lacks" in row and not re.search("not supported", row["lacks"]))
     ]
     lacking = [row["network"] for row in rows if "lacks" in row]

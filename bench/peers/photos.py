@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import engine
 import graph
 
 HERE = Path(__file__).resolve().parent
@@ -86,11 +87,11 @@ def torch_rate(arguments, file, form, layout, steps):
     for i, (images, labels) in enumerate(loader):
         images = images.contiguous(memory_format=LAYOUTS[layout])
         (F.cross_entropy(network(images), labels) / arguments.accumulate).backward()
-        if i == 0:
-            started = time.perf_counter()
-        if i == 0 or i % arguments.accumulate == 0:
+        if i % arguments.accumulate == 0:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if i == 0:
+            started = time.perf_counter()
     return steps * arguments.accumulate * arguments.batch / (time.perf_counter() - started)
 
 
@@ -136,4 +137,5 @@ def main():
 
 
 if __name__ == "__main__":
+    engine.keep_memory()
     main()

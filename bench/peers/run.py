@@ -35,13 +35,6 @@ SHAPES = ",".join(f"b{batch} m{filters} n{filters} {size}x{size} k3 s1" for filt
 DIRECTIONS = {"forward": ["forward"], "forward+backward": ["forward", "grad_input", "grad_weight"]}
 ONNX_ENGINES = ["onnxruntime", "openvino", "mnn", "ncnn"]
 QUICK = ["--seconds", "1", "--runs", "5"]
-# PyTorch frees and allocates its tensors anew in every step; so glibc keeps the memory instead of giving it back.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-    "MALLOC_ARENA_MAX": "1",
-}
 COLUMNS = "case threads engine configuration median_ms min_ms max_ms ratio peak_memory_mib rounds".split()
 
 
@@ -61,7 +54,7 @@ class Contender:
     def run(self, threads, extra):
         """A list of `{case, median_ms, …}`."""
         own = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": str(CACHE / "inductor")}
-        environment = os.environ | own | (KEEP_MEMORY if self.engine == "torch" else {})
+        environment = os.environ | own
         command = [str(part) for part in (*self.command, "--threads", threads, *extra)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         found = list(self.read(done.stdout)) if done.returncode == 0 else []
@@ -120,7 +113,7 @@ def kernel_cases(kernels, options):
             found = [k for k in kernels if (k["shape"], k["parts"], k["direction"]) == (shape, parts, one)]
             if not found:
                 raise RuntimeError(f"hetconv benchmark --kernels has no {one} of {shape} with {parts} parts")
-            milliseconds += min(2e-6 * kernel["macs"] / kernel["gflops"] for kernel in found)
+            milliseconds += min(2e-6 * kernel["executed_macs"] / kernel["gflops"] for kernel in found)
         yield {"case": f"{shape} p{parts} {direction}", "median_ms": milliseconds}
 
 

@@ -104,15 +104,20 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training or dist.get_world_size() == 1:
             return super().forward(x)
         count = x.numel() // x.shape[1] * dist.get_world_size()
-        mean = all_reduce(x.sum((0, 2, 3))) / count
+        # Of images, or of features alone.
+        others, channels = [0, *range(2, x.dim())], (-1, *(1 for _ in range(2, x.dim())))
+        mean = all_reduce(x.sum(others)) / count
         # From what is left once the mean is gone: a difference of large squares would be none of a variance.
-        centred = x - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        centred = x - mean.view(channels)
+        variance = all_reduce(centred.square().sum(others)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return centred * scale.view(channels) + self.bias.view(channels)
+
+    def _check_input_dim(self, input):
+        pass
 
 
 def global_batch_norms(model):

@@ -42,6 +42,7 @@ class Layer:
         images: tuple[int, tuple[int, int]],
         addresses: tuple[int, int],
         targets: tuple[int, int],
+        exact: bool,
         threads: int,
     ) -> None: ...
 

@@ -89,6 +89,16 @@ def test_two_processes_learn_what_one_does(images, tmp_path):
     assert runtime.class_names == ["stripes1", "stripes3", "stripes8"]
 
 
+def test_features_are_normalised_over_all_processes_too(images, tmp_path):
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = torchrun(processes, *arguments(images, out, "--model", "vgg16-cifar_p4", "--epochs", 1))
+        assert done.returncode == 0, done.stderr
+    one, two = (losses(tmp_path / str(processes)) for processes in (1, 2))
+    assert len(one) == len(two) == 4
+    assert two[:2] == pytest.approx(one[:2], rel=1e-4)
+
+
 def test_other_image_sizes_and_classes_without_test_images(images, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(images, data)

@@ -41,7 +41,6 @@ class Network(nn.Module):
         """What the file says besides its tensors: `graph`, `classes`, `normalisation`."""
         nodes = self.description["graph"]["nodes"]
         modules = [(node["name"], module) for node in nodes if (module := _module(node["op"])) is not None]
-        self._layers = dict(modules)
         # The ones that others are part of by their names come first.
         for name, module in sorted(modules, key=lambda item: item[0].count(".")):
             self._place(name, module)
