@@ -108,7 +108,7 @@ def _contiguous(values: Any) -> Any:
     numpy = _numpy()
     if numpy is not None:
         if hasattr(values, "detach"):  # a tensor, perhaps one that autograd follows
-            values = values.detach().cpu().numpy()
+            values = values.detach().cpu().float().numpy()
         return numpy.ascontiguousarray(values, dtype=numpy.float32)
     view = memoryview(values)
     if view.format != "f" or not view.c_contiguous:

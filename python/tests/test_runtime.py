@@ -208,6 +208,11 @@ def test_arrays_of_any_kind_are_brought_to_float32(model_file):
     strided = numpy.ascontiguousarray(batch.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     assert not strided.flags.c_contiguous
     assert (runtime.run(strided) == expected).all()
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        half = torch.from_numpy(batch).bfloat16()
+        assert (runtime.run(half) == runtime.run(half.float())).all()
 
 
 def test_networks_are_listed():

@@ -46,6 +46,24 @@ def tensor(entry):
     return torch.tensor(values).view(shape)
 
 
+def test_layers_built_without_memory():
+    for kwargs in (dict(parts=4), dict(parts=3, arrangement=([0, 1, 2, 1] * 2, [2, 0, 1, 1] * 2))):
+        layer = HetConv2d(8, 8, 3, padding=1, **kwargs)
+        with torch.device("meta"):
+            empty, assigned = (HetConv2d(8, 8, 3, padding=1, **kwargs) for _ in range(2))
+        assert empty.center.is_meta and empty._spatial.is_meta
+        empty.to_empty(device="cpu").load_state_dict(layer.state_dict())
+        assigned.load_state_dict(layer.state_dict(), assign=True)
+        x = torch.randn(2, 8, 5, 5)
+        for other in (empty, assigned):
+            assert torch.equal(other.dense_weight(), layer.dense_weight())
+            for form in forms(layer):
+                layer.form = other.form = form
+                assert torch.equal(other(x), layer(x))
+        empty.reset_parameters()
+        assert not empty.ring[empty.spare_slots()].any()
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("file", golden_files(), ids=lambda file: file.stem)
 def test_golden_results_and_gradients(file, form):

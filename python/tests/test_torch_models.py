@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
+import torch.nn.utils.prune  # noqa: E402
 from torch import nn  # noqa: E402
 
 import hetconv  # noqa: E402
@@ -106,6 +107,36 @@ def test_convert_as_told():
     for wrong in (dict(parts=0), dict(init="magic"), dict(arrangement="assigned")):
         with pytest.raises(ValueError):
             convert(model(), **wrong)
+
+
+def test_what_is_not_a_layers_own_stays():
+    net = model()
+    nn.utils.prune.random_unstructured(net[2].conv1, "weight", 0.5)
+    net[2].conv2.weight.requires_grad_(False)
+    net.add_module("tied", nn.Conv2d(24, 24, 5))
+    net.tied.weight = nn.Conv2d(24, 24, 5).weight
+    net.add_module("other", nn.Conv2d(24, 24, 5))
+    net.other.weight = net.tied.weight
+    net[2].bn1.eval()
+    training = {name: module.training for name, module in net.named_modules()}
+    report = convert(nn.ModuleList([net, net.tied, net.other]))
+    notes = {layer.name: layer.note for layer in report.kept}
+    assert "hook" in notes["0.2.conv1"]
+    assert notes["0.tied"] == notes["0.other"] == "shares its weight with another"
+    assert "0.2.conv2" in [layer.name for layer in report.converted]
+    # What was trained of a layer is trained, and nothing else.
+    trained = {name: parameter.requires_grad for name, parameter in net[2].conv2.named_parameters()}
+    assert trained == {"center": False, "ring": False, "bias": True}
+    assert {name: module.training for name, module in net.named_modules()} == training
+
+
+def test_an_example_leaves_frozen_modules_frozen():
+    net = model()
+    net[2].bn1.eval()
+    convert(net, example=torch.randn(1, 3, 8, 8))
+    assert net.training and net[2].conv1.training and not net[2].bn1.training
+    with pytest.raises(ValueError, match="P = 0 for '3'"):
+        convert(model(), parts_by_name={"3": 0})
 
 
 def test_a_module_used_twice_is_converted_once():

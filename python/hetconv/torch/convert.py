@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -100,6 +101,8 @@ def convert(
     Converted is every `torch.nn.Conv2d` without groups whose kernel is square, odd and larger than 1×1, but for the first in
     the model's order (the paper's rule; `keep_first=False` takes it, too).
 
+    A convolution stays, too, whose weight is another's as well, or is no parameter of its own but made by a hook.
+
     * `parts`: the paper's P. Where it does not fit a layer (more than its channels, or blocked and no divisor of channels and
       filters), the largest smaller one is taken, and the report says so. `parts_by_name` gives other values by pattern.
     * `exclude`: names of modules that stay, as patterns (`"layer1.*"`), several of them, or a function of the name.
@@ -123,7 +126,11 @@ def convert(
             "the model is itself a convolution, which nothing can take the place of: convert what contains it"
         )
     pixels = None if example is None else _output_pixels(model, example)
+    uses = Counter(id(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d))
     excluded, own = _matcher(exclude), list((parts_by_name or {}).items())
+    for pattern, value in own:
+        if value < 1:
+            raise ValueError(f"parts_by_name: HetConv needs at least 1 part, got P = {value} for {pattern!r}")
     layers: list[ConvertedLayer] = []
 
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
@@ -131,7 +138,7 @@ def convert(
             return None
         first = keep_first and not layers
         asked = next((value for pattern, value in own if fnmatch.fnmatchcase(name, pattern)), parts)
-        reason = "the first convolution" if first else "excluded" if excluded(name) else _unfit(module)
+        reason = "the first convolution" if first else "excluded" if excluded(name) else _unfit(module, uses)
         used = None if reason else _fitting(asked, module, arrangement)
         if used == 1:
             reason, used = f"P = {asked} does not fit", None
@@ -162,11 +169,15 @@ def _matcher(names: Names) -> Callable[[str], bool]:
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _unfit(module: nn.Conv2d) -> str:
-    """Why a convolution cannot be HetConv; empty if it can."""
+def _unfit(module: nn.Conv2d, uses: Counter[int]) -> str:
+    """Why a convolution cannot be HetConv; empty if it can. `uses` counts the convolutions that have a weight."""
     height, width = module.kernel_size
     if type(module) is not nn.Conv2d:
         return f"a {type(module).__name__}"
+    if "weight" not in module._parameters:
+        return "its weight is made by a hook, such as weight_norm's or prune's"
+    if uses[id(module.weight)] > 1:
+        return "shares its weight with another"
     if module.groups != 1:
         return f"has {module.groups} groups"
     if (height, width) == (1, 1):
@@ -205,7 +216,9 @@ def _het(module: nn.Conv2d, parts: int, arrangement: str, init: str) -> HetConv2
         if module.bias is not None:
             with torch.no_grad():
                 layer.bias.copy_(module.bias)
-    layer.requires_grad_(module.weight.requires_grad)
+    for name, parameter in layer.named_parameters():
+        given = module.bias if name == "bias" else module.weight
+        parameter.requires_grad_(given.requires_grad)
     return layer.train(module.training)
 
 
@@ -222,14 +235,15 @@ def _output_pixels(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
     def count(module, _, output):
         pixels[module] = pixels.get(module, 0) + output.shape[-2] * output.shape[-1]
 
-    modules = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    hooks = [module.register_forward_hook(count) for module in modules]
-    training = model.training
+    training = {module: module.training for module in model.modules()}
+    hooks = [module.register_forward_hook(count) for module in training if isinstance(module, nn.Conv2d)]
     try:
         with torch.no_grad():
             model.eval()(example)
     finally:
-        model.train(training)
+        # Some may have been in evaluation before, as frozen batch-norms are.
+        for module, before in training.items():
+            module.training = before
         for hook in hooks:
             hook.remove()
     return pixels

@@ -134,7 +134,7 @@ class HetConv2d(nn.Module):
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(self.out_channels, **factory)) if operator["bias"] else None
         )
-        self._register_classes(device)
+        self._register_classes()
         self.reset_parameters()
 
     @property
@@ -152,10 +152,11 @@ class HetConv2d(nn.Module):
         (kind,) = self.operator["kind"]["het"]["arrangement"]
         return kind
 
-    def _register_classes(self, device: Any) -> None:
-        """What the forms of PyTorch need to know of the pattern."""
+    def _register_classes(self) -> None:
+        """What the forms of PyTorch need to know of the pattern, on the device of the weights."""
         channel, filter = (
-            torch.tensor(classes) for classes in (self._native.channel_classes, self._native.filter_classes)
+            torch.tensor(classes, device="cpu")
+            for classes in (self._native.channel_classes, self._native.filter_classes)
         )
         spatial = filter[:, None] == channel
         slot = (spatial.cumsum(1) - 1).clamp(min=0)
@@ -165,13 +166,19 @@ class HetConv2d(nn.Module):
         buffers = {"_spatial": spatial, "_slot": slot}
         for name, classes in (("_channel_order", channel), ("_filter_order", filter)):
             order = classes.argsort(stable=True)
-            natural = bool((order == torch.arange(len(order))).all())
+            natural = bool((order == torch.arange(len(order), device="cpu")).all())
             buffers[name] = None if natural else order
         order = buffers["_filter_order"]
         buffers["_filter_place"] = None if order is None else order.argsort()
         for name, values in buffers.items():
-            values = None if values is None else values.to("cpu" if device is None else device)
+            values = None if values is None else values.to(self.center.device)
             self.register_buffer(name, values, persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        # Made again rather than moved: a layer that is built without memory (`meta`) has nothing to move.
+        self._register_classes()
+        return self
 
     def fan_in(self) -> Tensor:
         """M + (K²−1)·S_f for every filter `f`, S_f being the number of its spatial channels: the products of one output."""
@@ -294,6 +301,8 @@ class HetConv2d(nn.Module):
                 errors.append(f"{prefix.rstrip('.') or 'the layer'}: {error}")
                 return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if self._spatial.device != self.center.device:  # with `assign=True`
+            self._register_classes()
 
     def _canonical(self, state_dict, prefix, foreign):
         """A state dict with `center` and `ring` in place of a dense weight, or of the authors' two convolutions."""
