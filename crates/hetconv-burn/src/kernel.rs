@@ -147,9 +147,26 @@ pub(crate) fn values(tensor: &FlexTensor) -> &[f32] {
     tensor.as_slice::<f32>().expect("a contiguous f32 tensor")
 }
 
+/// The values of a contiguous tensor, to be written over; what others read too, or a part of it, is copied first.
+pub(crate) fn values_mut(tensor: &mut FlexTensor) -> &mut [f32] {
+    let shape = tensor.layout().shape().clone();
+    if tensor.storage::<f32>().len() != shape.num_elements() {
+        *tensor = self::tensor(values(tensor).to_vec(), shape);
+    }
+    tensor.storage_mut()
+}
+
 /// A tensor that takes over `values`.
 pub(crate) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     let shape = shape.into();
     assert_eq!(values.len(), shape.num_elements(), "values do not fill the shape");
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+}
+
+/// As many as there have to be.
+///
+/// # Panics
+/// If it is another number.
+pub(crate) fn array<T, const N: usize>(inputs: Vec<T>) -> [T; N] {
+    inputs.try_into().unwrap_or_else(|inputs: Vec<T>| panic!("{} inputs for {N}", inputs.len()))
 }

@@ -2,7 +2,8 @@
 //!
 //! The fusion rule: a batch-norm whose result only one sum of two reads takes that sum in, and a ReLU that is the only
 //! reader of the batch-norm, or of the sum, is taken in as well. When both operands of a sum are batch-norms, the later
-//! one takes it, as the other is then computed already. The fused operation stands where its last node stood.
+//! one takes it, as the other is then computed already. The fused operation stands where its last node stood. If there is
+//! no sum in it, and only a convolution reads it, that convolution takes it in: its input is never stored.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -55,7 +56,7 @@ struct Operand {
 #[derive(Debug)]
 enum Step {
     Input,
-    Conv { op: ConvOp, weights: ConvWeightIds, bias: Option<usize> },
+    Conv { op: ConvOp, weights: ConvWeightIds, bias: Option<usize>, norm: Option<Norm> },
     Norm(Norm),
     Pool(PoolOp),
     GlobalAvgPool,
@@ -124,7 +125,8 @@ impl Program {
             match place {
                 Place::Inside => {}
                 Place::Own => instructions.push(compiler.instruction(id)?),
-                Place::Last(chain) => instructions.push(compiler.norm(chain, id)?),
+                Place::Last(chain) => instructions.push(compiler.norm_instruction(chain, id)),
+                Place::Reader(chain) => instructions.push(compiler.conv_of_norm(chain, id)?),
             }
         }
         let mut reads = vec![0; graph.nodes.len()];
@@ -210,7 +212,7 @@ impl Program {
         let mut next = || operands.next().expect("shape inference checked the number of operands");
         let result = match step {
             Step::Input => unreachable!("read by `run`"),
-            Step::Conv { op, weights, bias } => {
+            Step::Conv { op, weights, bias, norm } => {
                 let weights = match *weights {
                     ConvWeightIds::Dense(weight) => ConvTensors::Dense(parameters.get(weight)),
                     ConvWeightIds::Het { center, ring } => {
@@ -223,24 +225,34 @@ impl Program {
                     }
                 };
                 let fast = matches!(pass, Pass::Evaluation { fast: true });
-                return op.forward_with_sums(next(), weights, bias.map(|bias| parameters.get(bias)), fast);
-            }
-            Step::Norm(norm) => {
-                let x = next();
-                let residual = operands.next();
-                let affine = NormTensors { scale: parameters.get(norm.scale), shift: parameters.get(norm.shift) };
+                let bias = bias.map(|bias| parameters.get(bias));
+                let Some(norm) = norm else { return op.forward_with_sums(next(), weights, bias, fast) };
+                let (x, affine) = (next(), norm.affine(parameters));
                 match pass {
                     Pass::Training(collected) => {
-                        let [batch, height, width, _] = x.dims();
-                        let (y, moments) = norm.op.forward_with_sums(x, sums, affine, residual);
-                        let running = RunningIds { mean: norm.mean, variance: norm.variance };
-                        collected.push((running, moments, batch * height * width));
-                        y
+                        let pixels = pixels(&x);
+                        let (y, sums, moments) =
+                            op.forward_through_norm(&norm.op, x, sums, affine, weights, bias, fast);
+                        collected.push((norm.running(), moments, pixels));
+                        return (y, sums);
                     }
                     Pass::Evaluation { .. } => {
-                        let (mean, variance) = (parameters.get(norm.mean), parameters.get(norm.variance));
-                        norm.op.evaluate(x, affine, Moments { mean, variance }, residual)
+                        let moments = norm.running_moments(parameters);
+                        op.evaluate_through_norm(&norm.op, x, affine, moments, weights, bias, fast)
                     }
+                }
+            }
+            Step::Norm(norm) => {
+                let (x, affine) = (next(), norm.affine(parameters));
+                let residual = operands.next();
+                match pass {
+                    Pass::Training(collected) => {
+                        let pixels = pixels(&x);
+                        let (y, moments) = norm.op.forward_with_sums(x, sums, affine, residual);
+                        collected.push((norm.running(), moments, pixels));
+                        y
+                    }
+                    Pass::Evaluation { .. } => norm.op.evaluate(x, affine, norm.running_moments(parameters), residual),
                 }
             }
             Step::Pool(op) => op.forward(next()),
@@ -266,6 +278,26 @@ impl Program {
         };
         (result, None)
     }
+}
+
+impl Norm {
+    fn affine(&self, parameters: &Leaves) -> NormTensors {
+        NormTensors { scale: parameters.get(self.scale), shift: parameters.get(self.shift) }
+    }
+
+    fn running(&self) -> RunningIds {
+        RunningIds { mean: self.mean, variance: self.variance }
+    }
+
+    fn running_moments(&self, parameters: &Leaves) -> Moments {
+        Moments { mean: parameters.get(self.mean), variance: parameters.get(self.variance) }
+    }
+}
+
+/// Pixels of all images.
+fn pixels(x: &Tensor<4>) -> usize {
+    let [batch, height, width, _] = x.dims();
+    batch * height * width
 }
 
 fn activate(function: Activation, x: Tensor<4>) -> Tensor<4> {
@@ -310,10 +342,12 @@ struct Chain {
 enum Place {
     /// By its own instruction.
     Own,
-    /// By the instruction of a later node of its chain.
+    /// By the instruction of a later node.
     Inside,
     /// It is the last of this chain.
     Last(Chain),
+    /// It is a convolution that reads this chain's result, and takes it in.
+    Reader(Chain),
 }
 
 /// Applies the fusion rule. `logits` counts as a reader of its value, as do the graph's outputs.
@@ -349,6 +383,13 @@ fn fuse(graph: &Graph, plan: &ChannelPlan, logits: ValueId) -> Vec<Place> {
         }
         places[norm] = Place::Inside;
         places[last] = Place::Last(chain);
+        if let (Some(reader), None) = (only_reader(last), chain.sum)
+            && matches!(graph.nodes[reader].op, Op::Conv2d { .. })
+            && plan.gather(reader, 0).is_none()
+        {
+            places[last] = Place::Inside;
+            places[reader] = Place::Reader(chain);
+        }
     }
     places
 }
@@ -376,21 +417,32 @@ impl Compiler<'_> {
         self.indices[&format!("{}.{suffix}", self.graph.nodes[node].name)]
     }
 
-    fn norm(&self, chain: Chain, output: ValueId) -> Result<Instruction, ModuleError> {
+    fn norm(&self, chain: Chain) -> Norm {
         let Op::BatchNorm { epsilon, .. } = self.graph.nodes[chain.norm].op else {
             unreachable!("chains start at a batch-norm")
         };
-        let mut operands = vec![self.operand(chain.norm, 0)];
-        operands.extend(chain.sum.map(|(sum, side)| self.operand(sum, side)));
         let index = |suffix: &str| self.index(chain.norm, suffix);
-        let step = Step::Norm(Norm {
+        Norm {
             op: NormOp::new(self.plan.input_order(chain.norm, 0).clone(), epsilon, chain.relu, self.implementation),
             scale: index("weight"),
             shift: index("bias"),
             mean: index("running_mean"),
             variance: index("running_var"),
-        });
-        Ok(Instruction { step, operands, output })
+        }
+    }
+
+    fn norm_instruction(&self, chain: Chain, output: ValueId) -> Instruction {
+        let mut operands = vec![self.operand(chain.norm, 0)];
+        operands.extend(chain.sum.map(|(sum, side)| self.operand(sum, side)));
+        Instruction { step: Step::Norm(self.norm(chain)), operands, output }
+    }
+
+    fn conv_of_norm(&self, chain: Chain, conv: ValueId) -> Result<Instruction, ModuleError> {
+        let mut instruction = self.instruction(conv)?;
+        let Step::Conv { norm, .. } = &mut instruction.step else { unreachable!("its reader is a convolution") };
+        *norm = Some(self.norm(chain));
+        instruction.operands = vec![self.operand(chain.norm, 0)];
+        Ok(instruction)
     }
 
     fn conv(&self, id: ValueId, spec: ConvSpec, weights: ConvWeightIds, bias: bool) -> Result<Step, ModuleError> {
@@ -398,7 +450,7 @@ impl Compiler<'_> {
         let conv = Conv::new(spec, in_size);
         let conv = conv.map_err(|source| ModuleError::Conv { node: self.graph.nodes[id].name.clone(), source })?;
         let bias = bias.then(|| self.index(id, "bias"));
-        Ok(Step::Conv { op: ConvOp::new(Arc::new(conv), self.implementation), weights, bias })
+        Ok(Step::Conv { op: ConvOp::new(Arc::new(conv), self.implementation), weights, bias, norm: None })
     }
 
     fn pool(&self, id: ValueId, kind: PoolKind, geometry: &Conv2dGeometry) -> Result<Step, ModuleError> {
@@ -491,6 +543,8 @@ mod tests {
         assert_eq!(alone.count(), 0);
         let sums = places.iter().filter(|place| matches!(place, Place::Last(Chain { sum: Some(_), relu: true, .. })));
         assert_eq!(sums.count(), 9);
+        let readers = places.iter().filter(|place| matches!(place, Place::Reader(Chain { sum: None, relu: true, .. })));
+        assert_eq!(readers.count(), 9, "the second convolution of every block");
     }
 
     #[test]
@@ -510,6 +564,26 @@ mod tests {
         assert_eq!(of(&places, "second"), Place::Inside);
         assert_eq!(of(&places, "sum"), Place::Inside);
         assert_eq!(of(&places, "relu"), chain(second, Some((sum, 1)), true));
+    }
+
+    #[test]
+    fn a_convolution_takes_in_a_batch_norm_that_it_alone_reads() {
+        let mut b = GraphBuilder::new("conv");
+        let x = b.input("image", [4, 8, 8]);
+        let norm = b.batch_norm("norm", x);
+        let conv = b.conv("conv", norm, 4, Conv2dGeometry::same(3, 1), ConvKind::Standard, false);
+        let shared = b.batch_norm("shared", conv);
+        let one = b.conv("one", shared, 4, Conv2dGeometry::same(3, 1), ConvKind::Standard, false);
+        let two = b.conv("two", shared, 4, Conv2dGeometry::same(3, 1), ConvKind::Standard, false);
+        let sum = b.add("sum", &[one, two]);
+        let y = b.global_avg_pool("pool", sum);
+        let y = b.flatten("flatten", y);
+        let graph = b.finish([y]).unwrap();
+        let places = places(&graph);
+        assert_eq!(of(&places, "norm"), Place::Inside);
+        assert_eq!(of(&places, "conv"), Place::Reader(Chain { norm, sum: None, relu: false }));
+        assert_eq!(of(&places, "shared"), Place::Last(Chain { norm: shared, sum: None, relu: false }));
+        assert_eq!([of(&places, "one"), of(&places, "two")], [Place::Own; 2]);
     }
 
     #[test]

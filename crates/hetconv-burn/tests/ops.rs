@@ -12,7 +12,7 @@ use hetconv_burn::ops::{
     ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, cross_entropy, global_avg_pool,
 };
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{Conv, ConvSpec, Isa};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa};
 
 /// Leaves of one run, and what came of them.
 struct Run {
@@ -138,6 +138,72 @@ fn convolutions() {
                     run.gradient("x", &x, &grads);
                     bias.inspect(|bias| run.gradient("bias", bias, &grads));
                 }
+            }
+        });
+    }
+}
+
+/// The same whether a convolution reads a batch-norm's result or makes it.
+#[test]
+fn convolutions_of_batch_norms() {
+    let mut numbers = Numbers(8);
+    for case in 0..40 {
+        let (mut spec, in_size) = random_spec(&mut numbers);
+        let (bias, batch, relu) = (numbers.below(2) == 1, 2 + numbers.below(3), numbers.below(2) == 1);
+        if case >= 36 {
+            // Wide enough for Winograd's algorithm.
+            let pattern = HetPattern::shifted(64, 64, 2).expect("a pattern");
+            let kind = if case % 2 == 0 { ConvKind::Standard } else { ConvKind::Het(pattern) };
+            spec = ConvSpec::by_class(64, 64, Conv2dGeometry::same(3, 1), kind);
+        }
+        let conv = Arc::new(Conv::new(spec.clone(), in_size).expect("a convolution"));
+        assert!(case < 36 || conv.fastest(Isa::selected().expect("one"), Direction::Forward) == Algorithm::Winograd);
+        compare(&format!("case {case} {spec:?} {in_size:?}"), case, 5e-4, |run, implementation| {
+            let op = ConvOp::new(conv.clone(), implementation);
+            let norm = NormOp::new(spec.in_order.clone(), 1e-2, relu, implementation);
+            let x = run.leaf([batch, in_size[0], in_size[1], spec.in_channels]);
+            let (scale, shift) = (run.leaf([spec.in_channels]), run.leaf([spec.in_channels]));
+            let affine = NormTensors { scale: scale.clone(), shift: shift.clone() };
+            let bias = bias.then(|| run.leaf([spec.out_channels]));
+            let (n, [kh, kw]) = (spec.out_channels, spec.geometry.kernel);
+            let dense = |run: &mut Run, groups: usize| run.leaf([n, spec.in_channels / groups, kh, kw]);
+            let weights = match &spec.kind {
+                ConvKind::Standard => ConvTensors::Dense(dense(run, 1)),
+                ConvKind::Grouped(groups) => ConvTensors::Dense(dense(run, *groups)),
+                ConvKind::Het(pattern) => {
+                    let shape = [n, pattern.max_spatial(), kh * kw - 1];
+                    let ring = if shape.contains(&0) { Tensor::zeros(shape, &run.device) } else { run.leaf(shape) };
+                    ConvTensors::Het { center: run.leaf([n, spec.in_channels]), ring }
+                }
+            };
+            let (y, _, moments) =
+                op.forward_through_norm(&norm, x.clone(), None, affine.clone(), weights.clone(), bias.clone(), false);
+            let grads = run.backward(y.clone());
+            run.gradient("x", &x, &grads);
+            run.gradient("scale", &scale, &grads);
+            run.gradient("shift", &shift, &grads);
+            bias.as_ref().inspect(|bias| run.gradient("bias", bias, &grads));
+            match &weights {
+                ConvTensors::Dense(weight) => run.gradient("weight", weight, &grads),
+                ConvTensors::Het { center, ring } => {
+                    run.gradient("center", center, &grads);
+                    if ring.shape().num_elements() > 0 {
+                        run.gradient("ring", ring, &grads);
+                    }
+                }
+            }
+            // With the batch's own moments, evaluation gives what training gave.
+            let inner = NormTensors { scale: scale.inner(), shift: shift.inner() };
+            let weights = match weights {
+                ConvTensors::Dense(weight) => ConvTensors::Dense(weight.inner()),
+                ConvTensors::Het { center, ring } => ConvTensors::Het { center: center.inner(), ring: ring.inner() },
+            };
+            let want: Vec<f32> = y.into_data().iter::<f32>().collect();
+            for fast in [false, true] {
+                let (x, bias, affine) = (x.clone().inner(), bias.clone().map(Tensor::inner), inner.clone());
+                let again = op.evaluate_through_norm(&norm, x, affine, moments.clone(), weights.clone(), bias, fast);
+                let got: Vec<f32> = again.into_data().iter::<f32>().collect();
+                assert_close("evaluation", &got, &wide(&want), 5e-4);
             }
         });
     }

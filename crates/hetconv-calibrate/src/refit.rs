@@ -7,7 +7,7 @@
 
 use hetconv_core::{Conv2dGeometry, ConvKind};
 use hetconv_graph::HetLayer;
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeightsMut, Isa};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeightsMut, Input, Isa};
 use rayon::prelude::*;
 
 use crate::linear::Symmetric;
@@ -123,7 +123,8 @@ impl Class {
             // Sums of products are what a pointwise convolution's weight gradient is.
             let spec = ConvSpec::natural(unknowns, rows, Conv2dGeometry::same(1, 1), ConvKind::Standard);
             let conv = Conv::new(spec, [count, 1]).expect("a 1×1 window fits any image");
-            conv.grad_weight(isa, Algorithm::Direct, 1, &values, &both, ConvWeightsMut::Dense(&mut chunk_sums));
+            let target = ConvWeightsMut::Dense(&mut chunk_sums);
+            conv.grad_weight(isa, Algorithm::Direct, 1, Input::Plain(&values), &both, target);
             sums.iter_mut().zip(&chunk_sums).for_each(|(sum, &more)| *sum += f64::from(more));
         }
         let products = sums.split_off(unknowns * unknowns);

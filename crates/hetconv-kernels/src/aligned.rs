@@ -4,6 +4,8 @@ use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::slice;
 
+use crate::fresh::write_zeros;
+
 /// One cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -20,6 +22,13 @@ impl Aligned {
     /// So many zeros.
     pub fn zeroed(len: usize) -> Self {
         Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+    }
+
+    /// So many zeros, written by all threads.
+    pub(crate) fn zeroed_by_all(len: usize) -> Self {
+        // SAFETY: all values are written.
+        let zeros = unsafe { Self::fresh(len.next_multiple_of(16), write_zeros) };
+        Self { len, ..zeros }
     }
 
     /// So many zeros; nothing if there is no memory for them.

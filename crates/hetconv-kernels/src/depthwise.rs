@@ -125,7 +125,8 @@ impl Task for Part<'_> {
             let (image, stretches) = (row / rows.len(), &rows[row % rows.len()]);
             let source = self.pass.source.as_ptr().wrapping_add(image * source_pixels * channels);
             let target = self.pass.target.0.wrapping_add(image * target_pixels * channels);
-            let next = self.pass.source.as_ptr().wrapping_add((row + 2) * source_row);
+            let ahead = if self.pass.stored.near { self.pass.source.len() } else { 2 * source_row };
+            let next = self.pass.stored.values.as_ptr().wrapping_add(row * source_row + ahead);
             let mut near = Prefetch::new(next, source_row, vectors * stretches.len());
             for channel in (0..channels).step_by(S::LANES) {
                 for (number, stretch) in stretches.iter().enumerate() {
@@ -318,10 +319,15 @@ impl Task for Backward<'_> {
         let Self { images, rows: Rows { taps, rows }, channels, padded, of_part, out } = self;
         let lens = [images.in_size, images.out_size].map(|[height, width]| height * width * channels);
         let group = (RUN / images.out_size[1].max(1)).max(1);
+        let [of_input, of_grad_output] = images.readings;
+        let most = group.min(of_part.len());
+        let mut rooms = [of_input.room(most * lens[0]), of_grad_output.room(most * lens[1])];
         for first in of_part.clone().step_by(group) {
             let group = group.min(of_part.end - first);
-            let input = &images.input[first * lens[0]..][..group * lens[0]];
+            let [room_in, room_out] = &mut rooms;
+            let input = of_input.brought(simd, &images.input[first * lens[0]..][..group * lens[0]], room_in);
             let grad_output = &images.grad_output[first * lens[1]..][..group * lens[1]];
+            let grad_output = of_grad_output.brought(simd, grad_output, room_out);
             let row_len = |values: &[f32]| values.len() / rows.len();
             for (y, stretches) in rows.iter().enumerate() {
                 // While a row of several images is worked on, the next group's is asked for.

@@ -134,12 +134,12 @@ impl Task for Part<'_> {
         // it before the next ones, which are then brought near.
         let together = if self.pass.source.len() <= BAND { 1 } else { blocks.len().max(1) };
         // What lies behind a band is most likely this thread's next one.
-        let far = BAND.min(self.pass.source.len());
+        let stored = self.pass.stored;
+        let far = if stored.near { self.pass.source.len() } else { BAND.min(self.pass.source.len()) };
         let of_band = self.share.band.of(self.pass.source.len());
-        let end = (of_band.end + far).min(self.pass.source.len() + self.pass.behind);
+        let end = (of_band.end + far).min(self.pass.source.len() + stored.behind);
         let near = of_band.start + far..end.max(of_band.start + far);
-        let mut near =
-            Prefetch::new(self.pass.source.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
+        let mut near = Prefetch::new(stored.values.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
         for first in blocks.clone().step_by(together) {
             let group = first..blocks.end.min(first + together);
             // Blocks that come one after another find their weights near.

@@ -10,8 +10,10 @@ use crate::depthwise;
 use crate::direct::{self, DirectConv};
 use crate::fresh::product;
 use crate::isa::Isa;
-use crate::moments::{ColumnSums, SumsOfParts};
+use crate::moments::SumsOfParts;
+use crate::norm::NormBackward;
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
+use crate::reading::Reading;
 use crate::tile::MAX_ROWS;
 use crate::winograd::{self, Winograd};
 
@@ -27,8 +29,8 @@ pub(crate) enum Kernel<'a> {
 pub(crate) struct Pass<'a> {
     pub images: usize,
     pub source: &'a [f32],
-    /// Values behind the source that are most likely read next, if any are there.
-    pub behind: usize,
+    /// What the source stands in, or was made of, and what is most likely read after it.
+    pub stored: Stored<'a>,
     /// What is added, as long as the target.
     pub residual: Option<&'a [f32]>,
     /// The first image's target.
@@ -40,8 +42,19 @@ pub(crate) struct Pass<'a> {
 impl<'a> Pass<'a> {
     /// Of some images, with nothing known of what comes next.
     pub fn new(images: usize, source: &'a [f32], target: Target) -> Self {
-        Self { images, source, behind: 0, residual: None, target, ahead: &[] }
+        let stored = Stored { values: source, near: false, behind: 0 };
+        Self { images, source, stored, residual: None, target, ahead: &[] }
     }
+}
+
+/// Where a pass's source is in memory, for asking for it before it is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Stored<'a> {
+    pub values: &'a [f32],
+    /// Whether it has been read already.
+    pub near: bool,
+    /// Values behind it that are most likely read next, if any are there.
+    pub behind: usize,
 }
 
 /// What one thread computes of a pass.
@@ -52,6 +65,16 @@ pub(crate) struct Share<'a> {
     pub blocks: Range<usize>,
     /// Counts each channel's results and their squares, `[2, target channels]`.
     pub moments: Option<&'a mut [f64]>,
+}
+
+/// What is counted of each channel of a target, two sums.
+#[derive(Clone, Copy)]
+pub(crate) enum Count<'a> {
+    Nothing,
+    /// The values and their squares.
+    Moments,
+    /// [`NormBackward::sums`] of a batch-norm whose result's gradient the target is.
+    Norm(&'a NormBackward<'a>),
 }
 
 impl Kernel<'_> {
@@ -119,52 +142,86 @@ impl Kernel<'_> {
         }
     }
 
-    /// Computes `target` `[batch, target pixels, target channels]` from `source` on all threads, and, if wanted, the sum and
-    /// the sum of squares of each channel.
+    /// Computes `target` `[batch, target pixels, target channels]` from `source` on all threads, and returns what is counted
+    /// meanwhile, `[2, target channels]`, or nothing.
     pub fn run(
         &self,
         isa: Isa,
         batch: usize,
         source: &[f32],
+        reading: Reading<'_>,
         target: &mut [MaybeUninit<f32>],
-        moments: bool,
-    ) -> Option<ColumnSums> {
+        count: Count<'_>,
+    ) -> Vec<f64> {
         let ([source_len, target_len], channels) = (self.lens(), self.target_channels());
         assert_eq!([source.len(), target.len()], [source_len, target_len].map(|len| product([batch, len])), "lengths");
+        if let Count::Norm(norm) = count {
+            assert_eq!([norm.check(), norm.x.len()], [channels, target.len()], "the batch-norm's channels and length");
+        }
+        let mut counted = if matches!(count, Count::Nothing) { 0 } else { channels };
         if target.is_empty() {
-            return moments.then(|| ColumnSums::zero(channels));
+            return vec![0.0; 2 * counted];
         }
         let near = match self {
             Self::Depthwise(_) => source_len.max(target_len),
             Self::Direct(_) => source_len,
             Self::Winograd(_) => source_len + target_len,
         };
+        // What a source is made of passes through the cache, too.
+        let near = if reading.is_plain() { near } else { near + source_len };
         let images = self.images_together(batch, 4 * near);
         let image_parts = batch.div_ceil(images);
         let groups = groups_of_blocks(self.blocks(), image_parts);
-        let mut sums = moments.then(|| SumsOfParts::new(image_parts * groups.len(), channels));
-        let mut of_parts = sums.iter_mut().flat_map(SumsOfParts::parts);
+        if groups.len() > 1 && !reading.is_plain() {
+            // Each group would make the same values.
+            let mut room = reading.room(source.len());
+            let source = reading.brought_by_all(isa, source, &mut room);
+            return self.run(isa, batch, source, Reading::Plain, target, count);
+        }
+        // What a batch-norm needs is counted when all blocks of some images are computed.
+        let after_all = if let Count::Norm(norm) = count { Some(norm).filter(|_| groups.len() > 1) } else { None };
+        if after_all.is_some() {
+            counted = 0;
+        }
+        let mut sums = SumsOfParts::new(image_parts * groups.len(), counted);
+        let mut of_parts = sums.parts();
         let mut parts = Vec::with_capacity(image_parts * groups.len());
         for first in (0..batch).step_by(images) {
             for blocks in &groups {
-                parts.push((first, Share { band: Band::WHOLE, blocks: blocks.clone(), moments: of_parts.next() }));
+                parts.push((first, blocks.clone(), of_parts.next()));
             }
         }
         let scratch = groups.iter().map(|blocks| self.scratch_len(blocks.clone(), images)).max().unwrap_or(0);
         let target = Target(target.as_mut_ptr().cast());
+        let rows = target_len / channels;
         parts.into_par_iter().for_each_init(
-            || Aligned::zeroed(scratch),
-            |scratch, (first, share)| {
+            || (Aligned::zeroed(scratch), reading.room(images * source_len)),
+            |(scratch, room), (first, blocks, sums)| {
                 let images = images.min(batch - first);
                 let source = &source[first * source_len..][..images * source_len];
+                // What lies behind a part of a batch is most likely this thread's next part.
+                let stored = Stored { values: source, near: !reading.is_plain(), behind: source.len() };
+                let source = reading.brought_alone(isa, source, room);
                 // SAFETY: the target has `batch` images.
                 let target = unsafe { target.add(first * target_len) };
-                // What lies behind a part of a batch is most likely this thread's next part.
-                let pass = Pass { behind: source.len(), ..Pass::new(images, source, target) };
+                let pass = Pass { stored, ..Pass::new(images, source, target) };
+                let (moments, norm) = match count {
+                    Count::Nothing => (None, None),
+                    Count::Moments => (sums, None),
+                    Count::Norm(norm) => (None, sums.zip(Some(norm))),
+                };
                 // SAFETY: the target's length was checked; parts are of different images or blocks.
-                unsafe { self.compute(isa, pass, share, scratch) };
+                unsafe { self.compute(isa, pass, Share { band: Band::WHOLE, blocks, moments }, scratch) };
+                if let Some((sums, norm)) = norm {
+                    // SAFETY: all blocks of these images have been written, by this thread.
+                    let written = unsafe { std::slice::from_raw_parts(target.0, images * target_len) };
+                    norm.add_sums(isa, first * rows..(first + images) * rows, written, sums);
+                }
             },
         );
-        sums.map(SumsOfParts::total)
+        let Some(norm) = after_all else { return sums.total() };
+        // SAFETY: every image and every block has been written.
+        let written = unsafe { std::slice::from_raw_parts(target.0, batch * target_len) };
+        norm.sums(isa, written)
     }
 }

@@ -38,7 +38,9 @@ mod pack;
 mod parallel;
 mod prefetch;
 mod prepared;
+mod reading;
 mod reorder;
+mod scratch;
 mod simd;
 mod taps;
 mod team;
@@ -57,10 +59,12 @@ pub mod select;
 
 pub use aligned::Aligned;
 pub use conv::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered};
+pub use fresh::zeros;
 pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;
 pub use pack::Direction;
 pub use prepared::Prepared;
+pub use reading::Input;
 pub use simd::{Simd, Task};
 pub use team::Team;
 

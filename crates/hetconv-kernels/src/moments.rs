@@ -15,34 +15,36 @@ pub struct ColumnSums {
 }
 
 impl ColumnSums {
-    /// The sums of no pixel at all.
-    pub fn zero(channels: usize) -> Self {
-        Self { sums: vec![0.0; channels], squares: vec![0.0; channels] }
+    /// From `[2, channels]`.
+    pub(crate) fn new(mut sums: Vec<f64>) -> Self {
+        let squares = sums.split_off(sums.len() / 2);
+        Self { sums, squares }
     }
 }
 
-/// The sums of each of several parts, `[parts, 2, channels]`: parts are worked on in any order and added in theirs.
+/// Two sums a channel of each of several parts, `[parts, 2, channels]`: parts are worked on in any order and added in theirs.
 pub(crate) struct SumsOfParts {
     values: Vec<f64>,
     channels: usize,
 }
 
 impl SumsOfParts {
+    /// Of no channels, nothing.
     pub fn new(parts: usize, channels: usize) -> Self {
         Self { values: vec![0.0; parts * 2 * channels], channels }
     }
 
     /// Each part's `[2, channels]`.
     pub fn parts(&mut self) -> std::slice::ChunksExactMut<'_, f64> {
-        self.values.chunks_exact_mut(2 * self.channels)
+        self.values.chunks_exact_mut((2 * self.channels).max(1))
     }
 
-    pub fn total(self) -> ColumnSums {
-        let mut total = ColumnSums::zero(self.channels);
-        for part in self.values.chunks_exact(2 * self.channels) {
-            let (sums, squares) = part.split_at(self.channels);
-            total.sums.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
-            total.squares.iter_mut().zip(squares).for_each(|(total, square)| *total += square);
+    /// Of all parts, `[2, channels]`.
+    pub fn total(self) -> Vec<f64> {
+        let len = 2 * self.channels;
+        let mut total = vec![0.0; len];
+        for part in self.values.chunks_exact(len.max(1)) {
+            total.iter_mut().zip(part).for_each(|(total, sum)| *total += sum);
         }
         total
     }

@@ -1,12 +1,10 @@
 //! Channels that stand in another order in memory than a kernel wants them.
 
-use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, PoisonError};
-
 use hetconv_core::ChannelOrder;
 use rayon::prelude::*;
 
 use crate::isa::Isa;
+use crate::scratch::Scratch;
 use crate::simd::{Simd, Task};
 
 /// Values that a thread moves at a time, where nothing else decides.
@@ -22,12 +20,9 @@ pub(crate) struct Reorder {
 }
 
 impl Reorder {
-    /// Nothing moves.
-    pub const NONE: Self = Self { sources: Vec::new(), columns: None };
-
     pub fn new(from: &ChannelOrder, to: &ChannelOrder) -> Self {
         if from == to {
-            return Self::NONE;
+            return Self { sources: Vec::new(), columns: None };
         }
         let sources = to.gather_from(from);
         let columns = sources[1] as usize;
@@ -48,30 +43,15 @@ impl Reorder {
         Scratch::new(if self.is_none() { 0 } else { values })
     }
 
-    /// Pixels in the other order: brought into the room that was made for them, or themselves if nothing moves. Inlined into
-    /// a task.
-    #[inline(always)]
-    pub fn brought<'a, S: Simd>(&self, simd: S, source: &'a [f32], room: &'a mut [f32]) -> &'a [f32] {
-        if self.is_none() {
-            return source;
-        }
-        let target = &mut room[..source.len()];
-        Move { order: self, source, target }.run(simd);
-        target
-    }
-
-    /// As [`Reorder::brought`], on all threads.
-    pub fn brought_by_all<'a>(&self, isa: Isa, source: &'a [f32], room: &'a mut [f32]) -> &'a [f32] {
-        if self.is_none() {
-            return source;
-        }
-        self.copy_all(isa, source, room);
-        room
-    }
-
     /// Brings pixels into the other order, on this thread.
     pub fn copy(&self, isa: Isa, source: &[f32], target: &mut [f32]) {
         isa.run(Move { order: self, source, target });
+    }
+
+    /// As [`Reorder::copy`], inlined into a task.
+    #[inline(always)]
+    pub fn write<S: Simd>(&self, simd: S, source: &[f32], target: &mut [f32]) {
+        Move { order: self, source, target }.run(simd);
     }
 
     /// As [`Reorder::copy`], on all threads.
@@ -180,62 +160,6 @@ impl<const P: usize> Task for Join<'_, P> {
                 }
             }
         });
-    }
-}
-
-/// Memory that goes from one pass to the next, so that it need not be cleared or faulted in; it holds any values.
-#[derive(Debug)]
-pub(crate) struct Scratch {
-    values: Vec<f32>,
-    len: usize,
-}
-
-static IDLE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
-
-/// Values that are kept at most: 256 MiB.
-const KEPT: usize = 64 << 20;
-
-impl Scratch {
-    fn new(len: usize) -> Self {
-        let values = if len == 0 { Some(Vec::new()) } else { Self::idle(len) };
-        Self { values: values.unwrap_or_else(|| vec![0.0; len]), len }
-    }
-
-    /// The smallest block that is large enough, and not much larger.
-    fn idle(len: usize) -> Option<Vec<f32>> {
-        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = idle.iter().enumerate().filter(|(_, values)| (len..4 * len).contains(&values.len()));
-        let smallest = fits.min_by_key(|(_, values)| values.len()).map(|(index, _)| index);
-        smallest.map(|index| idle.swap_remove(index))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if self.values.is_empty() {
-            return;
-        }
-        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.push(std::mem::take(&mut self.values));
-        let mut kept: usize = idle.iter().map(Vec::len).sum();
-        // Those that nobody wanted for longest go.
-        while kept > KEPT {
-            kept -= idle.remove(0).len();
-        }
-    }
-}
-
-impl Deref for Scratch {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.values[..self.len]
-    }
-}
-
-impl DerefMut for Scratch {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.len]
     }
 }
 

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use crate::fresh::{fresh, place, product};
+use crate::fresh::{fresh, place, product, zeros};
 
 /// Channels of a result, each a copy of one of the operand's or zeros, at every `stride`-th row and column.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +86,7 @@ impl Select {
     pub fn backward(&self, batch: usize, grad_y: &[f32]) -> Vec<f32> {
         let [in_len, out_len] = self.lengths();
         assert_eq!(grad_y.len(), product([batch, out_len]), "length of the gradient");
-        let mut grad_x = vec![0.0; product([batch, in_len])];
+        let mut grad_x = zeros(product([batch, in_len]));
         if in_len > 0 && out_len > 0 {
             grad_x.par_chunks_mut(in_len).zip(grad_y.par_chunks(out_len)).for_each(|(grad_x, grad_y)| {
                 for (grad_y, pixel) in grad_y.chunks_exact(self.sources.len()).zip(self.pixels()) {

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use common::{Numbers, Weights, check, each_isa};
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa, Reordered, Team};
+use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
+use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Input, Isa, Reordered, Team};
 
 fn het(m: usize, n: usize, parts: usize) -> ConvKind {
     ConvKind::Het(HetPattern::shifted(m, n, parts).expect("legal"))
@@ -123,7 +124,7 @@ fn outputs(
     let packed = conv.pack(isa, direction, algorithm, weights.get());
     let mut input = numbers.vec(81 * spec.in_channels);
     let run = |input: &[f32]| match direction {
-        Direction::Forward => conv.forward_with_sums(1, input, &packed, None).0,
+        Direction::Forward => conv.forward_with_sums(1, Input::Plain(input), &packed, None).0,
         Direction::GradInput => conv.grad_input(1, input, &packed),
     };
     let clean = run(&input);
@@ -257,6 +258,8 @@ fn nothing_is_read_or_written_outside() {
                 let mut bias = guarded(&numbers.vec(n));
                 let mut output = guarded(&vec![0.0; outputs]);
                 let mut grad = guarded(&numbers.vec(outputs));
+                let [mut scale, mut shift] = [(); 2].map(|()| guarded(&numbers.vec(m)));
+                let stats = BatchStats::new(&norm::column_sums(isa, m, input.get_mut()), 2 * size[0] * size[1], 1e-5);
                 for &algorithm in conv.algorithms() {
                     let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
                     conv.forward(2, input.get_mut(), &packed, Some(bias.get_mut()), output.get_mut());
@@ -270,7 +273,17 @@ fn nothing_is_read_or_written_outside() {
                     prepared.run_alone(scratch[0], 2, input.get_mut(), residual, output.get_mut());
                     let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
                     std::hint::black_box(conv.grad_input(2, grad.get_mut(), &packed));
-                    conv.grad_weight(isa, algorithm, 2, input.get_mut(), grad.get_mut(), weights.get_mut());
+                    let x = &*input.get_mut();
+                    let (scale, shift) = (&*scale.get_mut(), &*shift.get_mut());
+                    conv.grad_weight(isa, algorithm, 2, Input::Plain(x), grad.get_mut(), weights.get_mut());
+                    let forward = conv.pack(isa, Direction::Forward, algorithm, weights.get());
+                    for (relu, gate) in [(false, Gate::Open), (true, Gate::Input { scale, shift })] {
+                        let input = Input::Scaled { x, affine: Affine { scale, shift, relu } };
+                        conv.grad_weight(isa, algorithm, 2, input, grad.get_mut(), weights.get_mut());
+                        std::hint::black_box(conv.forward_with_sums(2, input, &forward, None));
+                        let norm = NormBackward { x, gate, gamma: scale, stats: &stats };
+                        std::hint::black_box(conv.grad_input_through_norm(2, grad.get_mut(), &packed, &norm));
+                    }
                 }
             }
         }
@@ -289,7 +302,7 @@ fn sums_of_channels_far_from_zero() {
             let (input, bias) = (numbers.vec(3 * 9 * 11 * 32), [1000.0; 32]);
             for &algorithm in conv.algorithms() {
                 let packed = conv.pack(isa, Direction::Forward, algorithm, weights.get());
-                let (output, sums) = conv.forward_with_sums(3, &input, &packed, Some(&bias));
+                let (output, sums) = conv.forward_with_sums(3, Input::Plain(&input), &packed, Some(&bias));
                 let count = (output.len() / 32) as f64;
                 for channel in 0..32 {
                     let values = || output.iter().skip(channel).step_by(32).map(|&value| f64::from(value));
@@ -333,5 +346,40 @@ fn weights_packed_by_another_convolution_are_refused() {
         };
         refused(&mut |output| conv.forward(32, &input, &packed, None, output));
         refused(&mut |output| reordered.forward(32, &input, &packed, None, output));
+    }
+}
+
+/// A batch-norm of another activation than the convolution's input is refused: kernels read where its lengths say.
+#[test]
+fn batch_norms_of_other_activations_are_refused() {
+    let isa = Isa::selected().expect("an instruction set");
+    for kind in [het(16, 16, 2), ConvKind::Grouped(16)] {
+        let spec = ConvSpec::by_class(16, 16, Conv2dGeometry::same(3, 1), kind);
+        let conv = Conv::new(spec.clone(), [4; 2]).expect("fits");
+        let mut weights = Weights::new(&spec, || 1.0);
+        let [forward, backward] = [Direction::Forward, Direction::GradInput]
+            .map(|direction| conv.pack(isa, direction, Algorithm::Direct, weights.get()));
+        let (x, grad) = (vec![1.0; 2 * 16 * 16], vec![1.0; 2 * 16 * 16]);
+        let stats = |channels: usize| BatchStats::new(&norm::column_sums(isa, channels, &x), 32, 1e-5);
+        let (good, ones) = (stats(16), vec![1.0; 17]);
+        let mut run = |x: &[f32], [scale, shift, gamma]: [usize; 3], stats: &BatchStats, pass: usize| {
+            let (scale, shift, gamma) = (&ones[..scale], &ones[..shift], &ones[..gamma]);
+            let input = Input::Scaled { x, affine: Affine { scale, shift, relu: true } };
+            let backward_of = NormBackward { x, gate: Gate::Input { scale, shift }, gamma, stats };
+            catch_unwind(AssertUnwindSafe(|| match pass {
+                0 => drop(conv.forward_with_sums(2, input, &forward, None)),
+                1 => conv.grad_weight(isa, Algorithm::Direct, 2, input, &grad, weights.get_mut()),
+                _ => drop(conv.grad_input_through_norm(2, &grad, &backward, &backward_of)),
+            }))
+            .is_err()
+        };
+        for pass in 0..3 {
+            assert!(!run(&x, [16; 3], &good, pass), "pass {pass}");
+            assert!(run(&x, [15, 16, 16], &good, pass), "a short scale, pass {pass}");
+            assert!(run(&x, [16, 17, 16], &good, pass), "a long shift, pass {pass}");
+            assert!(run(&x[..16 * 16], [16; 3], &good, pass), "an image too few, pass {pass}");
+        }
+        assert!(run(&x, [16, 16, 8], &good, 2), "γ of other channels");
+        assert!(run(&x, [16; 3], &stats(8), 2), "statistics of other channels");
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Numbers, assert_close, each_isa};
 use hetconv_core::Conv2dGeometry;
-use hetconv_kernels::norm::{self, BatchStats, Gate, NormGradients};
+use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward, NormGradients};
 use hetconv_kernels::pool;
 
 /// Batch-norm, residual and ReLU by the definition.
@@ -50,7 +50,8 @@ fn batch_norm_and_its_gradients() {
             let (beta, dy) = (numbers.vec(channels), numbers.vec(len));
             let stats = BatchStats::new(&norm::column_sums(isa, channels, &x), rows, 1e-5);
             let (scale, shift) = stats.scale_and_shift(&gamma, &beta);
-            let y = norm::scale_shift(isa, channels, &x, residual.as_deref(), &scale, &shift, relu);
+            let affine = Affine { scale: &scale, shift: &shift, relu };
+            let y = norm::scale_shift(isa, &x, residual.as_deref(), affine);
             let r64 = residual.as_deref().map(exact);
             let (x64, gamma64, beta64) = (exact(&x), exact(&gamma), exact(&beta));
             let want = batch_norm(&x64, r64.as_deref(), &gamma64, &beta64, relu, f64::from(1e-5f32));
@@ -62,9 +63,11 @@ fn batch_norm_and_its_gradients() {
                 (true, true) => Gate::Output(&y),
                 (true, false) => Gate::Input { scale: &scale, shift: &shift },
             };
-            let grads = norm::batch_norm_backward(isa, channels, &x, gate, &gamma, &stats, &dy, with_residual);
-            let NormGradients { x: dx, residual: dr, gamma: dgamma, beta: dbeta } = grads;
-            assert_eq!(dr.is_some(), with_residual);
+            let backward = NormBackward { x: &x, gate, gamma: &gamma, stats: &stats };
+            let mut over = dy.clone();
+            let NormGradients { x: dx, gamma: dgamma, beta: dbeta } = backward.gradients(isa, &mut over, with_residual);
+            assert_eq!(dx.is_some(), with_residual);
+            let (dx, dr) = dx.map_or((over.clone(), None), |dx| (dx, Some(over)));
             let dz: Vec<f64> = (0..len).map(|i| if relu && want[i] <= 0.0 { 0.0 } else { f64::from(dy[i]) }).collect();
             if let Some(dr) = dr {
                 assert_close("grad-residual", &dr, &dz, 0.0);
@@ -132,15 +135,8 @@ fn statistics_of_no_numbers_are_none() {
 fn known_statistics_scale_and_shift() {
     each_isa("scale and shift", |isa| {
         let x = [1.0, -2.0, 3.0, 4.0, f32::NAN, 6.0];
-        let y = norm::scale_shift(
-            isa,
-            3,
-            &x,
-            Some(&[10.0, 0.0, 0.0, 0.0, 0.0, -1.0]),
-            &[2.0, 1.0, 0.5],
-            &[1.0, 0.0, -5.0],
-            true,
-        );
+        let affine = Affine { scale: &[2.0, 1.0, 0.5], shift: &[1.0, 0.0, -5.0], relu: true };
+        let y = norm::scale_shift(isa, &x, Some(&[10.0, 0.0, 0.0, 0.0, 0.0, -1.0]), affine);
         assert_eq!((y[0], y[1], y[2], y[3], y[5]), (13.0, 0.0, 0.0, 9.0, 0.0));
         assert!(y[4].is_nan());
     });

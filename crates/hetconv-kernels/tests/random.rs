@@ -144,5 +144,8 @@ fn wide_layers() {
                 check(&spec, isa, 19, [2, 2], 8);
             }
         }
+        // Images of which each is a part of its own, and computes all blocks.
+        let pointwise = ConvSpec::natural(40, 40, Conv2dGeometry::same(1, 1), ConvKind::Standard);
+        check(&pointwise, isa, 16, [29, 29], 10);
     });
 }

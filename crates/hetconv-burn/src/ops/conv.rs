@@ -6,11 +6,15 @@ use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use hetconv_core::ConvKind;
-use hetconv_kernels::{Algorithm, ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Isa, PackedWeights};
+use hetconv_kernels::norm::BatchStats;
+use hetconv_kernels::{
+    Algorithm, ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Input, Isa, PackedWeights, zeros,
+};
 
+use super::norm::{Moments, NormKernel, NormOp, NormTensors, Normalisation};
 use crate::Implementation;
 use crate::composed::ComposedConv;
-use crate::kernel::{Kernel, apply, is_tracked, tensor, values};
+use crate::kernel::{Kernel, apply, array, flex, is_tracked, tensor, values, wrap};
 
 /// The weights of a convolution, in canonical form and natural order.
 #[derive(Clone, Debug)]
@@ -82,12 +86,111 @@ impl ConvOp {
         bias: Option<Tensor<1>>,
         fast: bool,
     ) -> (Tensor<4>, Option<ColumnSums>) {
+        self.check(&input, &weights, bias.as_ref());
+        let isa = match &self.form {
+            Form::Kernels(isa) => *isa,
+            Form::Composed(composed) => return (composed.forward(input, weights, bias), None),
+        };
+        let mut inputs = vec![input.into_dispatch()];
+        inputs.extend(parameters(weights, bias));
+        let kernel = self.kernel(isa, fast || inputs.iter().any(is_tracked));
+        let (output, sums) = match inputs.len() {
+            2 => apply::<_, 2>(kernel, array(inputs)),
+            3 => apply::<_, 3>(kernel, array(inputs)),
+            _ => apply::<_, 4>(kernel, array(inputs)),
+        };
+        (Tensor::from_dispatch(output), Some(sums))
+    }
+
+    /// As [`ConvOp::forward_with_sums`], of what a batch-norm with the batch's own statistics makes of `x`, as
+    /// [`NormOp::forward_with_sums`] without a residual; differentiable in the batch-norm's scale and shift too. It is
+    /// computed by the convolution's implementation, whose kernels make the batch-norm's result where they read it and do not
+    /// keep it.
+    ///
+    /// # Panics
+    /// As [`ConvOp::forward`] and [`NormOp::forward`], or if the batch-norm's channels stand in another order than the
+    /// convolution's input.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward_through_norm(
+        &self,
+        norm: &NormOp,
+        x: Tensor<4>,
+        sums: Option<ColumnSums>,
+        affine: NormTensors,
+        weights: ConvTensors,
+        bias: Option<Tensor<1>>,
+        fast: bool,
+    ) -> (Tensor<4>, Option<ColumnSums>, Moments) {
+        let isa = match &self.form {
+            Form::Kernels(isa) => *isa,
+            Form::Composed(_) => {
+                let (y, moments) = norm.forward_with_sums(x, sums, affine, None);
+                let (output, sums) = self.forward_with_sums(y, weights, bias, fast);
+                return (output, sums, moments);
+            }
+        };
+        self.check_norm(norm, &x, &affine);
+        self.check(&x, &weights, bias.as_ref());
+        let device = x.device().inner();
+        let mut inputs = vec![x.into_dispatch(), affine.scale.into_dispatch(), affine.shift.into_dispatch()];
+        inputs.extend(parameters(weights, bias));
+        let conv = self.kernel(isa, fast || inputs.iter().any(is_tracked));
+        let kernel = NormConvKernel { norm: norm.kernel(isa, sums), conv };
+        let (output, (stats, sums)) = match inputs.len() {
+            4 => apply::<_, 4>(kernel, array(inputs)),
+            5 => apply::<_, 5>(kernel, array(inputs)),
+            _ => apply::<_, 6>(kernel, array(inputs)),
+        };
+        (Tensor::from_dispatch(output), Some(sums), norm.moments(&stats, &device))
+    }
+
+    /// As [`ConvOp::forward_through_norm`] with fixed statistics, for evaluation: on tensors without autodiff.
+    ///
+    /// # Panics
+    /// As [`ConvOp::forward_through_norm`], or if a tensor has autodiff.
+    #[allow(clippy::too_many_arguments)]
+    pub fn evaluate_through_norm(
+        &self,
+        norm: &NormOp,
+        x: Tensor<4>,
+        affine: NormTensors,
+        moments: Moments,
+        weights: ConvTensors,
+        bias: Option<Tensor<1>>,
+        fast: bool,
+    ) -> Tensor<4> {
+        let isa = match &self.form {
+            Form::Kernels(isa) => *isa,
+            Form::Composed(_) => {
+                let y = norm.evaluate(x, affine, moments, None);
+                return self.forward_with_sums(y, weights, bias, fast).0;
+            }
+        };
+        self.check_norm(norm, &x, &affine);
+        self.check(&x, &weights, bias.as_ref());
+        let fixed = norm.fixed(affine, moments);
+        let mut inputs = vec![flex(x.into_dispatch())];
+        inputs.extend(parameters(weights, bias).into_iter().map(flex));
+        let input = Input::Scaled { x: values(&inputs[0]), affine: fixed.affine() };
+        Tensor::from_dispatch(wrap(self.kernel(isa, fast).compute(&inputs, input).0))
+    }
+
+    fn kernel(&self, isa: Isa, fast: bool) -> ConvKernel {
+        ConvKernel { conv: self.conv.clone(), isa, fast }
+    }
+
+    fn check_norm(&self, norm: &NormOp, x: &Tensor<4>, affine: &NormTensors) {
+        norm.check(x, affine, None);
+        assert_eq!(norm.order(), &self.conv.spec().in_order, "channel order of a normalisation");
+    }
+
+    fn check(&self, input: &Tensor<4>, weights: &ConvTensors, bias: Option<&Tensor<1>>) {
         let [_, height, width, channels] = input.dims();
         assert_eq!([height, width], self.conv.in_size(), "image size of a convolution prepared for another");
         let spec = self.conv.spec();
         assert_eq!(channels, spec.in_channels, "input channels of a convolution");
         let [kernel_height, kernel_width] = spec.geometry.kernel;
-        match (&weights, &spec.kind) {
+        match (weights, &spec.kind) {
             (ConvTensors::Dense(weight), kind) => {
                 let groups = if let ConvKind::Grouped(groups) = kind { *groups } else { 1 };
                 let dims = [spec.out_channels, channels / groups, kernel_height, kernel_width];
@@ -100,25 +203,18 @@ impl ConvOp {
             }
             (ConvTensors::Het { .. }, kind) => panic!("HetConv's weights for {kind:?}"),
         }
-        assert!(bias.as_ref().is_none_or(|bias| bias.dims() == [spec.out_channels]), "shape of the bias");
-        let isa = match &self.form {
-            Form::Kernels(isa) => *isa,
-            Form::Composed(composed) => return (composed.forward(input, weights, bias), None),
-        };
-        let kernel = ConvKernel { conv: self.conv.clone(), isa, fast };
-        let input = input.into_dispatch();
-        let (output, sums) = match (weights, bias.map(Tensor::into_dispatch)) {
-            (ConvTensors::Dense(weight), None) => kernel.apply([input, weight.into_dispatch()]),
-            (ConvTensors::Dense(weight), Some(bias)) => kernel.apply([input, weight.into_dispatch(), bias]),
-            (ConvTensors::Het { center, ring }, None) => {
-                kernel.apply([input, center.into_dispatch(), ring.into_dispatch()])
-            }
-            (ConvTensors::Het { center, ring }, Some(bias)) => {
-                kernel.apply([input, center.into_dispatch(), ring.into_dispatch(), bias])
-            }
-        };
-        (Tensor::from_dispatch(output), Some(sums))
+        assert!(bias.is_none_or(|bias| bias.dims() == [spec.out_channels]), "shape of the bias");
     }
+}
+
+/// Weight or centre and ring, and the bias if there is one.
+fn parameters(weights: ConvTensors, bias: Option<Tensor<1>>) -> Vec<DispatchTensor> {
+    let mut parameters = match weights {
+        ConvTensors::Dense(weight) => vec![weight.into_dispatch()],
+        ConvTensors::Het { center, ring } => vec![center.into_dispatch(), ring.into_dispatch()],
+    };
+    parameters.extend(bias.map(Tensor::into_dispatch));
+    parameters
 }
 
 /// Inputs: activation, weight or centre and ring, bias if there is one.
@@ -131,11 +227,6 @@ struct ConvKernel {
 }
 
 impl ConvKernel {
-    fn apply<const N: usize>(self, inputs: [DispatchTensor; N]) -> (DispatchTensor, ColumnSums) {
-        let fast = self.fast || inputs.iter().any(is_tracked);
-        apply(Self { fast, ..self }, inputs)
-    }
-
     fn is_het(&self) -> bool {
         matches!(self.conv.spec().kind, ConvKind::Het(_))
     }
@@ -146,50 +237,48 @@ impl ConvKernel {
     }
 
     fn pack(&self, direction: Direction, inputs: &[FlexTensor]) -> PackedWeights {
-        let algorithm = if self.fast { self.conv.fastest(self.isa, direction) } else { Algorithm::Direct };
-        self.conv.pack(self.isa, direction, algorithm, self.weights(inputs))
-    }
-
-    fn weights<'a>(&self, inputs: &'a [FlexTensor]) -> ConvWeights<'a> {
-        if self.is_het() {
+        let weights = if self.is_het() {
             ConvWeights::Het { center: values(&inputs[1]), ring: values(&inputs[2]) }
         } else {
             ConvWeights::Dense(values(&inputs[1]))
-        }
+        };
+        let algorithm = if self.fast { self.conv.fastest(self.isa, direction) } else { Algorithm::Direct };
+        self.conv.pack(self.isa, direction, algorithm, weights)
     }
-}
 
-impl<const N: usize> Kernel<N> for ConvKernel {
-    /// The inputs; the bias is not read again.
-    type Saved = [FlexTensor; N];
-    type Side = ColumnSums;
-
-    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, ColumnSums, Self::Saved) {
+    /// The output, and its sums; the activation is read as `input`.
+    fn compute(&self, inputs: &[FlexTensor], input: Input<'_>) -> (FlexTensor, ColumnSums) {
         let batch = inputs[0].layout().shape()[0];
         let [height, width] = self.conv.out_size();
         let weights = self.pack(Direction::Forward, inputs);
         let bias = inputs.get(self.bias()).map(values);
-        let (output, sums) = self.conv.forward_with_sums(batch, values(&inputs[0]), &weights, bias);
-        (tensor(output, [batch, height, width, self.conv.spec().out_channels]), sums, inputs.clone())
+        let (output, sums) = self.conv.forward_with_sums(batch, input, &weights, bias);
+        (tensor(output, [batch, height, width, self.conv.spec().out_channels]), sums)
     }
 
-    fn backward(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+    /// The gradient of every input but the activation that is wanted.
+    fn by_parameters(
+        &self,
+        inputs: &[FlexTensor],
+        input: Input<'_>,
+        grad_output: &[f32],
+        wanted: &[bool],
+    ) -> Vec<Option<FlexTensor>> {
         let batch = inputs[0].layout().shape()[0];
-        let grad_output = values(&grad);
-        let zeros = |index: usize| vec![0.0f32; inputs[index].layout().num_elements()];
+        let zeros = |index: usize| zeros(inputs[index].layout().num_elements());
         let like = |index: usize, data: Vec<f32>| tensor(data, inputs[index].layout().shape().clone());
-        let mut results = [const { None }; N];
+        let mut results = vec![None; inputs.len()];
         if wanted[1] || (self.is_het() && wanted[2]) {
             let mut primary = zeros(1);
             let algorithm = if self.fast { self.conv.fastest_grad_weight(self.isa, batch) } else { Algorithm::Direct };
             if self.is_het() {
                 let mut ring = zeros(2);
                 let target = ConvWeightsMut::Het { center: &mut primary, ring: &mut ring };
-                self.conv.grad_weight(self.isa, algorithm, batch, values(&inputs[0]), grad_output, target);
+                self.conv.grad_weight(self.isa, algorithm, batch, input, grad_output, target);
                 results[2] = Some(like(2, ring));
             } else {
                 let target = ConvWeightsMut::Dense(&mut primary);
-                self.conv.grad_weight(self.isa, algorithm, batch, values(&inputs[0]), grad_output, target);
+                self.conv.grad_weight(self.isa, algorithm, batch, input, grad_output, target);
             }
             results[1] = Some(like(1, primary));
         }
@@ -199,10 +288,81 @@ impl<const N: usize> Kernel<N> for ConvKernel {
             self.conv.grad_bias(batch, grad_output, &mut grad_bias);
             results[bias] = Some(like(bias, grad_bias));
         }
-        if wanted[0] {
-            let weights = self.pack(Direction::GradInput, &inputs);
-            results[0] = Some(like(0, self.conv.grad_input(batch, grad_output, &weights)));
-        }
         results
+    }
+}
+
+impl<const N: usize> Kernel<N> for ConvKernel {
+    /// The inputs; the bias is not read again.
+    type Saved = [FlexTensor; N];
+    type Side = ColumnSums;
+
+    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, ColumnSums, Self::Saved) {
+        let (output, sums) = self.compute(inputs, Input::Plain(values(&inputs[0])));
+        (output, sums, inputs.clone())
+    }
+
+    fn backward(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+        let grad_output = values(&grad);
+        let input = Input::Plain(values(&inputs[0]));
+        let mut results = self.by_parameters(&inputs, input, grad_output, &wanted);
+        if wanted[0] {
+            let shape = inputs[0].layout().shape();
+            let weights = self.pack(Direction::GradInput, &inputs);
+            results[0] = Some(tensor(self.conv.grad_input(shape[0], grad_output, &weights), shape.clone()));
+        }
+        array(results)
+    }
+}
+
+/// A convolution of what a batch-norm makes of an activation. Inputs: the activation, the batch-norm's scale and shift, and
+/// those of [`ConvKernel`] behind its activation.
+#[derive(Clone, Debug)]
+struct NormConvKernel {
+    norm: NormKernel,
+    conv: ConvKernel,
+}
+
+#[derive(Clone, Debug)]
+struct NormConvSaved {
+    /// The activation, and the convolution's parameters.
+    inputs: Vec<FlexTensor>,
+    normalisation: Normalisation,
+}
+
+impl NormConvSaved {
+    /// The batch-norm's result.
+    fn input(&self) -> Input<'_> {
+        Input::Scaled { x: values(&self.inputs[0]), affine: self.normalisation.does.affine() }
+    }
+}
+
+impl<const N: usize> Kernel<N> for NormConvKernel {
+    type Saved = NormConvSaved;
+    type Side = (BatchStats, ColumnSums);
+
+    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Self::Side, NormConvSaved) {
+        let normalisation = self.norm.normalisation(values(&inputs[0]), &inputs[1], &inputs[2]);
+        let inputs = [&inputs[..1], &inputs[3..]].concat();
+        let saved = NormConvSaved { inputs, normalisation };
+        let (output, sums) = self.conv.compute(&saved.inputs, saved.input());
+        (output, (saved.normalisation.stats.clone(), sums), saved)
+    }
+
+    fn backward(&self, saved: NormConvSaved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+        let grad_output = values(&grad);
+        let of_conv = [&wanted[..1], &wanted[3..]].concat();
+        let mut parameters = self.conv.by_parameters(&saved.inputs, saved.input(), grad_output, &of_conv).split_off(1);
+        let mut results = vec![None; 3];
+        if wanted[..3].contains(&true) {
+            let shape = saved.inputs[0].layout().shape();
+            let weights = self.conv.pack(Direction::GradInput, &saved.inputs);
+            let norm = saved.normalisation.backward(values(&saved.inputs[0]));
+            let (by_x, others) = self.conv.conv.grad_input_through_norm(shape[0], grad_output, &weights, &norm);
+            let [scale, shift] = self.norm.by_affine(&others.gamma, &others.beta);
+            results = vec![Some(tensor(by_x, shape.clone())), Some(scale), Some(shift)];
+        }
+        results.append(&mut parameters);
+        array(results)
     }
 }

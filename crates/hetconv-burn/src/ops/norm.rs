@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use burn_flex::FlexTensor;
 use hetconv_core::ChannelOrder;
-use hetconv_kernels::norm::{self, BatchStats, Gate};
+use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{ColumnSums, Isa};
 
 use crate::Implementation;
 use crate::composed::ComposedNorm;
-use crate::kernel::{Kernel, apply, flex, tensor, values, wrap};
+use crate::kernel::{Kernel, apply, array, flex, tensor, values, values_mut, wrap};
 
 /// Scale and shift per channel, `[channels]` each, in natural order.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl NormOp {
             Form::Composed(composed) => return composed.forward(x, affine, residual),
         };
         let device = x.device().inner();
-        let kernel = NormKernel { order: self.order.clone(), isa, epsilon: self.epsilon, relu: self.relu, sums };
+        let kernel = self.kernel(isa, sums);
         let inputs = [x.into_dispatch(), affine.scale.into_dispatch(), affine.shift.into_dispatch()];
         let (y, stats) = match residual {
             None => apply(kernel, inputs),
@@ -92,9 +92,18 @@ impl NormOp {
                 apply(kernel, [x, scale, shift, residual.into_dispatch()])
             }
         };
-        let constant = |stored: &[f32]| Tensor::from_data(natural(&self.order, stored).as_slice(), &device);
-        let moments = Moments { mean: constant(&stats.mean), variance: constant(&stats.variance) };
-        (Tensor::from_dispatch(y), moments)
+        (Tensor::from_dispatch(y), self.moments(&stats, &device))
+    }
+
+    /// How it is computed by the kernels.
+    pub(super) fn kernel(&self, isa: Isa, sums: Option<ColumnSums>) -> NormKernel {
+        NormKernel { order: self.order.clone(), isa, epsilon: self.epsilon, relu: self.relu, sums }
+    }
+
+    /// Constants, on a device without autodiff.
+    pub(super) fn moments(&self, stats: &BatchStats, device: &Device) -> Moments {
+        let constant = |stored: &[f32]| Tensor::from_data(natural(&self.order, stored).as_slice(), device);
+        Moments { mean: constant(&stats.mean), variance: constant(&stats.variance) }
     }
 
     /// With fixed statistics, for evaluation: on tensors without autodiff.
@@ -117,21 +126,30 @@ impl NormOp {
             Form::Composed(composed) => return composed.evaluate(x, affine, moments, residual),
         };
         let shape = x.dims();
-        let [scale, shift, mean, variance] =
-            [affine.scale, affine.shift, moments.mean, moments.variance].map(|t| flex(t.into_dispatch()));
-        let [scale, shift, mean, variance] = [&scale, &shift, &mean, &variance].map(values);
-        let factor = |c: usize| scale[c] / (variance[c] + self.epsilon).sqrt();
-        let factors: Vec<f32> = (0..shape[3]).map(factor).collect();
-        let summands: Vec<f32> = (0..shape[3]).map(|c| shift[c] - mean[c] * factors[c]).collect();
-        let (factors, summands) = (stored(&self.order, &factors), stored(&self.order, &summands));
+        let fixed = self.fixed(affine, moments);
         let x = flex(x.into_dispatch());
         let residual = residual.map(|residual| flex(residual.into_dispatch()));
-        let residual = residual.as_ref().map(values);
-        let y = norm::scale_shift(isa, shape[3], values(&x), residual, &factors, &summands, self.relu);
+        let y = norm::scale_shift(isa, values(&x), residual.as_ref().map(values), fixed.affine());
         Tensor::from_dispatch(wrap(tensor(y, shape)))
     }
 
-    fn check(&self, x: &Tensor<4>, affine: &NormTensors, residual: Option<&Tensor<4>>) {
+    /// What fixed statistics amount to.
+    pub(super) fn fixed(&self, affine: NormTensors, moments: Moments) -> ScaleAndShift {
+        let [scale, shift, mean, variance] =
+            [affine.scale, affine.shift, moments.mean, moments.variance].map(|t| flex(t.into_dispatch()));
+        let [scale, shift, mean, variance] = [&scale, &shift, &mean, &variance].map(values);
+        let factors: Vec<f32> = scale.iter().zip(variance).map(|(s, v)| s / (v + self.epsilon).sqrt()).collect();
+        let summands: Vec<f32> = (0..factors.len()).map(|c| shift[c] - mean[c] * factors[c]).collect();
+        let [scale, shift] = [&factors, &summands].map(|values| stored(&self.order, values));
+        ScaleAndShift { scale, shift, relu: self.relu }
+    }
+
+    /// The channels' order.
+    pub(super) fn order(&self) -> &ChannelOrder {
+        &self.order
+    }
+
+    pub(super) fn check(&self, x: &Tensor<4>, affine: &NormTensors, residual: Option<&Tensor<4>>) {
         let shape = x.dims();
         assert_eq!(shape[3], self.order.len(), "channels of a normalisation");
         assert_eq!([affine.scale.dims(), affine.shift.dims()], [[shape[3]]; 2], "one scale and shift per channel");
@@ -153,9 +171,40 @@ fn natural(order: &ChannelOrder, stored: &[f32]) -> Vec<f32> {
     natural
 }
 
+/// What a batch-norm with known statistics does, channels in stored order.
+#[derive(Clone, Debug)]
+pub(super) struct ScaleAndShift {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+    relu: bool,
+}
+
+impl ScaleAndShift {
+    pub fn affine(&self) -> Affine<'_> {
+        Affine { scale: &self.scale, shift: &self.shift, relu: self.relu }
+    }
+}
+
+/// A batch-norm whose statistics are known, channels in stored order.
+#[derive(Clone, Debug)]
+pub(super) struct Normalisation {
+    gamma: Vec<f32>,
+    pub stats: BatchStats,
+    pub does: ScaleAndShift,
+}
+
+impl Normalisation {
+    /// Its backward pass, where there is no residual.
+    pub fn backward<'a>(&'a self, x: &'a [f32]) -> NormBackward<'a> {
+        let ScaleAndShift { scale, shift, relu } = &self.does;
+        let gate = if *relu { Gate::Input { scale, shift } } else { Gate::Open };
+        NormBackward { x, gate, gamma: &self.gamma, stats: &self.stats }
+    }
+}
+
 /// Inputs: activation, scale, shift, residual if there is one.
 #[derive(Clone, Debug)]
-struct NormKernel {
+pub(super) struct NormKernel {
     order: ChannelOrder,
     isa: Isa,
     epsilon: f32,
@@ -163,21 +212,29 @@ struct NormKernel {
     sums: Option<ColumnSums>,
 }
 
-#[derive(Clone, Debug)]
-struct NormSaved {
-    x: FlexTensor,
-    gate: SavedGate,
-    /// γ in stored order.
-    gamma: Vec<f32>,
-    stats: BatchStats,
+impl NormKernel {
+    /// Takes the statistics of `x`.
+    pub fn normalisation(&self, x: &[f32], scale: &FlexTensor, shift: &FlexTensor) -> Normalisation {
+        let [gamma, beta] = [scale, shift].map(|tensor| stored(&self.order, values(tensor)));
+        let counted = self.sums.is_none().then(|| norm::column_sums(self.isa, gamma.len(), x));
+        let sums = self.sums.as_ref().or(counted.as_ref()).expect("one or the other");
+        let stats = BatchStats::new(sums, x.len() / gamma.len(), self.epsilon);
+        let (scale, shift) = stats.scale_and_shift(&gamma, &beta);
+        Normalisation { gamma, stats, does: ScaleAndShift { scale, shift, relu: self.relu } }
+    }
+
+    /// Gradients by scale and shift.
+    pub fn by_affine(&self, gamma: &[f32], beta: &[f32]) -> [FlexTensor; 2] {
+        [gamma, beta].map(|stored| tensor(natural(&self.order, stored), [stored.len()]))
+    }
 }
 
-/// What decides where the ReLU lets gradients pass.
 #[derive(Clone, Debug)]
-enum SavedGate {
-    Open,
-    Output(FlexTensor),
-    Input { scale: Vec<f32>, shift: Vec<f32> },
+pub(super) struct NormSaved {
+    x: FlexTensor,
+    normalisation: Normalisation,
+    /// The result, where it decides what the ReLU lets pass.
+    y: Option<FlexTensor>,
 }
 
 impl<const N: usize> Kernel<N> for NormKernel {
@@ -185,55 +242,28 @@ impl<const N: usize> Kernel<N> for NormKernel {
     type Side = BatchStats;
 
     fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, BatchStats, NormSaved) {
-        let shape = inputs[0].layout().shape().clone();
         let x = values(&inputs[0]);
-        let [gamma, beta] = [1, 2].map(|input| stored(&self.order, values(&inputs[input])));
-        let channels = gamma.len();
+        let normalisation = self.normalisation(x, &inputs[1], &inputs[2]);
         let residual = inputs.get(3).map(values);
-        let counted = self.sums.is_none().then(|| norm::column_sums(self.isa, channels, x));
-        let sums = self.sums.as_ref().or(counted.as_ref()).expect("one or the other");
-        let stats = BatchStats::new(sums, x.len() / channels, self.epsilon);
-        let (scale, shift) = stats.scale_and_shift(&gamma, &beta);
-        let y = norm::scale_shift(self.isa, channels, x, residual, &scale, &shift, self.relu);
-        let y = tensor(y, shape);
-        let gate = match (self.relu, residual) {
-            (false, _) => SavedGate::Open,
-            (true, Some(_)) => SavedGate::Output(y.clone()),
-            (true, None) => SavedGate::Input { scale, shift },
-        };
-        (y, stats.clone(), NormSaved { x: inputs[0].clone(), gate, gamma, stats })
+        let y = norm::scale_shift(self.isa, x, residual, normalisation.does.affine());
+        let y = tensor(y, inputs[0].layout().shape().clone());
+        let kept = (self.relu && residual.is_some()).then(|| y.clone());
+        (y, normalisation.stats.clone(), NormSaved { x: inputs[0].clone(), normalisation, y: kept })
     }
 
-    fn backward(&self, saved: NormSaved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
-        let shape = saved.x.layout().shape().clone();
-        let channels = saved.gamma.len();
-        let gate = match &saved.gate {
-            SavedGate::Open => Gate::Open,
-            SavedGate::Output(y) => Gate::Output(values(y)),
-            SavedGate::Input { scale, shift } => Gate::Input { scale, shift },
-        };
-        // Without a ReLU the residual's gradient is the output's own.
-        let residual = self.relu && wanted.get(3) == Some(&true);
-        let grads = norm::batch_norm_backward(
-            self.isa,
-            channels,
-            values(&saved.x),
-            gate,
-            &saved.gamma,
-            &saved.stats,
-            values(&grad),
-            residual,
-        );
-        let mut results = [const { None }; N];
-        results[0] = Some(tensor(grads.x, shape.clone()));
-        results[1] = Some(tensor(natural(&self.order, &grads.gamma), [channels]));
-        results[2] = Some(tensor(natural(&self.order, &grads.beta), [channels]));
-        if N == 4 {
-            results[3] = match grads.residual {
-                Some(data) => Some(tensor(data, shape)),
-                None => wanted[3].then_some(grad),
-            };
+    fn backward(&self, saved: NormSaved, mut grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
+        let NormSaved { x, normalisation, y } = saved;
+        let mut backward = normalisation.backward(values(&x));
+        if let Some(y) = &y {
+            backward.gate = Gate::Output(values(y));
         }
-        results
+        let residual = wanted.get(3) == Some(&true);
+        let grads = backward.gradients(self.isa, values_mut(&mut grad), residual);
+        let (by_x, by_residual) = match grads.x {
+            Some(by_x) => (tensor(by_x, x.layout().shape().clone()), Some(grad)),
+            None => (grad, None),
+        };
+        let [by_scale, by_shift] = self.by_affine(&grads.gamma, &grads.beta);
+        array([Some(by_x), Some(by_scale), Some(by_shift), by_residual].into_iter().take(N).collect())
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use hetconv_core::Conv2dGeometry;
-use hetconv_kernels::{Isa, pool};
+use hetconv_kernels::{Isa, pool, zeros};
 
 use crate::Implementation;
 use crate::composed;
@@ -108,7 +108,7 @@ impl Kernel<1> for MaxKernel {
         let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.out_shape(input);
         let elements = shape.iter().product();
-        let (mut output, mut argmax) = (vec![0.0; elements], vec![0; elements]);
+        let (mut output, mut argmax) = (zeros(elements), zeros(elements));
         let [batch, _, _, channels] = shape;
         let x = values(input);
         pool::max_pool_forward(self.isa, geometry, batch, *in_size, channels, x, &mut output, &mut argmax);
@@ -119,7 +119,7 @@ impl Kernel<1> for MaxKernel {
         let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.in_shape(&grad);
         let [batch, _, _, channels] = shape;
-        let mut grad_input = vec![0.0; shape.iter().product()];
+        let mut grad_input = zeros(shape.iter().product());
         let grad = values(&grad);
         pool::max_pool_backward(self.isa, geometry, batch, *in_size, channels, &argmax, grad, &mut grad_input);
         [Some(tensor(grad_input, shape))]
@@ -141,7 +141,7 @@ impl Kernel<1> for AvgKernel {
         let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.out_shape(input);
         let [batch, _, _, channels] = shape;
-        let mut output = vec![0.0; shape.iter().product()];
+        let mut output = zeros(shape.iter().product());
         let x = values(input);
         pool::avg_pool_forward(self.isa, geometry, batch, *in_size, channels, self.count_padding, x, &mut output);
         (tensor(output, shape), (), ())
@@ -151,7 +151,7 @@ impl Kernel<1> for AvgKernel {
         let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.in_shape(&grad);
         let [batch, _, _, channels] = shape;
-        let mut grad_input = vec![0.0; shape.iter().product()];
+        let mut grad_input = zeros(shape.iter().product());
         let grad = values(&grad);
         pool::avg_pool_backward(
             self.isa,
@@ -178,14 +178,14 @@ impl Kernel<1> for GlobalAvgKernel {
     fn forward(&self, [input]: &[FlexTensor; 1]) -> (FlexTensor, (), [usize; 4]) {
         let shape: [usize; 4] = input.layout().shape().dims();
         let [batch, height, width, channels] = shape;
-        let mut output = vec![0.0; batch * channels];
+        let mut output = zeros(batch * channels);
         pool::global_avg_forward(self.0, batch, height * width, channels, values(input), &mut output);
         (tensor(output, [batch, 1, 1, channels]), (), shape)
     }
 
     fn backward(&self, shape: [usize; 4], grad: FlexTensor, _wanted: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let [batch, height, width, channels] = shape;
-        let mut grad_input = vec![0.0; shape.iter().product()];
+        let mut grad_input = zeros(shape.iter().product());
         pool::global_avg_backward(self.0, batch, height * width, channels, values(&grad), &mut grad_input);
         [Some(tensor(grad_input, shape))]
     }

@@ -9,10 +9,12 @@ use crate::depthwise::Depthwise;
 use crate::fresh::{fresh, place};
 use crate::grad_weight::{Cut, GradWeight, transformed_cost};
 use crate::isa::Isa;
+use crate::kernel::Count;
 use crate::moments::ColumnSums;
+use crate::norm::{NormBackward, NormGradients};
 use crate::pack::{Direction, Layout};
 use crate::parallel::reduction_parts;
-use crate::reorder::Reorder;
+use crate::reading::{Input, Reading};
 
 /// The two activations of grad-weight.
 #[derive(Clone, Copy)]
@@ -20,8 +22,22 @@ pub(crate) struct Images<'a> {
     pub batch: usize,
     pub input: &'a [f32],
     pub grad_output: &'a [f32],
+    /// How the two are read.
+    pub readings: [Reading<'a>; 2],
     pub in_size: [usize; 2],
     pub out_size: [usize; 2],
+}
+
+impl Images<'_> {
+    /// Calls with both as they are read, made on all threads.
+    pub fn brought(&self, isa: Isa, then: impl FnOnce(&Images<'_>)) {
+        let [of_input, of_grad_output] = self.readings;
+        let mut rooms = [of_input.room(self.input.len()), of_grad_output.room(self.grad_output.len())];
+        let [room_in, room_out] = &mut rooms;
+        let input = of_input.brought_by_all(isa, self.input, room_in);
+        let grad_output = of_grad_output.brought_by_all(isa, self.grad_output, room_out);
+        then(&Images { input, grad_output, readings: [Reading::Plain; 2], ..*self });
+    }
 }
 
 impl Conv {
@@ -37,7 +53,8 @@ impl Conv {
         bias: Option<&[f32]>,
         output: &mut [f32],
     ) {
-        self.convolve(Direction::Forward, batch, input, weights, bias, place(output), false);
+        let input = (input, Reading::Plain);
+        self.convolve(Direction::Forward, batch, input, weights, bias, place(output), Count::Nothing);
     }
 
     /// As [`Conv::forward`], into a vector of its own, and returns with it the sums of each channel's outputs and of their
@@ -48,18 +65,18 @@ impl Conv {
     pub fn forward_with_sums(
         &self,
         batch: usize,
-        input: &[f32],
+        input: Input<'_>,
         weights: &PackedWeights,
         bias: Option<&[f32]>,
     ) -> (Vec<f32>, ColumnSums) {
-        let mut sums = None;
-        let len = self.out_len(batch);
+        let mut sums = Vec::new();
+        let input = input.read(self.spec.in_channels);
         let fill = |output: &mut [_]| {
-            sums = self.convolve(Direction::Forward, batch, input, weights, bias, output, true);
+            sums = self.convolve(Direction::Forward, batch, input, weights, bias, output, Count::Moments);
         };
         // SAFETY: every target pixel is in one region, and every output in one block.
-        let output = unsafe { fresh(len, fill) };
-        (output, sums.expect("sums that were wanted"))
+        let output = unsafe { fresh(self.out_len(batch), fill) };
+        (output, ColumnSums::new(sums))
     }
 
     /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
@@ -67,12 +84,41 @@ impl Conv {
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer, or the weights were packed for something else.
     pub fn grad_input(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights) -> Vec<f32> {
-        let len = self.in_len(batch);
+        self.grad_input_counting(batch, grad_output, weights, Count::Nothing).0
+    }
+
+    /// As [`Conv::grad_input`] through the batch-norm that made the input, without a residual: the gradient by what it read,
+    /// and its others.
+    ///
+    /// # Panics
+    /// As [`Conv::grad_input`], or if the batch-norm's result is not this layer's input.
+    pub fn grad_input_through_norm(
+        &self,
+        batch: usize,
+        grad_output: &[f32],
+        weights: &PackedWeights,
+        norm: &NormBackward<'_>,
+    ) -> (Vec<f32>, NormGradients) {
+        let (mut grad, sums) = self.grad_input_counting(batch, grad_output, weights, Count::Norm(norm));
+        let others = norm.gradients_from(weights.isa, &sums, &mut grad, false);
+        (grad, others)
+    }
+
+    fn grad_input_counting(
+        &self,
+        batch: usize,
+        grad_output: &[f32],
+        weights: &PackedWeights,
+        count: Count<'_>,
+    ) -> (Vec<f32>, Vec<f64>) {
+        let mut sums = Vec::new();
+        let source = (grad_output, Reading::Plain);
         let fill = |grad_input: &mut [_]| {
-            self.convolve(Direction::GradInput, batch, grad_output, weights, None, grad_input, false);
+            sums = self.convolve(Direction::GradInput, batch, source, weights, None, grad_input, count);
         };
         // SAFETY: as in `forward_with_sums`.
-        unsafe { fresh(len, fill) }
+        let grad_input = unsafe { fresh(self.in_len(batch), fill) };
+        (grad_input, sums)
     }
 
     /// As [`Conv::grad_input`], overwriting `grad_input`.
@@ -80,24 +126,26 @@ impl Conv {
     /// # Panics
     /// As [`Conv::grad_input`].
     pub fn grad_input_into(&self, batch: usize, grad_output: &[f32], weights: &PackedWeights, grad_input: &mut [f32]) {
-        self.convolve(Direction::GradInput, batch, grad_output, weights, None, place(grad_input), false);
+        let source = (grad_output, Reading::Plain);
+        self.convolve(Direction::GradInput, batch, source, weights, None, place(grad_input), Count::Nothing);
     }
 
-    /// Forward or grad-input of one batch, with the channels' sums if they are wanted.
+    /// Forward or grad-input of one batch, and what is counted meanwhile.
     #[allow(clippy::too_many_arguments)]
     fn convolve(
         &self,
         direction: Direction,
         batch: usize,
-        source: &[f32],
+        (source, reading): (&[f32], Reading<'_>),
         weights: &PackedWeights,
         bias: Option<&[f32]>,
         target: &mut [MaybeUninit<f32>],
-        sums: bool,
-    ) -> Option<ColumnSums> {
+        count: Count<'_>,
+    ) -> Vec<f64> {
         self.check_packed(weights, direction);
         let bias = self.stored_bias(weights.isa, bias, direction);
-        self.kernel(direction, &weights.form, &bias, None).run(weights.isa, batch, source, target, sums)
+        let kernel = self.kernel(direction, &weights.form, &bias, None);
+        kernel.run(weights.isa, batch, source, reading, target, count)
     }
 
     /// Computes the loss's gradient by the weights, overwriting `grad`.
@@ -109,11 +157,12 @@ impl Conv {
         isa: Isa,
         algorithm: Algorithm,
         batch: usize,
-        input: &[f32],
+        input: Input<'_>,
         grad_output: &[f32],
         grad: ConvWeightsMut<'_>,
     ) {
-        self.grad_weight_from(isa, algorithm, batch, input, grad_output, grad, [&Reorder::NONE; 2]);
+        let (input, reading) = input.read(self.spec.in_channels);
+        self.grad_weight_of(isa, algorithm, batch, input, grad_output, grad, [reading, Reading::Plain]);
     }
 
     /// The algorithm by which grad-weight of so many images takes less time, by a fixed cost.
@@ -128,12 +177,12 @@ impl Conv {
         if transformed < direct { Algorithm::Winograd } else { Algorithm::Direct }
     }
 
-    /// As [`Conv::grad_weight`], of activations that are first brought into the kernel's orders.
+    /// As [`Conv::grad_weight`], of activations that are read so.
     ///
     /// # Panics
     /// As [`Conv::grad_weight`].
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn grad_weight_from(
+    pub(super) fn grad_weight_of(
         &self,
         isa: Isa,
         algorithm: Algorithm,
@@ -141,15 +190,14 @@ impl Conv {
         input: &[f32],
         grad_output: &[f32],
         grad: ConvWeightsMut<'_>,
-        orders: [&Reorder; 2],
+        readings: [Reading<'_>; 2],
     ) {
         assert_eq!(input.len(), self.in_len(batch), "input length");
         assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
         self.spec.check_weights(&grad.as_ref());
         assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
-        let images = Images { batch, input, grad_output, in_size: self.in_size, out_size: self.out_size };
+        let images = Images { batch, input, grad_output, readings, in_size: self.in_size, out_size: self.out_size };
         if self.depthwise {
-            assert!(orders.iter().all(|order| order.is_none()), "a depthwise convolution has one order");
             let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
             return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, self.rows(Direction::Forward), grad);
         }
@@ -162,7 +210,6 @@ impl Conv {
             cut: (algorithm == Algorithm::Direct || layout.center.is_some()).then(|| self.cut.get_or_init(cut)),
             regions: &self.forward,
             images: &images,
-            orders,
             spec: &self.spec,
             classes: &self.classes,
         };

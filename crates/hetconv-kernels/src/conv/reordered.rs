@@ -9,6 +9,7 @@ use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
 use crate::pack::Direction;
 use crate::parallel::{Band, PARTS, Target};
+use crate::reading::Reading;
 use crate::reorder::Reorder;
 
 /// A [`Conv`] between activations in natural order, whatever the orders of its [`ConvSpec`]: channels are brought into those
@@ -93,7 +94,8 @@ impl Reordered {
             Direction::Forward => [&self.input.there, &self.output.back],
             Direction::GradInput => [&self.output.there, &self.input.back],
         };
-        if there.is_none() && back.is_none() {
+        let reading = Reading::reordered(there);
+        if reading.is_plain() && back.is_none() {
             return write(source, target);
         }
         let bias = conv.stored_bias(isa, bias, direction);
@@ -103,8 +105,8 @@ impl Reordered {
         let images = kernel.images_together(batch, 4 * (source_len + target_len));
         if batch.div_ceil(images.max(1)) < PARTS {
             // Too few to be worked on one by one: blocks of filters have to be shared out as well.
-            let (mut stored, mut written) = (there.room(source.len()), back.room(target.len()));
-            let source = there.brought_by_all(isa, source, &mut stored);
+            let (mut stored, mut written) = (reading.room(source.len()), back.room(target.len()));
+            let source = reading.brought_by_all(isa, source, &mut stored);
             if back.is_none() {
                 return write(source, target);
             }
@@ -113,18 +115,12 @@ impl Reordered {
         }
         let rooms = || {
             let scratch = Aligned::zeroed(kernel.scratch_len(0..kernel.blocks(), images));
-            (there.room(images * source_len), back.room(images * target_len), scratch)
+            (reading.room(images * source_len), back.room(images * target_len), scratch)
         };
         let parts = target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len));
         parts.for_each_init(rooms, |(stored, written, scratch), (target, source)| {
             let images = target.len() / target_len;
-            let source = match there.is_none() {
-                true => source,
-                false => {
-                    there.copy(isa, source, &mut stored[..source.len()]);
-                    &stored[..source.len()]
-                }
-            };
+            let source = reading.brought_alone(isa, source, stored);
             let results = if back.is_none() { &mut *target } else { &mut written[..target.len()] };
             let pass = Pass::new(images, source, Target(results.as_mut_ptr()));
             let share = Share { band: Band::WHOLE, blocks: 0..kernel.blocks(), moments: None };
@@ -149,7 +145,7 @@ impl Reordered {
         grad_output: &[f32],
         grad: ConvWeightsMut<'_>,
     ) {
-        let orders = [&self.input.there, &self.output.there];
-        self.conv.grad_weight_from(isa, algorithm, batch, input, grad_output, grad, orders);
+        let readings = [&self.input.there, &self.output.there].map(Reading::reordered);
+        self.conv.grad_weight_of(isa, algorithm, batch, input, grad_output, grad, readings);
     }
 }

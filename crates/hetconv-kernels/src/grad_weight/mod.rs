@@ -30,12 +30,12 @@ use crate::isa::Isa;
 use crate::pack::{Block, Classes, Layout, Ring, Rows, partner, rows_of_blocks, unpack};
 use crate::parallel::parts_of_blocks;
 use crate::prefetch::Prefetch;
-use crate::reorder::Reorder;
+use crate::reading::Reading;
 use crate::simd::{Simd, Task};
 use crate::taps::Region;
 use crate::walk::Walk;
 
-/// Groups of blocks that each may bring what it reads into order.
+/// Groups of blocks that each may make what it reads.
 const FEW_GROUPS: usize = 2;
 
 /// A prepared grad-weight.
@@ -49,8 +49,6 @@ pub(crate) struct GradWeight<'a> {
     /// The regions of the forward pass.
     pub regions: &'a [Region],
     pub images: &'a Images<'a>,
-    /// Into the kernel's orders, of input and grad-output.
-    pub orders: [&'a Reorder; 2],
     pub spec: &'a ConvSpec,
     pub classes: &'a Classes,
 }
@@ -60,15 +58,9 @@ impl GradWeight<'_> {
     pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>) {
         let batch = self.images.batch;
         let groups = self.groups_of_blocks();
-        if groups.len() > FEW_GROUPS && self.orders.iter().any(|order| !order.is_none()) {
-            // Each group would bring the same values into order.
-            let [input, grad_output] = [(self.images.input, self.orders[0]), (self.images.grad_output, self.orders[1])];
-            let mut rooms = [input.1.room(input.0.len()), grad_output.1.room(grad_output.0.len())];
-            let [room_in, room_out] = &mut rooms;
-            let input = input.1.brought_by_all(isa, input.0, room_in);
-            let grad_output = grad_output.1.brought_by_all(isa, grad_output.0, room_out);
-            let images = Images { input, grad_output, ..*self.images };
-            return GradWeight { images: &images, orders: [&Reorder::NONE; 2], ..*self }.run(isa, grad);
+        if groups.len() > FEW_GROUPS && !self.images.readings.iter().all(Reading::is_plain) {
+            // Each group would make the same values.
+            return self.images.brought(isa, |images| GradWeight { images, ..*self }.run(isa, grad));
         }
         let parts = parts_of_blocks(batch, groups.len(), self.layout.len);
         let images = batch.div_ceil(parts).max(1);
@@ -91,7 +83,7 @@ impl GradWeight<'_> {
             return;
         }
         let stride = self.layout.len.next_multiple_of(16);
-        let mut partial = Aligned::zeroed(parts * stride);
+        let mut partial = Aligned::zeroed_by_all(parts * stride);
         let mut work = Vec::new();
         for (part, mut packed) in partial.chunks_mut(stride.max(1)).enumerate() {
             for &blocks in &groups {
@@ -155,7 +147,8 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let GradWeight { algorithm, images, orders, spec, cut, layout, .. } = *self.grad;
+        let GradWeight { algorithm, images, spec, cut, layout, .. } = *self.grad;
+        let [of_input, of_grad_output] = images.readings;
         let mut sums = (algorithm == Algorithm::Winograd).then(|| Sums::new(self.grad, self.blocks));
         let group = cut.map_or(1, |cut| cut.group);
         let together = sums.as_ref().map_or(group, Sums::images);
@@ -165,14 +158,14 @@ impl Task for Part<'_> {
         let mut panels: Vec<Aligned> = self.blocks.iter().map(panel).collect();
         let out_len = out_pixels * spec.out_channels;
         let most = together.min(self.images.len());
-        let mut rooms = [orders[0].room(most * in_len), orders[1].room(most * out_len)];
+        let mut rooms = [of_input.room(most * in_len), of_grad_output.room(most * out_len)];
         for start in self.images.clone().step_by(together) {
             let count = (self.images.end - start).min(together);
             let [room_in, room_out] = &mut rooms;
             let input = &images.input[start * in_len..][..count * in_len];
             let grad_output = &images.grad_output[start * out_len..][..count * out_len];
-            let input = orders[0].brought(simd, input, room_in);
-            let grad_output = orders[1].brought(simd, grad_output, room_out);
+            let input = of_input.brought(simd, input, room_in);
+            let grad_output = of_grad_output.brought(simd, grad_output, room_out);
             if let Some(sums) = &mut sums {
                 sums.add(simd, count, input, grad_output);
             }

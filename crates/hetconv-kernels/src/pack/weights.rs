@@ -70,7 +70,7 @@ pub(crate) fn pack(
     direction: Direction,
     weights: ConvWeights<'_>,
 ) -> Aligned {
-    let mut packed = Aligned::zeroed(layout.len);
+    let mut packed = Aligned::zeroed_by_all(layout.len);
     for group in &classes.tap_groups(spec) {
         let source = match weights {
             ConvWeights::Dense(weight) => weight,

@@ -4,8 +4,9 @@
 use std::sync::OnceLock;
 
 use hetconv_core::{Activation, ChannelOrder, ConvKind};
+use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{
-    Algorithm, Aligned, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, Team, reference,
+    Algorithm, Aligned, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, Team, reference,
 };
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
@@ -209,7 +210,7 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         conv.forward(batch, &stored, &packed, Some(bias), &mut output);
         problem.check_output("forward", algorithm, &load(&output, &spec.out_order));
 
-        let (again, sums) = conv.forward_with_sums(batch, &stored, &packed, Some(bias));
+        let (again, sums) = conv.forward_with_sums(batch, Input::Plain(&stored), &packed, Some(bias));
         assert_eq!(again, output, "{}", label("forward with sums"));
         let (mut sum, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
         for pixel in output.chunks_exact(n) {
@@ -248,8 +249,12 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         let grad_input = conv.grad_input(batch, &stored_grad, &packed);
         problem.check_grad_input(algorithm, &load(&grad_input, &spec.in_order));
 
-        let grad_weight = |got: ConvWeightsMut<'_>| conv.grad_weight(isa, algorithm, batch, &stored, &stored_grad, got);
+        let input = Input::Plain(&stored);
+        let grad_weight = |got: ConvWeightsMut<'_>| conv.grad_weight(isa, algorithm, batch, input, &stored_grad, got);
         problem.check_grad_weight(spec, algorithm, grad_weight);
+        for relu in [false, true] {
+            check_through_norm(&conv, isa, algorithm, batch, &problem, relu);
+        }
     }
 
     let mut grad_bias = vec![f32::NAN; n];
@@ -261,6 +266,47 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         }
     }
     assert_close(&format!("grad-bias {}", problem.label), &grad_bias, &want, 1e-5);
+}
+
+/// A batch-norm's result that is made where it is read is the one that is stored before.
+fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize, problem: &Problem, relu: bool) {
+    let label = |what: &str| format!("{algorithm:?} {what} through a batch-norm, ReLU {relu}, {}", problem.label);
+    let mut numbers = Numbers(0x5ca1e);
+    let (spec, channels) = (conv.spec(), conv.spec().in_channels);
+    let x = store(&problem.input, &spec.in_order);
+    let grad = store(&problem.grad, &spec.out_order);
+    let (gamma, beta) = (numbers.vec(channels), numbers.vec(channels));
+    let stats = BatchStats::new(&norm::column_sums(isa, channels, &x), x.len() / channels, 1e-3);
+    let (scale, shift) = stats.scale_and_shift(&gamma, &beta);
+    let affine = Affine { scale: &scale, shift: &shift, relu };
+    let stored = norm::scale_shift(isa, &x, None, affine);
+    let inputs = [Input::Plain(&stored), Input::Scaled { x: &x, affine }];
+
+    let packed = conv.pack(isa, Direction::Forward, algorithm, problem.weights.get());
+    let [want, got] = inputs.map(|input| conv.forward_with_sums(batch, input, &packed, Some(&problem.bias)));
+    assert_eq!(got.0, want.0, "{}", label("forward"));
+    assert_eq!(got.1, want.1, "{}", label("sums"));
+
+    let [want, got] = inputs.map(|input| {
+        let mut grad_weight = Weights::new(spec, || f32::NAN);
+        conv.grad_weight(isa, algorithm, batch, input, &grad, grad_weight.get_mut());
+        grad_weight
+    });
+    assert_eq!([got.main, got.ring], [want.main, want.ring], "{}", label("grad-weight"));
+
+    let gate = if affine.relu { Gate::Input { scale: &scale, shift: &shift } } else { Gate::Open };
+    let backward = NormBackward { x: &x, gate, gamma: &gamma, stats: &stats };
+    let packed = conv.pack(isa, Direction::GradInput, algorithm, problem.weights.get());
+    let mut want_x = conv.grad_input(batch, &grad, &packed);
+    let want = backward.gradients(isa, &mut want_x, false);
+    let (got_x, got) = conv.grad_input_through_norm(batch, &grad, &packed, &backward);
+    let as_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
+    assert!(got.x.is_none());
+    // Sums are taken in another order; of each they are a share in what is by x.
+    assert_close(&label("grad-input"), &got_x, &as_f64(&want_x), 2e-4);
+    for (what, got, want) in [("γ", &got.gamma, &want.gamma), ("β", &got.beta, &want.beta)] {
+        assert_close(&label(what), got, &as_f64(want), 10.0 * problem.tolerance_of_sums);
+    }
 }
 
 /// Says which instruction sets a test ran on.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hetconv::core::{Conv2dGeometry, ConvKind, HetPattern};
-use hetconv::kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Isa, measure};
+use hetconv::kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, measure};
 use hetconv::train::{Purpose, stream, uniform};
 use serde::Serialize;
 
@@ -165,7 +165,7 @@ fn seconds(conv: &Conv, batch: usize, isa: Isa) -> [f64; 3] {
                 true => ConvWeightsMut::Het { center: &mut main, ring: &mut ring },
                 false => ConvWeightsMut::Dense(&mut main),
             };
-            conv.grad_weight(isa, Algorithm::Direct, batch, &input, &grad_output, grad);
+            conv.grad_weight(isa, Algorithm::Direct, batch, Input::Plain(&input), &grad_output, grad);
         }),
     ]
 }
