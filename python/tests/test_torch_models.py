@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
-import torch.nn.utils.prune  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
 import hetconv  # noqa: E402
 from hetconv import _native  # noqa: E402
@@ -111,7 +111,7 @@ def test_convert_as_told():
 
 def test_what_is_not_a_layers_own_stays():
     net = model()
-    nn.utils.prune.random_unstructured(net[2].conv1, "weight", 0.5)
+    prune.random_unstructured(net[2].conv1, "weight", 0.5)
     net[2].conv2.weight.requires_grad_(False)
     net.add_module("tied", nn.Conv2d(24, 24, 5))
     net.tied.weight = nn.Conv2d(24, 24, 5).weight

@@ -15,8 +15,8 @@ use rayon::prelude::*;
 
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
-use crate::kernel::{Pass, Share};
-use crate::moments::{ChannelMoments, ChannelSums};
+use crate::kernel::{Along, Pass, Share};
+use crate::moments::{ChannelMoments, ChannelSums, SumsOfParts};
 use crate::parallel::reduction_parts;
 use crate::prefetch::Prefetch;
 use crate::simd::{Simd, Task};
@@ -57,24 +57,38 @@ impl<'a> Depthwise<'a> {
         packed
     }
 
-    /// Grad-weight `[channels, 1, kh, kw]`, natural order; `rows` are those of the forward pass.
-    pub fn grad_weight(&self, isa: Isa, images: &Images<'_>, rows: &Rows, grad: &mut [f32]) {
+    /// Grad-weight `[channels, 1, kh, kw]`, natural order, and what is counted of what is computed along, `[2, channels]`;
+    /// `rows` are those of the forward pass.
+    pub fn grad_weight(
+        &self,
+        isa: Isa,
+        images: &Images<'_>,
+        rows: &Rows,
+        grad: &mut [f32],
+        along: Option<&Along<'_>>,
+    ) -> Vec<f64> {
         let channels = self.spec.in_channels;
         let len = self.taps * self.padded;
         let parts = reduction_parts(images.batch, len);
         let images_per_part = images.batch.div_ceil(parts).max(1);
         let mut partial = vec![0.0f32; parts * len];
-        partial.par_chunks_mut(len).enumerate().for_each(|(part, out)| {
+        let mut counted = SumsOfParts::new(parts, along.map_or(0, Along::counted));
+        let mut of_parts = counted.parts();
+        let part = |(part, out): (usize, _)| {
             let first = (part * images_per_part).min(images.batch);
             let last = (first + images_per_part).min(images.batch);
-            isa.run(Backward { images, rows, channels, padded: self.padded, of_part: first..last, out });
-        });
+            let counted = of_parts.next().unwrap_or_default();
+            Backward { images, rows, channels, padded: self.padded, of_part: first..last, out, along, counted }
+        };
+        let work: Vec<Backward<'_>> = partial.chunks_mut(len).enumerate().map(part).collect();
+        work.into_par_iter().for_each(|part| isa.run(part));
         for (position, &channel) in self.spec.in_order.channels().iter().enumerate() {
             for tap in 0..self.taps {
                 let of_part = |part: usize| partial[part * len + tap * self.padded + position];
                 grad[channel as usize * self.taps + tap] = (0..parts).map(of_part).sum();
             }
         }
+        counted.total()
     }
 }
 
@@ -306,6 +320,9 @@ struct Backward<'a> {
     of_part: Range<usize>,
     /// `[tap, padded]`.
     out: &'a mut [f32],
+    along: Option<&'a Along<'a>>,
+    /// `[2, channels]`, if that is counted.
+    counted: &'a mut [f64],
 }
 
 /// Pixels that a tap's sum is taken over before it is added to the others, if images are that small: they are grouped.
@@ -316,12 +333,15 @@ impl Task for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { images, rows: Rows { taps, rows }, channels, padded, of_part, out } = self;
+        let Self { images, rows: Rows { taps, rows }, channels, padded, of_part, out, along, counted } = self;
         let lens = [images.in_size, images.out_size].map(|[height, width]| height * width * channels);
         let group = (RUN / images.out_size[1].max(1)).max(1);
         let [of_input, of_grad_output] = images.readings;
         let most = group.min(of_part.len());
         let mut rooms = [of_input.room(most * lens[0]), of_grad_output.room(most * lens[1])];
+        let near = along.map_or(of_part.len().max(1), |along| along.images(group));
+        let mut scratch = along.map(|along| along.scratch(near));
+        let mut done = of_part.start;
         for first in of_part.clone().step_by(group) {
             let group = group.min(of_part.end - first);
             let [room_in, room_out] = &mut rooms;
@@ -357,6 +377,15 @@ impl Task for Backward<'_> {
                         }
                     }
                 }
+            }
+            let end = first + group;
+            if let (Some(along), Some(scratch)) = (along, &mut scratch)
+                && (end - done >= near || end == of_part.end)
+            {
+                let grad_output = &images.grad_output[done * lens[1]..end * lens[1]];
+                // SAFETY: parts have images of their own.
+                unsafe { along.compute(done..end, grad_output, scratch, counted) };
+                done = end;
             }
         }
     }

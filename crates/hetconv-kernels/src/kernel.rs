@@ -14,6 +14,7 @@ use crate::moments::SumsOfParts;
 use crate::norm::NormBackward;
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::reading::Reading;
+use crate::scratch::Scratch;
 use crate::tile::MAX_ROWS;
 use crate::winograd::{self, Winograd};
 
@@ -75,6 +76,71 @@ pub(crate) enum Count<'a> {
     Moments,
     /// [`NormBackward::sums`] of a batch-norm whose result's gradient the target is.
     Norm(&'a NormBackward<'a>),
+}
+
+/// Grad-input that is computed along with grad-weight, some images at a time, while what both read is near.
+pub(crate) struct Along<'a> {
+    isa: Isa,
+    kernel: Kernel<'a>,
+    /// Images of a call at most.
+    images: usize,
+    target: Target,
+    /// The batch-norm whose sums are counted.
+    norm: Option<&'a NormBackward<'a>>,
+}
+
+impl<'a> Along<'a> {
+    /// `target` has the whole batch.
+    pub fn new(
+        isa: Isa,
+        kernel: Kernel<'a>,
+        batch: usize,
+        target: &mut [MaybeUninit<f32>],
+        norm: Option<&'a NormBackward<'a>>,
+    ) -> Self {
+        let ([source_len, target_len], channels) = (kernel.lens(), kernel.target_channels());
+        assert_eq!(target.len(), product([batch, target_len]), "length of the target");
+        if let Some(norm) = norm {
+            assert_eq!([norm.check(), norm.x.len()], [channels, target.len()], "the batch-norm's channels and length");
+        }
+        // The input and what it is made of, its gradient, and that by the output.
+        let images = kernel.images_together(batch, 4 * (source_len + 2 * target_len));
+        Self { isa, kernel, images, target: Target(target.as_mut_ptr().cast()), norm }
+    }
+
+    /// Channels whose sums are counted.
+    pub fn counted(&self) -> usize {
+        self.norm.map_or(0, |_| self.kernel.target_channels())
+    }
+
+    /// Images of a call, a multiple of so many.
+    pub fn images(&self, together: usize) -> usize {
+        self.images.next_multiple_of(together)
+    }
+
+    /// What a thread needs for calls of so many images.
+    pub fn scratch(&self, images: usize) -> Scratch {
+        Scratch::new(self.kernel.scratch_len(0..self.kernel.blocks(), images))
+    }
+
+    /// Computes some images, and adds what is counted to `sums`, `[2, channels]`.
+    ///
+    /// # Safety
+    /// The images are the target's, and nobody else writes or reads them meanwhile.
+    pub unsafe fn compute(&self, images: Range<usize>, source: &[f32], scratch: &mut [f32], sums: &mut [f64]) {
+        let ([_, target_len], channels) = (self.kernel.lens(), self.kernel.target_channels());
+        // SAFETY: the caller's.
+        let target = unsafe { self.target.add(images.start * target_len) };
+        let share = Share { band: Band::WHOLE, blocks: 0..self.kernel.blocks(), moments: None };
+        // SAFETY: the caller's.
+        unsafe { self.kernel.compute(self.isa, Pass::new(images.len(), source, target), share, scratch) };
+        if let Some(norm) = self.norm {
+            // SAFETY: all blocks of these images have been written, by this thread.
+            let written = unsafe { std::slice::from_raw_parts(target.0, images.len() * target_len) };
+            let rows = target_len / channels;
+            norm.add_sums(self.isa, images.start * rows..images.end * rows, written, sums);
+        }
+    }
 }
 
 impl Kernel<'_> {

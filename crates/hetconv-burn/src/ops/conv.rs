@@ -6,7 +6,7 @@ use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use hetconv_core::ConvKind;
-use hetconv_kernels::norm::BatchStats;
+use hetconv_kernels::norm::{BatchStats, NormBackward, NormGradients};
 use hetconv_kernels::{
     Algorithm, ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Input, Isa, PackedWeights, zeros,
 };
@@ -256,39 +256,60 @@ impl ConvKernel {
         (tensor(output, [batch, height, width, self.conv.spec().out_channels]), sums)
     }
 
-    /// The gradient of every input but the activation that is wanted.
-    fn by_parameters(
+    /// The gradients of every input that are wanted; through the batch-norm that made the activation, if there is one, whose
+    /// other gradients come with them.
+    fn gradients(
         &self,
         inputs: &[FlexTensor],
         input: Input<'_>,
         grad_output: &[f32],
         wanted: &[bool],
-    ) -> Vec<Option<FlexTensor>> {
-        let batch = inputs[0].layout().shape()[0];
+        norm: Option<&NormBackward<'_>>,
+    ) -> (Vec<Option<FlexTensor>>, Option<NormGradients>) {
+        let (conv, shape) = (&self.conv, inputs[0].layout().shape());
+        let batch = shape[0];
         let zeros = |index: usize| zeros(inputs[index].layout().num_elements());
         let like = |index: usize, data: Vec<f32>| tensor(data, inputs[index].layout().shape().clone());
         let mut results = vec![None; inputs.len()];
+        let (mut by_input, mut others) = (None, None);
+        let weights = wanted[0].then(|| self.pack(Direction::GradInput, inputs));
         if wanted[1] || (self.is_het() && wanted[2]) {
             let mut primary = zeros(1);
-            let algorithm = if self.fast { self.conv.fastest_grad_weight(self.isa, batch) } else { Algorithm::Direct };
-            if self.is_het() {
-                let mut ring = zeros(2);
-                let target = ConvWeightsMut::Het { center: &mut primary, ring: &mut ring };
-                self.conv.grad_weight(self.isa, algorithm, batch, input, grad_output, target);
-                results[2] = Some(like(2, ring));
-            } else {
-                let target = ConvWeightsMut::Dense(&mut primary);
-                self.conv.grad_weight(self.isa, algorithm, batch, input, grad_output, target);
+            let mut ring = if self.is_het() { zeros(2) } else { Vec::new() };
+            let target = match self.is_het() {
+                true => ConvWeightsMut::Het { center: &mut primary, ring: &mut ring },
+                false => ConvWeightsMut::Dense(&mut primary),
+            };
+            let algorithm = if self.fast { conv.fastest_grad_weight(self.isa, batch) } else { Algorithm::Direct };
+            match &weights {
+                Some(weights) => {
+                    let (by, of_norm) = conv.backward(algorithm, batch, input, grad_output, weights, target, norm);
+                    (by_input, others) = (Some(by), of_norm);
+                }
+                None => conv.grad_weight(self.isa, algorithm, batch, input, grad_output, target),
             }
             results[1] = Some(like(1, primary));
+            if self.is_het() {
+                results[2] = Some(like(2, ring));
+            }
+        } else if let Some(weights) = &weights {
+            by_input = Some(match norm {
+                None => conv.grad_input(batch, grad_output, weights),
+                Some(norm) => {
+                    let (by, of_norm) = conv.grad_input_through_norm(batch, grad_output, weights, norm);
+                    others = Some(of_norm);
+                    by
+                }
+            });
         }
+        results[0] = by_input.map(|data| tensor(data, shape.clone()));
         let bias = self.bias();
         if wanted.get(bias).is_some_and(|&wanted| wanted) {
             let mut grad_bias = zeros(bias);
-            self.conv.grad_bias(batch, grad_output, &mut grad_bias);
+            conv.grad_bias(batch, grad_output, &mut grad_bias);
             results[bias] = Some(like(bias, grad_bias));
         }
-        results
+        (results, others)
     }
 }
 
@@ -303,15 +324,8 @@ impl<const N: usize> Kernel<N> for ConvKernel {
     }
 
     fn backward(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
-        let grad_output = values(&grad);
         let input = Input::Plain(values(&inputs[0]));
-        let mut results = self.by_parameters(&inputs, input, grad_output, &wanted);
-        if wanted[0] {
-            let shape = inputs[0].layout().shape();
-            let weights = self.pack(Direction::GradInput, &inputs);
-            results[0] = Some(tensor(self.conv.grad_input(shape[0], grad_output, &weights), shape.clone()));
-        }
-        array(results)
+        array(self.gradients(&inputs, input, values(&grad), &wanted, None).0)
     }
 }
 
@@ -350,19 +364,13 @@ impl<const N: usize> Kernel<N> for NormConvKernel {
     }
 
     fn backward(&self, saved: NormConvSaved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
-        let grad_output = values(&grad);
-        let of_conv = [&wanted[..1], &wanted[3..]].concat();
-        let mut parameters = self.conv.by_parameters(&saved.inputs, saved.input(), grad_output, &of_conv).split_off(1);
-        let mut results = vec![None; 3];
-        if wanted[..3].contains(&true) {
-            let shape = saved.inputs[0].layout().shape();
-            let weights = self.conv.pack(Direction::GradInput, &saved.inputs);
-            let norm = saved.normalisation.backward(values(&saved.inputs[0]));
-            let (by_x, others) = self.conv.conv.grad_input_through_norm(shape[0], grad_output, &weights, &norm);
-            let [scale, shift] = self.norm.by_affine(&others.gamma, &others.beta);
-            results = vec![Some(tensor(by_x, shape.clone())), Some(scale), Some(shift)];
-        }
-        results.append(&mut parameters);
-        array(results)
+        let through = wanted[..3].contains(&true);
+        let of_conv = [&[through], &wanted[3..]].concat();
+        let norm = saved.normalisation.backward(values(&saved.inputs[0]));
+        let (results, others) = self.conv.gradients(&saved.inputs, saved.input(), values(&grad), &of_conv, Some(&norm));
+        let by_affine = others.map(|others| self.norm.by_affine(&others.gamma, &others.beta).map(Some));
+        let mut results = results.into_iter();
+        let by_x = results.next().flatten();
+        array([by_x].into_iter().chain(by_affine.unwrap_or([None, None])).chain(results).collect())
     }
 }

@@ -9,11 +9,11 @@ use crate::depthwise::Depthwise;
 use crate::fresh::{fresh, place};
 use crate::grad_weight::{Cut, GradWeight, transformed_cost};
 use crate::isa::Isa;
-use crate::kernel::Count;
+use crate::kernel::{Along, Count};
 use crate::moments::ColumnSums;
 use crate::norm::{NormBackward, NormGradients};
 use crate::pack::{Direction, Layout};
-use crate::parallel::reduction_parts;
+use crate::parallel::{PARTS, reduction_parts};
 use crate::reading::{Input, Reading};
 
 /// The two activations of grad-weight.
@@ -30,13 +30,13 @@ pub(crate) struct Images<'a> {
 
 impl Images<'_> {
     /// Calls with both as they are read, made on all threads.
-    pub fn brought(&self, isa: Isa, then: impl FnOnce(&Images<'_>)) {
+    pub fn brought<T>(&self, isa: Isa, then: impl FnOnce(&Images<'_>) -> T) -> T {
         let [of_input, of_grad_output] = self.readings;
         let mut rooms = [of_input.room(self.input.len()), of_grad_output.room(self.grad_output.len())];
         let [room_in, room_out] = &mut rooms;
         let input = of_input.brought_by_all(isa, self.input, room_in);
         let grad_output = of_grad_output.brought_by_all(isa, self.grad_output, room_out);
-        then(&Images { input, grad_output, readings: [Reading::Plain; 2], ..*self });
+        then(&Images { input, grad_output, readings: [Reading::Plain; 2], ..*self })
     }
 }
 
@@ -165,6 +165,56 @@ impl Conv {
         self.grad_weight_of(isa, algorithm, batch, input, grad_output, grad, [reading, Reading::Plain]);
     }
 
+    /// [`Conv::grad_weight`] and [`Conv::grad_input`], or [`Conv::grad_input_through_norm`] if there is a batch-norm, whose
+    /// other gradients come with it: the same results but for the order of its sums. Where every thread has images of its own,
+    /// both are computed in one pass, which reads the input and its gradient once.
+    ///
+    /// # Panics
+    /// As those.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        algorithm: Algorithm,
+        batch: usize,
+        input: Input<'_>,
+        grad_output: &[f32],
+        weights: &PackedWeights,
+        grad: ConvWeightsMut<'_>,
+        norm: Option<&NormBackward<'_>>,
+    ) -> (Vec<f32>, Option<NormGradients>) {
+        let isa = weights.isa;
+        self.check_packed(weights, Direction::GradInput);
+        let (values, reading) = input.read(self.spec.in_channels);
+        let readings = [reading, Reading::Plain];
+        let images = self.checked_images(algorithm, batch, values, grad_output, readings, &grad);
+        let takes_along = if self.depthwise {
+            batch >= PARTS
+        } else {
+            self.with_grad_weight(isa, algorithm, &images, None, |grad_weight| grad_weight.takes_along())
+        };
+        if !takes_along {
+            self.grad_weight(isa, algorithm, batch, input, grad_output, grad);
+            return match norm {
+                None => (self.grad_input(batch, grad_output, weights), None),
+                Some(norm) => {
+                    let (grad_input, others) = self.grad_input_through_norm(batch, grad_output, weights, norm);
+                    (grad_input, Some(others))
+                }
+            };
+        }
+        let bias = self.stored_bias(isa, None, Direction::GradInput);
+        let mut sums = Vec::new();
+        let fill = |grad_input: &mut [_]| {
+            let kernel = self.kernel(Direction::GradInput, &weights.form, &bias, None);
+            let along = Along::new(isa, kernel, batch, grad_input, norm);
+            sums = self.grad_weight_along(isa, algorithm, &images, grad, Some(&along));
+        };
+        // SAFETY: as in `forward_with_sums`; grad-weight's parts have all images.
+        let mut grad_input = unsafe { fresh(self.in_len(batch), fill) };
+        let others = norm.map(|norm| norm.gradients_from(isa, &sums, &mut grad_input, false));
+        (grad_input, others)
+    }
+
     /// The algorithm by which grad-weight of so many images takes less time, by a fixed cost.
     pub fn fastest_grad_weight(&self, isa: Isa, batch: usize) -> Algorithm {
         if !self.algorithms().contains(&Algorithm::Winograd) {
@@ -192,28 +242,65 @@ impl Conv {
         grad: ConvWeightsMut<'_>,
         readings: [Reading<'_>; 2],
     ) {
+        let images = self.checked_images(algorithm, batch, input, grad_output, readings, &grad);
+        self.grad_weight_along(isa, algorithm, &images, grad, None);
+    }
+
+    /// The images of grad-weight, if everything fits.
+    fn checked_images<'a>(
+        &self,
+        algorithm: Algorithm,
+        batch: usize,
+        input: &'a [f32],
+        grad_output: &'a [f32],
+        readings: [Reading<'a>; 2],
+        grad: &ConvWeightsMut<'_>,
+    ) -> Images<'a> {
         assert_eq!(input.len(), self.in_len(batch), "input length");
         assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
         self.spec.check_weights(&grad.as_ref());
         assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
-        let images = Images { batch, input, grad_output, readings, in_size: self.in_size, out_size: self.out_size };
+        Images { batch, input, grad_output, readings, in_size: self.in_size, out_size: self.out_size }
+    }
+
+    fn grad_weight_along(
+        &self,
+        isa: Isa,
+        algorithm: Algorithm,
+        images: &Images<'_>,
+        grad: ConvWeightsMut<'_>,
+        along: Option<&Along<'_>>,
+    ) -> Vec<f64> {
         if self.depthwise {
             let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
-            return Depthwise::new(&self.spec, isa).grad_weight(isa, &images, self.rows(Direction::Forward), grad);
+            let rows = self.rows(Direction::Forward);
+            return Depthwise::new(&self.spec, isa).grad_weight(isa, images, rows, grad, along);
         }
+        self.with_grad_weight(isa, algorithm, images, along, |grad_weight| grad_weight.run(isa, grad))
+    }
+
+    /// Calls with a prepared grad-weight.
+    fn with_grad_weight<T>(
+        &self,
+        isa: Isa,
+        algorithm: Algorithm,
+        images: &Images<'_>,
+        along: Option<&Along<'_>>,
+        then: impl FnOnce(&GradWeight<'_>) -> T,
+    ) -> T {
         let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
         let cut = || Cut::new(&self.spec, &self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
-        let grad_weight = GradWeight {
+        then(&GradWeight {
             algorithm,
             layout: &layout,
             // Without a dense centre Winograd's algorithm leaves nothing to pairs of pixels.
             cut: (algorithm == Algorithm::Direct || layout.center.is_some()).then(|| self.cut.get_or_init(cut)),
             regions: &self.forward,
-            images: &images,
+            images,
             spec: &self.spec,
             classes: &self.classes,
-        };
-        grad_weight.run(isa, grad);
+            along,
+        })
     }
 
     /// Computes the loss's gradient by the bias `[N]`, overwriting `grad`.

@@ -27,8 +27,10 @@ use turns::{MOST_TAPS, Turns};
 use crate::aligned::Aligned;
 use crate::conv::{Algorithm, ConvSpec, ConvWeightsMut, Images};
 use crate::isa::Isa;
+use crate::kernel::Along;
+use crate::moments::SumsOfParts;
 use crate::pack::{Block, Classes, Layout, Ring, Rows, partner, rows_of_blocks, unpack};
-use crate::parallel::parts_of_blocks;
+use crate::parallel::{PARTS, parts_of_blocks};
 use crate::prefetch::Prefetch;
 use crate::reading::Reading;
 use crate::simd::{Simd, Task};
@@ -51,11 +53,20 @@ pub(crate) struct GradWeight<'a> {
     pub images: &'a Images<'a>,
     pub spec: &'a ConvSpec,
     pub classes: &'a Classes,
+    /// What is computed along; see [`GradWeight::takes_along`].
+    pub along: Option<&'a Along<'a>>,
 }
 
 impl GradWeight<'_> {
-    /// Overwrites `grad`.
-    pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>) {
+    /// Whether grad-input may be computed along: if every part reads other images, and there are enough of them.
+    pub fn takes_along(&self) -> bool {
+        let groups = self.groups_of_blocks().len();
+        groups == 1 && parts_of_blocks(self.images.batch, groups, self.layout.len) >= PARTS
+    }
+
+    /// Overwrites `grad`, and returns what is counted along, `[2, channels]`.
+    pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>) -> Vec<f64> {
+        assert!(self.along.is_none() || self.takes_along(), "parts that share images");
         let batch = self.images.batch;
         let groups = self.groups_of_blocks();
         if groups.len() > FEW_GROUPS && !self.images.readings.iter().all(Reading::is_plain) {
@@ -77,18 +88,21 @@ impl GradWeight<'_> {
             // What a thread has summed it unpacks while it is near.
             groups.into_par_iter().zip(rows).for_each(|(blocks, rows)| {
                 let mut out = Aligned::zeroed(len(blocks));
-                isa.run(Part { grad: self, images: of_part(0), blocks, out: &mut out });
+                isa.run(Part { grad: self, images: of_part(0), blocks, out: &mut out, counted: &mut [] });
                 unpack(blocks, rows, &out);
             });
-            return;
+            return Vec::new();
         }
         let stride = self.layout.len.next_multiple_of(16);
         let mut partial = Aligned::zeroed_by_all(parts * stride);
+        let mut counted = SumsOfParts::new(parts, self.along.map_or(0, Along::counted));
+        let mut of_parts = counted.parts();
         let mut work = Vec::new();
         for (part, mut packed) in partial.chunks_mut(stride.max(1)).enumerate() {
             for &blocks in &groups {
                 let (out, others) = packed.split_at_mut(len(blocks));
-                work.push(Part { grad: self, images: of_part(part), blocks, out });
+                let counted = of_parts.next().unwrap_or_default();
+                work.push(Part { grad: self, images: of_part(part), blocks, out, counted });
                 packed = others;
             }
         }
@@ -97,6 +111,7 @@ impl GradWeight<'_> {
         groups.into_par_iter().zip(rows).for_each(|(blocks, rows)| {
             unpack(blocks, rows, &partial[blocks[0].weights.start..]);
         });
+        counted.total()
     }
 
     /// Blocks that are worked on together: they find a run's input near, and their weights stay in the second-level cache.
@@ -140,6 +155,8 @@ struct Part<'a> {
     images: Range<usize>,
     blocks: &'a [Block],
     out: &'a mut [f32],
+    /// `[2, channels]`, if that is counted.
+    counted: &'a mut [f64],
 }
 
 impl Task for Part<'_> {
@@ -147,7 +164,7 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let GradWeight { algorithm, images, spec, cut, layout, .. } = *self.grad;
+        let GradWeight { algorithm, images, spec, cut, layout, along, .. } = *self.grad;
         let [of_input, of_grad_output] = images.readings;
         let mut sums = (algorithm == Algorithm::Winograd).then(|| Sums::new(self.grad, self.blocks));
         let group = cut.map_or(1, |cut| cut.group);
@@ -159,6 +176,9 @@ impl Task for Part<'_> {
         let out_len = out_pixels * spec.out_channels;
         let most = together.min(self.images.len());
         let mut rooms = [of_input.room(most * in_len), of_grad_output.room(most * out_len)];
+        let near = along.map_or(self.images.len().max(1), |along| along.images(together));
+        let mut scratch = along.map(|along| along.scratch(near));
+        let mut done = self.images.start;
         for start in self.images.clone().step_by(together) {
             let count = (self.images.end - start).min(together);
             let [room_in, room_out] = &mut rooms;
@@ -169,14 +189,23 @@ impl Task for Part<'_> {
             if let Some(sums) = &mut sums {
                 sums.add(simd, count, input, grad_output);
             }
-            let Some(cut) = cut else { continue };
             for first in (0..count).step_by(group) {
+                let Some(cut) = cut else { break };
                 let in_group = (count - first).min(group);
                 let input = &input[first * in_len..][..in_group * in_len];
                 let grad_output = &grad_output[first * out_len..][..in_group * out_len];
                 self.ranges(simd, cut, input, grad_output, &mut panels);
                 for block in self.blocks {
                     self.turns(simd, cut, block, in_group, input, grad_output);
+                }
+            }
+            if let (Some(along), Some(scratch)) = (along, &mut scratch) {
+                let end = start + count;
+                if end - done >= near || end == self.images.end {
+                    let grad_output = &images.grad_output[done * out_len..end * out_len];
+                    // SAFETY: parts have images of their own.
+                    unsafe { along.compute(done..end, grad_output, scratch, self.counted) };
+                    done = end;
                 }
             }
         }

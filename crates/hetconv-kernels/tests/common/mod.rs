@@ -252,6 +252,12 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         let input = Input::Plain(&stored);
         let grad_weight = |got: ConvWeightsMut<'_>| conv.grad_weight(isa, algorithm, batch, input, &stored_grad, got);
         problem.check_grad_weight(spec, algorithm, grad_weight);
+        let mut both = None;
+        problem.check_grad_weight(spec, algorithm, |got| {
+            both = Some(conv.backward(algorithm, batch, input, &stored_grad, &packed, got, None));
+        });
+        let (again, none) = both.expect("a backward pass");
+        assert!(none.is_none() && again == grad_input, "{}", label("grad-input, with grad-weight"));
         for relu in [false, true] {
             check_through_norm(&conv, isa, algorithm, batch, &problem, relu);
         }
@@ -292,7 +298,8 @@ fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize,
         conv.grad_weight(isa, algorithm, batch, input, &grad, grad_weight.get_mut());
         grad_weight
     });
-    assert_eq!([got.main, got.ring], [want.main, want.ring], "{}", label("grad-weight"));
+    let of_scaled = [got.main, got.ring];
+    assert_eq!(of_scaled, [want.main, want.ring], "{}", label("grad-weight"));
 
     let gate = if affine.relu { Gate::Input { scale: &scale, shift: &shift } } else { Gate::Open };
     let backward = NormBackward { x: &x, gate, gamma: &gamma, stats: &stats };
@@ -301,11 +308,17 @@ fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize,
     let want = backward.gradients(isa, &mut want_x, false);
     let (got_x, got) = conv.grad_input_through_norm(batch, &grad, &packed, &backward);
     let as_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
-    assert!(got.x.is_none());
+    let mut together = Weights::new(spec, || f32::NAN);
+    let input = Input::Scaled { x: &x, affine };
+    let (both_x, both) = conv.backward(algorithm, batch, input, &grad, &packed, together.get_mut(), Some(&backward));
+    assert_eq!([together.main, together.ring], of_scaled, "{}", label("grad-weight, with grad-input"));
     // Sums are taken in another order; of each they are a share in what is by x.
-    assert_close(&label("grad-input"), &got_x, &as_f64(&want_x), 2e-4);
-    for (what, got, want) in [("γ", &got.gamma, &want.gamma), ("β", &got.beta, &want.beta)] {
-        assert_close(&label(what), got, &as_f64(want), 10.0 * problem.tolerance_of_sums);
+    for (got_x, got) in [(got_x, got), (both_x, both.expect("a batch-norm's"))] {
+        assert!(got.x.is_none());
+        assert_close(&label("grad-input"), &got_x, &as_f64(&want_x), 2e-4);
+        for (what, got, want) in [("γ", &got.gamma, &want.gamma), ("β", &got.beta, &want.beta)] {
+            assert_close(&label(what), got, &as_f64(want), 10.0 * problem.tolerance_of_sums);
+        }
     }
 }
 
