@@ -122,7 +122,7 @@ def test_what_is_not_a_layers_own_stays():
     report = convert(nn.ModuleList([net, net.tied, net.other]))
     notes = {layer.name: layer.note for layer in report.kept}
     assert "hook" in notes["0.2.conv1"]
-    assert notes["0.tied"] == notes["0.other"] == "shares its weight with another"
+    assert notes["0.tied"] == notes["0.other"] == "shares its weights with another"
     assert "0.2.conv2" in [layer.name for layer in report.converted]
     # What was trained of a layer is trained, and nothing else.
     trained = {name: parameter.requires_grad for name, parameter in net[2].conv2.named_parameters()}

@@ -70,15 +70,14 @@ impl<'a> Depthwise<'a> {
         let channels = self.spec.in_channels;
         let len = self.taps * self.padded;
         let parts = reduction_parts(images.batch, len);
-        let images_per_part = images.batch.div_ceil(parts).max(1);
+        assert!(along.is_none() || images.readings[1].is_plain(), "a grad-output that is made");
         let mut partial = vec![0.0f32; parts * len];
         let mut counted = SumsOfParts::new(parts, along.map_or(0, Along::counted));
         let mut of_parts = counted.parts();
         let part = |(part, out): (usize, _)| {
-            let first = (part * images_per_part).min(images.batch);
-            let last = (first + images_per_part).min(images.batch);
+            let of_part = part * images.batch / parts..(part + 1) * images.batch / parts;
             let counted = of_parts.next().unwrap_or_default();
-            Backward { images, rows, channels, padded: self.padded, of_part: first..last, out, along, counted }
+            Backward { images, rows, channels, padded: self.padded, of_part, out, along, counted }
         };
         let work: Vec<Backward<'_>> = partial.chunks_mut(len).enumerate().map(part).collect();
         work.into_par_iter().for_each(|part| isa.run(part));

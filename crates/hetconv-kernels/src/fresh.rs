@@ -16,7 +16,7 @@ pub(crate) unsafe fn fresh<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
     values
 }
 
-/// So many zeros, written by all threads: what one writes alone, the others wait for.
+/// So many zeros, or whatever else is the type's default, written by all threads: what one writes alone, the others wait for.
 ///
 /// ```
 /// assert_eq!(hetconv_kernels::zeros::<u32>(3), [0, 0, 0]);

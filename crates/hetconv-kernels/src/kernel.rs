@@ -82,7 +82,7 @@ pub(crate) enum Count<'a> {
 pub(crate) struct Along<'a> {
     isa: Isa,
     kernel: Kernel<'a>,
-    /// Images of a call at most.
+    /// Images of a call, or as many as are worked on together in the other pass.
     images: usize,
     target: Target,
     /// The batch-norm whose sums are counted.
@@ -103,7 +103,7 @@ impl<'a> Along<'a> {
         if let Some(norm) = norm {
             assert_eq!([norm.check(), norm.x.len()], [channels, target.len()], "the batch-norm's channels and length");
         }
-        // The input and what it is made of, its gradient, and that by the output.
+        // The gradient by the output, that by the input, and what the input is made of.
         let images = kernel.images_together(batch, 4 * (source_len + 2 * target_len));
         Self { isa, kernel, images, target: Target(target.as_mut_ptr().cast()), norm }
     }

@@ -4,7 +4,7 @@ mod common;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::{Numbers, Weights, check, each_isa};
+use common::{Numbers, Weights, assert_close, check, each_isa};
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Input, Isa, Reordered, Team};
@@ -285,6 +285,33 @@ fn nothing_is_read_or_written_outside() {
                         std::hint::black_box(conv.grad_input_through_norm(2, grad.get_mut(), &packed, &norm));
                     }
                 }
+            }
+        }
+    });
+}
+
+/// Grad-input that is computed along with grad-weight: the images of a batch that falls into unequal parts.
+#[cfg(unix)]
+#[test]
+fn nothing_is_read_or_written_outside_by_the_backward_pass() {
+    each_isa("closed pages, backward pass", |isa| {
+        let kinds = [ConvKind::Standard, het(18, 18, 2), ConvKind::Grouped(18)];
+        for (kind, closed) in
+            kinds.into_iter().flat_map(|kind| [(kind.clone(), Closed::Before), (kind, Closed::Behind)])
+        {
+            let spec = ConvSpec::by_class(18, 18, Conv2dGeometry::same(3, 1), kind);
+            let conv = Conv::new(spec.clone(), [7, 5]).expect("fits");
+            let mut numbers = Numbers(5);
+            let mut weights = Weights::new(&spec, || numbers.next());
+            let len = 17 * 7 * 5 * 18;
+            let [mut x, mut grad] = [(); 2].map(|()| Guarded::new(closed, &numbers.vec(len)));
+            for &algorithm in conv.algorithms() {
+                let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
+                let input = Input::Plain(x.get_mut());
+                let (got, _) = conv.backward(algorithm, 17, input, grad.get_mut(), &packed, weights.get_mut(), None);
+                let want = conv.grad_input(17, grad.get_mut(), &packed);
+                let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+                assert_close(&format!("{algorithm:?}"), &got, &want, 1e-5);
             }
         }
     });

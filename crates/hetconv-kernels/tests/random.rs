@@ -147,5 +147,9 @@ fn wide_layers() {
         // Images of which each is a part of its own, and computes all blocks.
         let pointwise = ConvSpec::natural(40, 40, Conv2dGeometry::same(1, 1), ConvKind::Standard);
         check(&pointwise, isa, 16, [29, 29], 10);
+        // Several of them a part, worked on one by one, and parts of unequal length.
+        check(&pointwise, isa, 37, [29, 29], 10);
+        let depthwise = ConvSpec::natural(40, 40, Conv2dGeometry::same(3, 1), ConvKind::Grouped(40));
+        check(&depthwise, isa, 37, [29, 29], 11);
     });
 }

@@ -101,7 +101,7 @@ def convert(
     Converted is every `torch.nn.Conv2d` without groups whose kernel is square, odd and larger than 1×1, but for the first in
     the model's order (the paper's rule; `keep_first=False` takes it, too).
 
-    A convolution stays, too, whose weight is another's as well, or is no parameter of its own but made by a hook.
+    A convolution stays, too, whose weight or bias is another module's as well, or no parameter but made by a hook.
 
     * `parts`: the paper's P. Where it does not fit a layer (more than its channels, or blocked and no divisor of channels and
       filters), the largest smaller one is taken, and the report says so. `parts_by_name` gives other values by pattern.
@@ -126,7 +126,7 @@ def convert(
             "the model is itself a convolution, which nothing can take the place of: convert what contains it"
         )
     pixels = None if example is None else _output_pixels(model, example)
-    uses = Counter(id(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d))
+    uses = Counter(id(own) for module in model.modules() for own in module._parameters.values() if own is not None)
     excluded, own = _matcher(exclude), list((parts_by_name or {}).items())
     for pattern, value in own:
         if value < 1:
@@ -170,14 +170,14 @@ def _matcher(names: Names) -> Callable[[str], bool]:
 
 
 def _unfit(module: nn.Conv2d, uses: Counter[int]) -> str:
-    """Why a convolution cannot be HetConv; empty if it can. `uses` counts the convolutions that have a weight."""
+    """Why a convolution cannot be HetConv; empty if it can. `uses` counts the modules that have a parameter."""
     height, width = module.kernel_size
     if type(module) is not nn.Conv2d:
         return f"a {type(module).__name__}"
-    if "weight" not in module._parameters:
-        return "its weight is made by a hook, such as weight_norm's or prune's"
-    if uses[id(module.weight)] > 1:
-        return "shares its weight with another"
+    if not module._parameters.keys() >= {"weight", "bias"}:
+        return "its weights are made by a hook, such as weight_norm's or prune's"
+    if any(own is not None and uses[id(own)] > 1 for own in module._parameters.values()):
+        return "shares its weights with another"
     if module.groups != 1:
         return f"has {module.groups} groups"
     if (height, width) == (1, 1):
@@ -211,7 +211,7 @@ def _het(module: nn.Conv2d, parts: int, arrangement: str, init: str) -> HetConv2
         parts=parts,
         arrangement=arrangement,
     )
-    if init == "project":
+    if init == "project" and not module.weight.is_meta:
         layer.set_dense_weight(module.weight, project=True)
         if module.bias is not None:
             with torch.no_grad():
@@ -238,10 +238,12 @@ def _output_pixels(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
     training = {module: module.training for module in model.modules()}
     hooks = [module.register_forward_hook(count) for module in training if isinstance(module, nn.Conv2d)]
     try:
+        # Some may be in evaluation already, as frozen batch-norms are; what `train` and `eval` do besides is not wanted.
+        for module in training:
+            module.training = False
         with torch.no_grad():
-            model.eval()(example)
+            model(example)
     finally:
-        # Some may have been in evaluation before, as frozen batch-norms are.
         for module, before in training.items():
             module.training = before
         for hook in hooks:

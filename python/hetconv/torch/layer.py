@@ -134,7 +134,7 @@ class HetConv2d(nn.Module):
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(self.out_channels, **factory)) if operator["bias"] else None
         )
-        self._register_classes()
+        self._register_classes(torch.empty(0, device=device).device)
         self.reset_parameters()
 
     @property
@@ -152,8 +152,8 @@ class HetConv2d(nn.Module):
         (kind,) = self.operator["kind"]["het"]["arrangement"]
         return kind
 
-    def _register_classes(self) -> None:
-        """What the forms of PyTorch need to know of the pattern, on the device of the weights."""
+    def _register_classes(self, device: torch.device) -> None:
+        """What the forms of PyTorch need to know of the pattern."""
         channel, filter = (
             torch.tensor(classes, device="cpu")
             for classes in (self._native.channel_classes, self._native.filter_classes)
@@ -171,13 +171,15 @@ class HetConv2d(nn.Module):
         order = buffers["_filter_order"]
         buffers["_filter_place"] = None if order is None else order.argsort()
         for name, values in buffers.items():
-            values = None if values is None else values.to(self.center.device)
+            values = None if values is None else values.to(device)
             self.register_buffer(name, values, persistent=False)
 
     def _apply(self, fn, recurse=True):
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
-        # Made again rather than moved: a layer that is built without memory (`meta`) has nothing to move.
-        self._register_classes()
+        if any(buffer is not before[name] for name, buffer in self._buffers.items()):
+            # Made again rather than moved: a layer that is built without memory (`meta`) has nothing to move.
+            self._register_classes(self.center.device)
         return self
 
     def fan_in(self) -> Tensor:
@@ -302,7 +304,7 @@ class HetConv2d(nn.Module):
                 return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         if self._spatial.device != self.center.device:  # with `assign=True`
-            self._register_classes()
+            self._register_classes(self.center.device)
 
     def _canonical(self, state_dict, prefix, foreign):
         """A state dict with `center` and `ring` in place of a dense weight, or of the authors' two convolutions."""
@@ -310,7 +312,7 @@ class HetConv2d(nn.Module):
             weight, bias = state_dict.pop(f"{prefix}weight"), state_dict.get(f"{prefix}bias")
         else:
             weight, bias = self._joined(state_dict, prefix)
-        layer = HetConv2d.from_operator(self.operator, dtype=weight.dtype)
+        layer = HetConv2d.from_operator(self.operator, device=weight.device, dtype=weight.dtype)
         layer.set_dense_weight(weight)
         state_dict[f"{prefix}center"], state_dict[f"{prefix}ring"] = layer.center.detach(), layer.ring.detach()
         if bias is not None:

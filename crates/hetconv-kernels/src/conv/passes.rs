@@ -167,7 +167,7 @@ impl Conv {
 
     /// [`Conv::grad_weight`] and [`Conv::grad_input`], or [`Conv::grad_input_through_norm`] if there is a batch-norm, whose
     /// other gradients come with it: the same results but for the order of its sums. Where every thread has images of its own,
-    /// both are computed in one pass, which reads the input and its gradient once.
+    /// both are computed in one pass, which reads grad-output, and what the batch-norm read, once.
     ///
     /// # Panics
     /// As those.
@@ -192,8 +192,8 @@ impl Conv {
         } else {
             self.with_grad_weight(isa, algorithm, &images, None, |grad_weight| grad_weight.takes_along())
         };
-        if !takes_along {
-            self.grad_weight(isa, algorithm, batch, input, grad_output, grad);
+        if !takes_along || values.is_empty() {
+            self.grad_weight_along(isa, algorithm, &images, grad, None);
             return match norm {
                 None => (self.grad_input(batch, grad_output, weights), None),
                 Some(norm) => {

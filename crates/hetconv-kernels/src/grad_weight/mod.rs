@@ -66,7 +66,8 @@ impl GradWeight<'_> {
 
     /// Overwrites `grad`, and returns what is counted along, `[2, channels]`.
     pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>) -> Vec<f64> {
-        assert!(self.along.is_none() || self.takes_along(), "parts that share images");
+        let is_stored = self.images.readings[1].is_plain();
+        assert!(self.along.is_none() || self.takes_along() && is_stored, "parts that share images");
         let batch = self.images.batch;
         let groups = self.groups_of_blocks();
         if groups.len() > FEW_GROUPS && !self.images.readings.iter().all(Reading::is_plain) {
@@ -74,8 +75,7 @@ impl GradWeight<'_> {
             return self.images.brought(isa, |images| GradWeight { images, ..*self }.run(isa, grad));
         }
         let parts = parts_of_blocks(batch, groups.len(), self.layout.len);
-        let images = batch.div_ceil(parts).max(1);
-        let of_part = |part: usize| (part * images).min(batch)..((part + 1) * images).min(batch);
+        let of_part = |part: usize| part * batch / parts..(part + 1) * batch / parts;
         let mut rows = rows_of_blocks(self.spec, self.classes, self.layout, grad).into_iter();
         let rows: Vec<Vec<Rows<'_>>> = groups.iter().map(|group| rows.by_ref().take(group.len()).collect()).collect();
         let len = |blocks: &[Block]| blocks.iter().map(|block| block.weights.len()).sum::<usize>();

@@ -257,7 +257,8 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
             both = Some(conv.backward(algorithm, batch, input, &stored_grad, &packed, got, None));
         });
         let (again, none) = both.expect("a backward pass");
-        assert!(none.is_none() && again == grad_input, "{}", label("grad-input, with grad-weight"));
+        assert!(none.is_none());
+        problem.check_grad_input(algorithm, &load(&again, &spec.in_order));
         for relu in [false, true] {
             check_through_norm(&conv, isa, algorithm, batch, &problem, relu);
         }
@@ -290,8 +291,12 @@ fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize,
 
     let packed = conv.pack(isa, Direction::Forward, algorithm, problem.weights.get());
     let [want, got] = inputs.map(|input| conv.forward_with_sums(batch, input, &packed, Some(&problem.bias)));
-    assert_eq!(got.0, want.0, "{}", label("forward"));
-    assert_eq!(got.1, want.1, "{}", label("sums"));
+    // Fewer images may be worked on at a time, and some sums be taken in another order.
+    let as_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
+    let as_f32 = |sums: &[f64]| sums.iter().map(|&sum| sum as f32).collect::<Vec<_>>();
+    assert_close(&label("forward"), &got.0, &as_f64(&want.0), 1e-5);
+    assert_close(&label("sums"), &as_f32(&got.1.sums), &want.1.sums, problem.tolerance_of_sums);
+    assert_close(&label("squares"), &as_f32(&got.1.squares), &want.1.squares, problem.tolerance_of_sums);
 
     let [want, got] = inputs.map(|input| {
         let mut grad_weight = Weights::new(spec, || f32::NAN);
@@ -307,7 +312,6 @@ fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize,
     let mut want_x = conv.grad_input(batch, &grad, &packed);
     let want = backward.gradients(isa, &mut want_x, false);
     let (got_x, got) = conv.grad_input_through_norm(batch, &grad, &packed, &backward);
-    let as_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
     let mut together = Weights::new(spec, || f32::NAN);
     let input = Input::Scaled { x: &x, affine };
     let (both_x, both) = conv.backward(algorithm, batch, input, &grad, &packed, together.get_mut(), Some(&backward));
