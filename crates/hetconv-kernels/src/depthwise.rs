@@ -1,9 +1,11 @@
 //! Depthwise convolution: lanes run over channels, because no two channels ever meet.
 //!
-//! There are as many products for each value as there are taps, so memory decides. Pixels are taken row by row, in the order
-//! of memory; a row's sources stay in the first-level cache while all of its vectors of channels are worked on, and the next
-//! row's are asked for meanwhile. Forward and grad-input keep the sums of up to [`PIXELS`] pixels in registers, which share
-//! each weight; grad-weight keeps those of up to [`TAPS`] taps, which share each grad-output.
+//! There are few products for each value, so memory decides. A [`Bundle`] of rows is worked on at a time, one vector of
+//! channels after another. The vectors of all its sources are [strung together](Strung) first, and become what a batch-norm
+//! makes of them on the way: each is read once, and as many as fit stay in the first-level cache, where pixels as they stand,
+//! a power of two apart, would drive each other out. The next bundle's sources are asked for meanwhile. Forward and grad-input
+//! keep the sums of up to [`PIXELS`] pixels in registers, which share each weight; grad-weight keeps those of up to [`TAPS`]
+//! taps, which share each grad-output.
 
 // Sums are indexed as registers are.
 #![allow(clippy::needless_range_loop)]
@@ -17,8 +19,10 @@ use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
 use crate::kernel::{Along, Pass, Share};
 use crate::moments::{ChannelMoments, ChannelSums, SumsOfParts};
+use crate::norm::Affine;
 use crate::parallel::reduction_parts;
 use crate::prefetch::Prefetch;
+use crate::scratch::Scratch;
 use crate::simd::{Simd, Task};
 use crate::taps::{Rows, Stretch};
 use crate::tile::Epilogue;
@@ -29,17 +33,129 @@ const PIXELS: usize = 6;
 /// The most taps whose sums are kept at once.
 const TAPS: usize = 9;
 
-/// A depthwise convolution's weights for one instruction set. Packed weights are `[tap, channels]` in stored order, channels
-/// padded with zeros to whole vectors.
+/// Source pixels of a bundle, unless a row alone reads more: half of the first-level cache.
+const STRUNG: usize = 256;
+
+/// Rows of targets that are worked on together: all those of one or several small images, or some of a larger one.
+#[derive(Clone, Copy)]
+struct Bundles {
+    /// Images and rows that there are.
+    all: [usize; 2],
+    /// Images and rows of a bundle.
+    of: [usize; 2],
+}
+
+/// Images, and rows of each of them.
+type Bundle = [Range<usize>; 2];
+
+impl Bundles {
+    /// Of so many images, at least `count` bundles if there are so many rows.
+    fn new(table: &Rows, images: usize, count: usize) -> Self {
+        let all = table.rows.len();
+        let fits = |rows: usize| {
+            let bundles = (0..all).step_by(rows).map(|first| first..all.min(first + rows));
+            bundles.map(|rows| table.reads(rows).len()).max().is_none_or(|most| most <= STRUNG)
+        };
+        // Rows share what they read: that many fit at most.
+        let of_image = table.reads(0..all).len().max(1);
+        let most = (images * all).div_ceil(count).min(STRUNG * all / of_image).clamp(1, all.max(1));
+        let rows = (1..=most).rev().find(|&rows| fits(rows)).unwrap_or(1);
+        let together = STRUNG / of_image;
+        let of_images = if rows == all { together.min(images.div_ceil(count)).max(1) } else { 1 };
+        Self { all: [images, all], of: [of_images, rows] }
+    }
+
+    fn len(&self) -> usize {
+        self.all[0].div_ceil(self.of[0]) * self.per_images()
+    }
+
+    /// Bundles of the same images.
+    fn per_images(&self) -> usize {
+        self.all[1].div_ceil(self.of[1])
+    }
+
+    fn at(&self, index: usize) -> Bundle {
+        let [image, row] = [index / self.per_images() * self.of[0], index % self.per_images() * self.of[1]];
+        let end = |first: usize, side: usize| self.all[side].min(first + self.of[side]);
+        [image..end(image, 0), row..end(row, 1)]
+    }
+
+    /// The most values of a bundle's sources, strung together.
+    fn strung(&self, table: &Rows) -> usize {
+        let of_rows = |first: usize| table.reads(first..self.all[1].min(first + self.of[1])).len();
+        self.of[0] * (0..self.all[1]).step_by(self.of[1]).map(of_rows).max().unwrap_or(0) * MAX_LANES
+    }
+}
+
+/// The most lanes of a vector.
+const MAX_LANES: usize = 16;
+
+/// A vector of channels of some pixels of some images, one behind the other.
+struct Strung<'a> {
+    /// The first image's first pixel's.
+    source: *const f32,
+    images: usize,
+    /// Values from one image to the next.
+    image_len: usize,
+    pixels: usize,
+    channels: usize,
+    /// The first of the vector, and how many there are.
+    channel: usize,
+    lanes: usize,
+    /// What becomes of them.
+    scaled: Option<Affine<'a>>,
+    to: &'a mut [f32],
+}
+
+impl Task for Strung<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { source, images, image_len, pixels, channels, channel, lanes, scaled, to } = self;
+        assert!(to.len() >= images * pixels * S::LANES);
+        let mut to = to.as_mut_ptr();
+        // SAFETY: whoever made the task vouches for the sources; `to` was checked, and the batch-norm has as many channels.
+        unsafe {
+            let [scale, shift] = match scaled {
+                Some(Affine { scale, shift, .. }) => {
+                    [scale, shift].map(|values| simd.load_lanes(values[channel..].as_ptr(), lanes))
+                }
+                None => [simd.splat(1.0), simd.splat(0.0)],
+            };
+            let relu = scaled.is_some_and(|affine| affine.relu);
+            for image in 0..images {
+                let mut from = source.wrapping_add(image * image_len);
+                for _ in 0..pixels {
+                    let mut value = simd.load_lanes(from, lanes);
+                    if scaled.is_some() {
+                        value = simd.mul_add(value, scale, shift);
+                    }
+                    if relu {
+                        value = simd.relu(value);
+                    }
+                    simd.store(to, value);
+                    from = from.wrapping_add(channels);
+                    to = to.add(S::LANES);
+                }
+            }
+        }
+    }
+}
+
+/// A depthwise convolution's weights for one instruction set. Packed weights are `[vector of channels, tap, lane]` in stored
+/// order, channels padded with zeros to whole vectors: those of a vector do not share sets of the cache.
 pub(crate) struct Depthwise<'a> {
     spec: &'a ConvSpec,
     taps: usize,
+    lanes: usize,
     padded: usize,
 }
 
 impl<'a> Depthwise<'a> {
     pub fn new(spec: &'a ConvSpec, isa: Isa) -> Self {
-        Self { spec, taps: spec.geometry.taps(), padded: spec.in_channels.next_multiple_of(isa.lanes()) }
+        let (taps, lanes) = (spec.geometry.taps(), isa.lanes());
+        Self { spec, taps, lanes, padded: spec.in_channels.next_multiple_of(lanes) }
     }
 
     /// Channels, padded to whole vectors.
@@ -47,11 +163,16 @@ impl<'a> Depthwise<'a> {
         self.padded
     }
 
+    /// Where a weight stands of the channel in a position of the stored order.
+    fn place(&self, position: usize, tap: usize) -> usize {
+        (position / self.lanes * self.taps + tap) * self.lanes + position % self.lanes
+    }
+
     pub fn pack(&self, weight: &[f32]) -> Vec<f32> {
         let mut packed = vec![0.0; self.taps * self.padded];
         for (position, &channel) in self.spec.in_order.channels().iter().enumerate() {
             for tap in 0..self.taps {
-                packed[tap * self.padded + position] = weight[channel as usize * self.taps + tap];
+                packed[self.place(position, tap)] = weight[channel as usize * self.taps + tap];
             }
         }
         packed
@@ -77,13 +198,13 @@ impl<'a> Depthwise<'a> {
         let part = |(part, out): (usize, _)| {
             let of_part = part * images.batch / parts..(part + 1) * images.batch / parts;
             let counted = of_parts.next().unwrap_or_default();
-            Backward { images, rows, channels, padded: self.padded, of_part, out, along, counted }
+            Backward { images, rows, channels, taps: self.taps, of_part, out, along, counted }
         };
         let work: Vec<Backward<'_>> = partial.chunks_mut(len).enumerate().map(part).collect();
         work.into_par_iter().for_each(|part| isa.run(part));
         for (position, &channel) in self.spec.in_order.channels().iter().enumerate() {
             for tap in 0..self.taps {
-                let of_part = |part: usize| partial[part * len + tap * self.padded + position];
+                let of_part = |part: usize| partial[part * len + self.place(position, tap)];
                 grad[channel as usize * self.taps + tap] = (0..parts).map(of_part).sum();
             }
         }
@@ -110,6 +231,15 @@ pub(crate) struct Part<'a> {
     pub kernel: &'a DepthwiseConv<'a>,
     pub pass: Pass<'a>,
     pub share: Share<'a>,
+    /// As long as [`DepthwiseConv::scratch_len`] says.
+    pub scratch: &'a mut [f32],
+}
+
+impl DepthwiseConv<'_> {
+    /// Values that one of so many parts of so many images needs for its own.
+    pub fn scratch_len(&self, images: usize, parts: usize) -> usize {
+        Bundles::new(self.rows, images, parts).strung(self.rows)
+    }
 }
 
 impl Task for Part<'_> {
@@ -117,55 +247,68 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let DepthwiseConv {
-            rows: Rows { taps, rows },
-            packed,
-            bias,
-            activation,
-            channels,
-            source_pixels,
-            target_pixels,
-        } = *self.kernel;
+        let DepthwiseConv { rows: table, packed, bias, activation, channels, source_pixels, target_pixels } =
+            *self.kernel;
         let padded = channels.next_multiple_of(S::LANES);
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
+        let weights_of_channel = packed.len() / padded.max(1);
         let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
         let mut moments = self.share.moments.is_some().then(|| ChannelMoments::new(padded));
-        let of_part = self.share.band.of(self.pass.images * rows.len());
-        let row_len = |pixels: usize| (pixels * channels).div_ceil(rows.len().max(1));
-        let [source_row, target_row] = [source_pixels, target_pixels].map(row_len);
-        let vectors = padded / S::LANES;
-        for row in of_part {
-            let (image, stretches) = (row / rows.len(), &rows[row % rows.len()]);
-            let source = self.pass.source.as_ptr().wrapping_add(image * source_pixels * channels);
-            let target = self.pass.target.0.wrapping_add(image * target_pixels * channels);
-            let ahead = if self.pass.stored.near { self.pass.source.len() } else { 2 * source_row };
-            let next = self.pass.stored.values.as_ptr().wrapping_add(row * source_row + ahead);
-            let mut near = Prefetch::new(next, source_row, vectors * stretches.len());
+        let lens = [source_pixels, target_pixels].map(|pixels| pixels * channels);
+        let bundles = Bundles::new(table, self.pass.images, self.share.band.count);
+        let strung = &mut self.scratch[..bundles.strung(table)];
+        // Behind what is read as it stands lies what is read next, or is likely to be.
+        let stored = self.pass.stored;
+        let behind = stored.values.as_ptr().wrapping_add(if stored.near { self.pass.source.len() } else { 0 });
+        for index in self.share.band.of(bundles.len()) {
+            let [images, rows] = bundles.at(index);
+            let reads = table.reads(rows.clone());
+            let stretches = || table.rows[rows.clone()].iter().flatten();
+            let source = self.pass.source.as_ptr().wrapping_add(images.start * lens[0] + reads.start * channels);
+            let target = self.pass.target.0.wrapping_add(images.start * lens[1]);
+            let next = behind.wrapping_add((images.end - 1) * lens[0] + reads.end * channels);
+            let share = images.len() * lens[0] * rows.len() / table.rows.len();
+            let mut near = Prefetch::new(next, share, padded / S::LANES * stretches().count());
             for channel in (0..channels).step_by(S::LANES) {
-                for (number, stretch) in stretches.iter().enumerate() {
+                let lanes = S::LANES.min(channels - channel);
+                // The table names pixels inside the images, whose lengths were checked by whoever made the part.
+                simd.apart(Strung {
+                    source: source.wrapping_add(channel),
+                    images: images.len(),
+                    image_len: lens[0],
+                    pixels: reads.len(),
+                    channels,
+                    channel,
+                    lanes,
+                    scaled: self.pass.scaled,
+                    to: &mut *strung,
+                });
+                for (number, stretch) in stretches().enumerate() {
                     near.advance(simd);
                     let row = Row {
                         stretch,
-                        taps: &taps[stretch.taps],
-                        source: source.wrapping_add(stretch.first[0] + channel),
+                        taps: &table.taps[stretch.taps],
+                        source: strung
+                            .as_ptr()
+                            .wrapping_add(stretch.first[0].wrapping_sub(reads.start).wrapping_mul(S::LANES)),
                         target: target.wrapping_add(stretch.first[1] + channel),
-                        weights: packed.as_ptr().wrapping_add(channel),
-                        padded,
+                        images: images.len(),
+                        lens: [reads.len() * S::LANES, lens[1]],
+                        weights: packed.as_ptr().wrapping_add(channel * weights_of_channel),
                         bias: bias.as_ptr().wrapping_add(channel),
                         epilogue,
-                        lanes: S::LANES.min(channels - channel),
-                        ahead: target_row,
+                        lanes,
+                        ahead: images.len() * lens[1] * rows.len() / table.rows.len(),
                     };
                     let sums = moments.as_mut().map(|moments| moments.sums(channel));
                     let sums = sums.map(|sums| ChannelSums { is_first: sums.is_first && number == 0, ..sums });
-                    // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; of a pixel's channels those
-                    // are read and written that there are; stretches only name pixels inside the images, whose lengths were
-                    // checked by whoever made the part.
+                    // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; the sources have been
+                    // strung together, and of a pixel's channels those are written that there are.
                     unsafe { row.compute(simd, sums) };
                 }
             }
             if let Some(moments) = &mut moments {
-                moments.count(stretches.iter().map(|stretch| stretch.pixels).sum());
+                moments.count(images.len() * stretches().map(|stretch| stretch.pixels).sum::<usize>());
             }
         }
         if let (Some(moments), Some(sums)) = (moments, self.share.moments) {
@@ -174,16 +317,18 @@ impl Task for Part<'_> {
     }
 }
 
-/// The pixels of a stretch by one vector of channels.
+/// The pixels of a stretch of some images by one vector of channels.
 struct Row<'a> {
     stretch: &'a Stretch,
     taps: &'a [(usize, isize)],
-    /// The first pixel's.
+    /// The first image's first pixel's; sources are strung together.
     source: *const f32,
     target: *mut f32,
-    /// `[tap, padded]`.
+    images: usize,
+    /// Values from one image to the next, of source and target.
+    lens: [usize; 2],
+    /// `[tap, lane]`.
     weights: *const f32,
-    padded: usize,
     bias: *const f32,
     epilogue: Epilogue,
     lanes: usize,
@@ -195,8 +340,8 @@ impl Row<'_> {
     /// Computes the pixels and counts them in `sums`.
     ///
     /// # Safety
-    /// `lanes` values are readable at every source and writable at every target; whole vectors are readable at `bias` and at
-    /// every tap's weights, and writable at the places of `sums`.
+    /// `lanes` values are writable at every target; whole vectors are readable at every source, at `bias` and at every tap's
+    /// weights, and writable at the places of `sums`.
     #[inline(always)]
     unsafe fn compute<S: Simd>(self, simd: S, sums: Option<ChannelSums>) {
         match (self.lanes == S::LANES, sums) {
@@ -228,32 +373,45 @@ impl<const WHOLE: bool, const SUMS: bool> Task for RowTask<'_, WHOLE, SUMS> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Stretch { steps: [source_step, target_step], pixels, .. } = *self.row.stretch;
-        let (mut source, mut target, mut left) = (self.row.source, self.row.target, pixels);
+        let Row { images, lens, .. } = self.row;
+        let steps = [source_step * S::LANES, target_step];
+        // Sums are kept of pixels of a row, or of one pixel of several images if those are more.
+        let (mut rows, steps_of_rows, pixels, steps) = match images > pixels {
+            true => (pixels, steps, images, lens),
+            false => (images, lens, pixels, steps),
+        };
+        let (mut source, mut target) = (self.row.source, self.row.target);
         let zero = simd.splat(0.0);
         let mut counted = Counted { sum: zero, square: zero, pivot: zero, is_first: false };
         if let (true, Some(ChannelSums { places, is_first })) = (SUMS, self.sums) {
             // SAFETY: the caller vouches for whole vectors.
             (counted.pivot, counted.is_first) = (unsafe { simd.load(places[2]) }, is_first);
         }
-        while left > 0 {
-            // SAFETY: made by `Row::compute` alone, whose caller vouches for the row.
-            unsafe {
-                match left {
-                    1 => self.pixels::<S, 1>(simd, source, target, &mut counted),
-                    2 => self.pixels::<S, 2>(simd, source, target, &mut counted),
-                    3 => self.pixels::<S, 3>(simd, source, target, &mut counted),
-                    4 | 7 => self.pixels::<S, 4>(simd, source, target, &mut counted),
-                    5 => self.pixels::<S, 5>(simd, source, target, &mut counted),
-                    _ => self.pixels::<S, PIXELS>(simd, source, target, &mut counted),
+        while rows > 0 {
+            let (mut from, mut to, mut left) = (source, target, pixels);
+            while left > 0 {
+                // SAFETY: made by `Row::compute` alone, whose caller vouches for the row.
+                unsafe {
+                    match left {
+                        1 => self.pixels::<S, 1>(simd, from, to, steps, &mut counted),
+                        2 => self.pixels::<S, 2>(simd, from, to, steps, &mut counted),
+                        3 => self.pixels::<S, 3>(simd, from, to, steps, &mut counted),
+                        4 | 7 | 8 => self.pixels::<S, 4>(simd, from, to, steps, &mut counted),
+                        5 => self.pixels::<S, 5>(simd, from, to, steps, &mut counted),
+                        _ => self.pixels::<S, PIXELS>(simd, from, to, steps, &mut counted),
+                    }
                 }
+                let done = match left {
+                    7 | 8 => 4,
+                    left => left.min(PIXELS),
+                };
+                from = from.wrapping_add(done * steps[0]);
+                to = to.wrapping_add(done * steps[1]);
+                left -= done;
             }
-            let done = match left {
-                7 => 4,
-                left => left.min(PIXELS),
-            };
-            source = source.wrapping_add(done * source_step);
-            target = target.wrapping_add(done * target_step);
-            left -= done;
+            source = source.wrapping_add(steps_of_rows[0]);
+            target = target.wrapping_add(steps_of_rows[1]);
+            rows -= 1;
         }
         if let (true, Some(ChannelSums { places: [sum, square, pivot], .. })) = (SUMS, self.sums) {
             // SAFETY: the caller vouches for whole vectors.
@@ -268,17 +426,17 @@ impl<const WHOLE: bool, const SUMS: bool> Task for RowTask<'_, WHOLE, SUMS> {
 
 impl<const WHOLE: bool, const SUMS: bool> RowTask<'_, WHOLE, SUMS> {
     /// # Safety
-    /// As [`Row::compute`], for `R` pixels.
+    /// As [`Row::compute`], for `R` pixels, so many values after each other.
     #[inline(always)]
     unsafe fn pixels<S: Simd, const R: usize>(
         &self,
         simd: S,
         source: *const f32,
         target: *mut f32,
+        [source_step, target_step]: [usize; 2],
         counted: &mut Counted<S::V>,
     ) {
         let row = &self.row;
-        let [source_step, target_step] = row.stretch.steps;
         let lanes = if WHOLE { S::LANES } else { row.lanes };
         // SAFETY: the caller's.
         unsafe {
@@ -287,10 +445,10 @@ impl<const WHOLE: bool, const SUMS: bool> RowTask<'_, WHOLE, SUMS> {
             }
             let mut sums = [simd.load(row.bias); R];
             for &(tap, offset) in row.taps {
-                let weight = simd.load(row.weights.add(tap * row.padded));
-                let source = source.offset(offset);
+                let weight = simd.load(row.weights.add(tap * S::LANES));
+                let source = source.offset(offset * S::LANES as isize);
                 for r in 0..R {
-                    sums[r] = simd.mul_add(simd.load_lanes(source.add(r * source_step), lanes), weight, sums[r]);
+                    sums[r] = simd.mul_add(simd.load(source.add(r * source_step)), weight, sums[r]);
                 }
             }
             for r in 0..R {
@@ -315,71 +473,85 @@ struct Backward<'a> {
     images: &'a Images<'a>,
     rows: &'a Rows,
     channels: usize,
-    padded: usize,
+    /// Taps of the window.
+    taps: usize,
     of_part: Range<usize>,
-    /// `[tap, padded]`.
+    /// Laid out as packed weights.
     out: &'a mut [f32],
     along: Option<&'a Along<'a>>,
     /// `[2, channels]`, if that is counted.
     counted: &'a mut [f64],
 }
 
-/// Pixels that a tap's sum is taken over before it is added to the others, if images are that small: they are grouped.
-const RUN: usize = 16;
-
 impl Task for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { images, rows: Rows { taps, rows }, channels, padded, of_part, out, along, counted } = self;
+        let Self { images, rows: table, channels, taps: all_taps, of_part, out, along, counted } = self;
         let lens = [images.in_size, images.out_size].map(|[height, width]| height * width * channels);
-        let group = (RUN / images.out_size[1].max(1)).max(1);
+        let bundles = Bundles::new(table, of_part.len(), 1);
         let [of_input, of_grad_output] = images.readings;
-        let most = group.min(of_part.len());
-        let mut rooms = [of_input.room(most * lens[0]), of_grad_output.room(most * lens[1])];
-        let near = along.map_or(of_part.len().max(1), |along| along.images(group));
-        let mut scratch = along.map(|along| along.scratch(near));
+        let (scaled, of_input) = (of_input.scaled(), of_input.rest());
+        let mut rooms = [of_input.room(bundles.of[0] * lens[0]), of_grad_output.room(bundles.of[0] * lens[1])];
+        let mut strung = Scratch::new(bundles.strung(table));
+        let at_once = along.map_or(of_part.len().max(1), |along| along.images(bundles.of[0]));
+        let mut scratch = along.map(|along| along.scratch(at_once));
         let mut done = of_part.start;
-        for first in of_part.clone().step_by(group) {
-            let group = group.min(of_part.end - first);
+        for index in 0..bundles.len() {
+            let [bundle, rows] = bundles.at(index);
+            let (first, end) = (of_part.start + bundle.start, of_part.start + bundle.end);
             let [room_in, room_out] = &mut rooms;
-            let input = of_input.brought(simd, &images.input[first * lens[0]..][..group * lens[0]], room_in);
-            let grad_output = &images.grad_output[first * lens[1]..][..group * lens[1]];
+            let input = of_input.brought(simd, &images.input[first * lens[0]..end * lens[0]], room_in);
+            let grad_output = &images.grad_output[first * lens[1]..end * lens[1]];
             let grad_output = of_grad_output.brought(simd, grad_output, room_out);
-            let row_len = |values: &[f32]| values.len() / rows.len();
-            for (y, stretches) in rows.iter().enumerate() {
-                // While a row of several images is worked on, the next group's is asked for.
-                let tasks = stretches.len() * (padded / S::LANES);
-                let mut near = [input, grad_output].map(|values| {
-                    let ahead = if group == 1 { y + 2 } else { y + rows.len() };
-                    Prefetch::new(values.as_ptr().wrapping_add(ahead * row_len(values)), row_len(values), tasks)
+            let reads = table.reads(rows.clone());
+            let stretches = || table.rows[rows.clone()].iter().flatten();
+            // The next bundle's are asked for meanwhile.
+            let tasks = stretches().count() * channels.div_ceil(S::LANES);
+            let next = |values: &[f32], len: usize, behind: usize| {
+                let next = values.as_ptr().wrapping_add((end - 1) * len + behind);
+                Prefetch::new(next, bundle.len() * len * rows.len() / table.rows.len(), tasks)
+            };
+            let mut near = [
+                next(images.input, lens[0], reads.end * channels),
+                next(images.grad_output, lens[1], lens[1] * rows.end / table.rows.len()),
+            ];
+            for channel in (0..channels).step_by(S::LANES) {
+                let lanes = S::LANES.min(channels - channel);
+                simd.apart(Strung {
+                    source: input.as_ptr().wrapping_add(reads.start * channels + channel),
+                    images: bundle.len(),
+                    image_len: lens[0],
+                    pixels: reads.len(),
+                    channels,
+                    channel,
+                    lanes,
+                    scaled,
+                    to: &mut strung,
                 });
-                for channel in (0..channels).step_by(S::LANES) {
-                    for stretch in stretches {
-                        near.iter_mut().for_each(|near| near.advance(simd));
-                        for taps in taps[stretch.taps].chunks(TAPS) {
-                            let sums = Sums {
-                                stretch,
-                                taps,
-                                source: input.as_ptr().wrapping_add(stretch.first[0] + channel),
-                                grad: grad_output.as_ptr().wrapping_add(stretch.first[1] + channel),
-                                images: group,
-                                lens,
-                                lanes: S::LANES.min(channels - channel),
-                                out: &mut out[channel..],
-                                padded,
-                            };
-                            // SAFETY: stretches name pixels inside the two images; of a pixel's channels those are read that
-                            // there are.
-                            unsafe { sums.compute(simd) };
-                        }
+                for stretch in stretches() {
+                    near.iter_mut().for_each(|near| near.advance(simd));
+                    for taps in table.taps[stretch.taps].chunks(TAPS) {
+                        let sums = Sums {
+                            stretch,
+                            taps,
+                            source: strung.as_ptr().wrapping_add((stretch.first[0] - reads.start) * S::LANES),
+                            grad: grad_output.as_ptr().wrapping_add(stretch.first[1] + channel),
+                            images: bundle.len(),
+                            lens: [reads.len() * S::LANES, lens[1]],
+                            lanes,
+                            out: &mut out[channel * all_taps..],
+                        };
+                        // SAFETY: the sources have been strung together; stretches name pixels inside the image of
+                        // grad-output, of whose channels those are read that there are.
+                        unsafe { sums.compute(simd) };
                     }
                 }
             }
-            let end = first + group;
             if let (Some(along), Some(scratch)) = (along, &mut scratch)
-                && (end - done >= near || end == of_part.end)
+                && rows.end == table.rows.len()
+                && (end - done >= at_once || end == of_part.end)
             {
                 let grad_output = &images.grad_output[done * lens[1]..end * lens[1]];
                 // SAFETY: parts have images of their own.
@@ -394,23 +566,23 @@ impl Task for Backward<'_> {
 struct Sums<'a> {
     stretch: &'a Stretch,
     taps: &'a [(usize, isize)],
-    /// The first image's first pixel's.
+    /// The first image's first pixel's; sources are strung together.
     source: *const f32,
     grad: *const f32,
     images: usize,
     /// Values from one image to the next, of source and grad-output.
     lens: [usize; 2],
     lanes: usize,
-    /// From the vector's first channel on.
+    /// `[tap, lane]`.
     out: &'a mut [f32],
-    padded: usize,
 }
 
 impl Sums<'_> {
     /// Adds the sums to `out`.
     ///
     /// # Safety
-    /// `lanes` values are readable at every source and grad-output of the stretch's pixels of all images.
+    /// Of the stretch's pixels of all images, whole vectors are readable at every source, and `lanes` values at every
+    /// grad-output.
     #[inline(always)]
     unsafe fn compute<S: Simd>(self, simd: S) {
         if self.lanes == S::LANES { self.taps::<S, true>(simd) } else { self.taps::<S, false>(simd) }
@@ -441,10 +613,10 @@ impl<const T: usize, const WHOLE: bool> Task for TapSums<'_, T, WHOLE> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Sums { stretch, taps, mut source, mut grad, images, lens, lanes, out, padded } = self.0;
+        let Sums { stretch, taps, mut source, mut grad, images, lens, lanes, out } = self.0;
         let lanes = if WHOLE { S::LANES } else { lanes };
-        assert!(taps.len() == T && taps.iter().all(|&(tap, _)| tap * padded + S::LANES <= out.len()));
-        let offsets: [isize; T] = std::array::from_fn(|t| taps[t].1);
+        assert!(taps.len() == T && taps.iter().all(|&(tap, _)| (tap + 1) * S::LANES <= out.len()));
+        let offsets: [isize; T] = std::array::from_fn(|t| taps[t].1 * S::LANES as isize);
         let mut sums = [simd.splat(0.0); T];
         for _ in 0..images {
             let (mut from, mut to) = (source, grad);
@@ -453,19 +625,50 @@ impl<const T: usize, const WHOLE: bool> Task for TapSums<'_, T, WHOLE> {
                 unsafe {
                     let grad = simd.load_lanes(to, lanes);
                     for t in 0..T {
-                        sums[t] = simd.mul_add(simd.load_lanes(from.offset(offsets[t]), lanes), grad, sums[t]);
+                        sums[t] = simd.mul_add(simd.load(from.offset(offsets[t])), grad, sums[t]);
                     }
                 }
-                from = from.wrapping_add(stretch.steps[0]);
+                from = from.wrapping_add(stretch.steps[0] * S::LANES);
                 to = to.wrapping_add(stretch.steps[1]);
             }
             source = source.wrapping_add(lens[0]);
             grad = grad.wrapping_add(lens[1]);
         }
         for t in 0..T {
-            let slot = out[taps[t].0 * padded..].as_mut_ptr();
+            let slot = out[taps[t].0 * S::LANES..].as_mut_ptr();
             // SAFETY: a whole vector is left at each place, as was checked.
             unsafe { simd.store(slot, simd.add(simd.load(slot), sums[t])) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::taps;
+
+    #[test]
+    fn bundles_have_every_row_once_and_fit() {
+        for (size, images) in [([4, 4], 37), ([16, 16], 2), ([16, 17], 2), ([40, 9], 3), ([5, 100], 2), ([7, 300], 1)] {
+            for (stride, count) in [(1, 1), (2, 1), (1, 8)] {
+                let geometry = hetconv_core::Conv2dGeometry::same(3, stride);
+                let out = geometry.output_size(size).unwrap();
+                let axis = |axis: usize| taps::forward_axis(&geometry, axis, size[axis], out[axis]);
+                let table = Rows::new(3, &axis(0), &axis(1), size[1], 1);
+                let bundles = Bundles::new(&table, images, count);
+                assert!(bundles.len() >= count.min(images * out[0]));
+                let mut rows = Vec::new();
+                for bundle in 0..bundles.len() {
+                    let [of_images, of_rows] = bundles.at(bundle);
+                    let strung = of_images.len() * table.reads(of_rows.clone()).len();
+                    assert!(strung * MAX_LANES <= bundles.strung(&table));
+                    assert!(strung <= STRUNG || (of_images.len(), of_rows.len()) == (1, 1), "{size:?}");
+                    rows.extend(of_images.flat_map(|image| of_rows.clone().map(move |row| (image, row))));
+                }
+                rows.sort_unstable();
+                let all: Vec<_> = (0..images).flat_map(|image| (0..out[0]).map(move |row| (image, row))).collect();
+                assert_eq!(rows, all, "{size:?}");
+            }
         }
     }
 }

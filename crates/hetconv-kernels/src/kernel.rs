@@ -11,7 +11,7 @@ use crate::direct::{self, DirectConv};
 use crate::fresh::product;
 use crate::isa::Isa;
 use crate::moments::SumsOfParts;
-use crate::norm::NormBackward;
+use crate::norm::{Affine, NormBackward};
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::reading::Reading;
 use crate::scratch::Scratch;
@@ -32,6 +32,8 @@ pub(crate) struct Pass<'a> {
     pub source: &'a [f32],
     /// What the source stands in, or was made of, and what is most likely read after it.
     pub stored: Stored<'a>,
+    /// What a depthwise convolution makes of the source where it reads it.
+    pub scaled: Option<Affine<'a>>,
     /// What is added, as long as the target.
     pub residual: Option<&'a [f32]>,
     /// The first image's target.
@@ -44,7 +46,7 @@ impl<'a> Pass<'a> {
     /// Of some images, with nothing known of what comes next.
     pub fn new(images: usize, source: &'a [f32], target: Target) -> Self {
         let stored = Stored { values: source, near: false, behind: 0 };
-        Self { images, source, stored, residual: None, target, ahead: &[] }
+        Self { images, source, stored, scaled: None, residual: None, target, ahead: &[] }
     }
 }
 
@@ -120,7 +122,7 @@ impl<'a> Along<'a> {
 
     /// What a thread needs for calls of so many images.
     pub fn scratch(&self, images: usize) -> Scratch {
-        Scratch::new(self.kernel.scratch_len(0..self.kernel.blocks(), images))
+        Scratch::new(self.kernel.scratch_len(0..self.kernel.blocks(), images, Band::WHOLE))
     }
 
     /// Computes some images, and adds what is counted to `sums`, `[2, channels]`.
@@ -174,11 +176,12 @@ impl Kernel<'_> {
         }
     }
 
-    /// Values of the scratch for some blocks of so many images.
-    pub fn scratch_len(&self, blocks: Range<usize>, images: usize) -> usize {
+    /// Values of the scratch for some blocks of a band of so many images.
+    pub fn scratch_len(&self, blocks: Range<usize>, images: usize, band: Band) -> usize {
         match self {
-            Self::Winograd(kernel) => kernel.scratch_len(blocks, images * kernel.pieces()),
-            Self::Depthwise(_) | Self::Direct(_) => 0,
+            Self::Depthwise(kernel) => kernel.scratch_len(images, band.count),
+            Self::Direct(_) => 0,
+            Self::Winograd(kernel) => kernel.scratch_len(blocks, band.of(images * kernel.pieces()).len()),
         }
     }
 
@@ -202,7 +205,7 @@ impl Kernel<'_> {
         let [source_len, _] = self.lens();
         assert_eq!(pass.source.len(), pass.images * source_len, "length of the source");
         match self {
-            Self::Depthwise(kernel) => isa.run(depthwise::Part { kernel, pass, share }),
+            Self::Depthwise(kernel) => isa.run(depthwise::Part { kernel, pass, share, scratch }),
             Self::Direct(kernel) => isa.run(direct::Part { kernel, pass, share }),
             Self::Winograd(kernel) => isa.run(winograd::Part { kernel, pass, share, scratch }),
         }
@@ -228,6 +231,10 @@ impl Kernel<'_> {
         if target.is_empty() {
             return vec![0.0; 2 * counted];
         }
+        let (scaled, reading) = match self {
+            Self::Depthwise(_) => (reading.scaled(), reading.rest()),
+            _ => (None, reading),
+        };
         let near = match self {
             Self::Depthwise(_) => source_len.max(target_len),
             Self::Direct(_) => source_len,
@@ -257,7 +264,8 @@ impl Kernel<'_> {
                 parts.push((first, blocks.clone(), of_parts.next()));
             }
         }
-        let scratch = groups.iter().map(|blocks| self.scratch_len(blocks.clone(), images)).max().unwrap_or(0);
+        let scratch =
+            groups.iter().map(|blocks| self.scratch_len(blocks.clone(), images, Band::WHOLE)).max().unwrap_or(0);
         let target = Target(target.as_mut_ptr().cast());
         let rows = target_len / channels;
         parts.into_par_iter().for_each_init(
@@ -270,7 +278,7 @@ impl Kernel<'_> {
                 let source = reading.brought_alone(isa, source, room);
                 // SAFETY: the target has `batch` images.
                 let target = unsafe { target.add(first * target_len) };
-                let pass = Pass { stored, ..Pass::new(images, source, target) };
+                let pass = Pass { stored, scaled, ..Pass::new(images, source, target) };
                 let (moments, norm) = match count {
                     Count::Nothing => (None, None),
                     Count::Moments => (sums, None),

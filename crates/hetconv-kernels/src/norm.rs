@@ -434,6 +434,9 @@ impl Data<'_> {
     }
 }
 
+/// Rows whose sums stay in registers.
+const ROWS: usize = 4;
+
 struct GradSums<'a, const GATE: u8> {
     data: Data<'a>,
     grad: &'a [f32],
@@ -450,21 +453,23 @@ impl<const GATE: u8> Task for GradSums<'_, GATE> {
         let channels = data.channels;
         assert!(grad.len() == data.x.len() && mean.len() == channels && sums.len() == 2 * channels);
         let (sum, sum_x) = sums.split_at_mut(channels);
-        for row in (0..data.x.len()).step_by(channels) {
+        // The sums of some rows stay in registers.
+        for rows in (0..data.x.len()).step_by(ROWS * channels) {
+            let rows = (rows..data.x.len().min(rows + ROWS * channels)).step_by(channels);
             for channel in (0..channels).step_by(S::LANES) {
                 let lanes = S::LANES.min(channels - channel);
                 // SAFETY: rows hold `channels` values, as do both sums and the means.
                 unsafe {
-                    let (x, dz) = data.read::<S, GATE>(simd, grad, row + channel, channel, lanes);
-                    let x = simd.sub(x, simd.load_lanes(mean.as_ptr().add(channel), lanes));
+                    let mean = simd.load_lanes(mean.as_ptr().add(channel), lanes);
                     let (s, t) = (sum.as_mut_ptr().add(channel), sum_x.as_mut_ptr().add(channel));
-                    if lanes == S::LANES {
-                        simd.store(s, simd.add(simd.load(s), dz));
-                        simd.store(t, simd.mul_add(dz, x, simd.load(t)));
-                    } else {
-                        simd.store_first(s, simd.add(simd.load_first(s, lanes), dz), lanes);
-                        simd.store_first(t, simd.mul_add(dz, x, simd.load_first(t, lanes)), lanes);
+                    let (mut of_dz, mut of_x) = (simd.load_lanes(s, lanes), simd.load_lanes(t, lanes));
+                    for row in rows.clone() {
+                        let (x, dz) = data.read::<S, GATE>(simd, grad, row + channel, channel, lanes);
+                        of_dz = simd.add(of_dz, dz);
+                        of_x = simd.mul_add(dz, simd.sub(x, mean), of_x);
                     }
+                    simd.store_lanes(s, of_dz, lanes);
+                    simd.store_lanes(t, of_x, lanes);
                 }
             }
         }

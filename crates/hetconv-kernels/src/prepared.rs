@@ -153,12 +153,11 @@ impl Prepared {
 
     /// Values of the scratch that each thread needs for so many images.
     pub fn scratch_len(&self, images: usize) -> usize {
-        let Kernel::Winograd(winograd) = self.kernel() else { return 0 };
+        let kernel = self.kernel();
         let of_split = |split: Split| {
             let parts = (0..split.parts()).map(|part| {
                 let [band, group] = split.part(part);
-                let pieces = band.of(images * winograd.pieces()).len();
-                winograd.scratch_len(group.of(winograd.weights.layout.blocks.len()), pieces)
+                kernel.scratch_len(group.of(kernel.blocks()), images, band)
             });
             parts.max().unwrap_or(0)
         };

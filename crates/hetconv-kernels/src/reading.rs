@@ -57,6 +57,16 @@ impl<'a> Reading<'a> {
         matches!(self, Self::Plain)
     }
 
+    /// What becomes of each value on its own.
+    pub fn scaled(self) -> Option<Affine<'a>> {
+        if let Self::Scaled(affine) = self { Some(affine) } else { None }
+    }
+
+    /// What is left if [`Reading::scaled`] is done elsewhere.
+    pub fn rest(self) -> Self {
+        if let Self::Scaled(_) = self { Self::Plain } else { self }
+    }
+
     /// Room for what so many values are made into; none where they are good as they are.
     pub fn room(&self, values: usize) -> Scratch {
         Scratch::new(if self.is_plain() { 0 } else { values })

@@ -6,6 +6,8 @@
 //! stride 2 has one for every phase. A tile of pixels from one region needs no halo, no bounds check and no
 //! multiplication by a padded zero, whatever image the pixels come from.
 
+use std::ops::Range;
+
 use hetconv_core::Conv2dGeometry;
 
 use crate::pack::LINE;
@@ -101,51 +103,68 @@ pub(crate) fn regions(
 pub(crate) struct Stretch {
     /// Index of their [`Rows::taps`].
     pub taps: usize,
-    /// First values of the first tap's source pixel and of the target pixel, for the first of them.
+    /// The first tap's source pixel, and the target pixel's first value, for the first of them.
     pub first: [usize; 2],
-    /// Values from one source and target pixel to the next ones.
+    /// Source pixels, and values of the target, from one of them to the next.
     pub steps: [usize; 2],
     /// How many there are.
     pub pixels: usize,
 }
 
-/// The same as regions, row by row: for layers that read a source only once, in the order of memory.
+/// The same as regions, row by row: for layers that read a source only once, in the order of memory. Sources are counted in
+/// pixels.
 #[derive(Debug)]
 pub(crate) struct Rows {
     /// Lists as [`Region::taps`].
     pub taps: Vec<Vec<(usize, isize)>>,
     /// The stretches of every target row.
     pub rows: Vec<Vec<Stretch>>,
+    /// The source pixels of every target row, from the first to the last.
+    reads: Vec<Range<usize>>,
 }
 
 impl Rows {
-    /// The target rows of an image; `channels` are those of a source and of a target pixel.
-    pub fn new(
-        kernel_width: usize,
-        rows: &Axis,
-        columns: &Axis,
-        source_width: usize,
-        [source_channels, target_channels]: [usize; 2],
-    ) -> Self {
+    /// The target rows of an image.
+    pub fn new(kernel_width: usize, rows: &Axis, columns: &Axis, source_width: usize, target_channels: usize) -> Self {
         let (row_groups, column_groups) = (alike(rows), alike(columns));
         let mut taps = Vec::new();
         let mut of_rows: Vec<Vec<Stretch>> = rows.iter().map(|_| Vec::new()).collect();
         for (row_taps, row_members) in &row_groups {
             for (column_taps, column_members) in &column_groups {
-                let joined = joined(kernel_width, row_taps, column_taps, source_width, source_channels);
+                let joined = joined(kernel_width, row_taps, column_taps, source_width, 1);
                 let source =
                     |y, x| if joined.is_empty() { 0 } else { first(rows, y) * source_width + first(columns, x) };
                 for &y in row_members {
-                    let pixel =
-                        |&x: &usize| [source(y, x) * source_channels, (y * columns.len() + x) * target_channels];
+                    let pixel = |&x: &usize| [source(y, x), (y * columns.len() + x) * target_channels];
                     let pixels: Vec<[usize; 2]> = column_members.iter().map(pixel).collect();
                     of_rows[y].extend(stretches(taps.len(), &pixels));
                 }
                 taps.push(joined);
             }
         }
-        Self { taps, rows: of_rows }
+        let reads = of_rows.iter().map(|stretches| reads(stretches, &taps)).collect();
+        Self { taps, rows: of_rows, reads }
     }
+
+    /// The source pixels of some target rows, from the first to the last.
+    pub fn reads(&self, rows: Range<usize>) -> Range<usize> {
+        let some = self.reads[rows].iter().filter(|reads| !reads.is_empty()).cloned();
+        some.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
+    }
+}
+
+/// The source pixels of some stretches, from the first to the last.
+fn reads(stretches: &[Stretch], taps: &[Vec<(usize, isize)>]) -> Range<usize> {
+    let mut all: Option<Range<usize>> = None;
+    for stretch in stretches {
+        for &(_, offset) in &taps[stretch.taps] {
+            let first = stretch.first[0].strict_add_signed(offset);
+            let last = first + (stretch.pixels - 1) * stretch.steps[0];
+            let known = all.get_or_insert(first..last + 1);
+            *known = known.start.min(first)..known.end.max(last + 1);
+        }
+    }
+    all.unwrap_or(0..0)
 }
 
 /// Cuts pixels where their distances change.
@@ -254,13 +273,22 @@ mod tests {
                     of_regions.extend(region.pixels.iter().map(|&pixel| (pixel, region.taps.clone())));
                 }
                 let mut of_rows = Vec::new();
-                let table = Rows::new(3, &rows, &columns, source[1], [5, 5]);
-                for stretch in table.rows.iter().flatten() {
+                let table = Rows::new(3, &rows, &columns, source[1], 5);
+                for (y, stretch) in table.rows.iter().enumerate().flat_map(|(y, row)| row.iter().map(move |s| (y, s))) {
+                    let taps = &table.taps[stretch.taps];
                     for pixel in 0..stretch.pixels {
                         let [from, to] = [0, 1].map(|i| stretch.first[i] + pixel * stretch.steps[i]);
-                        of_rows.push(((from, to), table.taps[stretch.taps].clone()));
+                        let reads = table.reads(y..y + 1);
+                        assert!(taps.iter().all(|&(_, offset)| reads.contains(&from.strict_add_signed(offset))));
+                        let taps = taps.iter().map(|&(tap, offset)| (tap, 5 * offset)).collect();
+                        of_rows.push(((5 * from, to), taps));
                     }
                 }
+                let all = table.reads(0..table.rows.len());
+                let read: Vec<Range<usize>> = (0..table.rows.len()).map(|y| table.reads(y..y + 1)).collect();
+                let read = || read.iter().filter(|reads| !reads.is_empty());
+                assert_eq!(read().map(|reads| reads.start).min(), Some(all.start));
+                assert_eq!(read().map(|reads| reads.end).max(), Some(all.end));
                 of_regions.sort();
                 of_rows.sort();
                 assert_eq!(of_rows, of_regions, "{geometry:?} of {size:?}");

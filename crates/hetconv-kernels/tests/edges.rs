@@ -66,6 +66,35 @@ fn edges_of_depthwise_rows() {
     });
 }
 
+/// Depthwise bundles: several images, one that is just large enough or too large, rows that read too much together and alone.
+#[test]
+fn edges_of_depthwise_bundles() {
+    each_isa("depthwise bundles", |isa| {
+        let channels = isa.lanes() + 3;
+        for (seed, (batch, size)) in [
+            (37, [4, 4]),
+            (70, [2, 2]),
+            (9, [6, 7]),
+            (3, [17, 15]),
+            (2, [16, 16]),
+            (2, [16, 17]),
+            (2, [9, 40]),
+            (2, [40, 3]),
+            (2, [4, 100]),
+            (1, [2, 300]),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for stride in [1, 2] {
+                let geometry = Conv2dGeometry::same(3, stride);
+                let spec = ConvSpec::natural(channels, channels, geometry, ConvKind::Grouped(channels));
+                check(&spec, isa, batch, size, seed as u64);
+            }
+        }
+    });
+}
+
 /// Pixels that lie a multiple of a cache's way apart are computed by smaller tiles.
 #[test]
 fn sources_that_share_a_set() {

@@ -92,7 +92,7 @@ impl Conv {
     }
 
     fn rows(&self, direction: Direction) -> &Rows {
-        let (geometry, channels) = (&self.spec.geometry, [self.spec.in_channels; 2]);
+        let (geometry, channels) = (&self.spec.geometry, self.spec.in_channels);
         let make = |axis_of: fn(&Conv2dGeometry, usize, usize, usize) -> Axis, width: usize| {
             let [rows, columns] = [0, 1].map(|axis| axis_of(geometry, axis, self.in_size[axis], self.out_size[axis]));
             Rows::new(geometry.kernel[1], &rows, &columns, width, channels)

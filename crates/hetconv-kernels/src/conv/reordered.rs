@@ -114,7 +114,7 @@ impl Reordered {
             return back.copy_all(isa, &written, target);
         }
         let rooms = || {
-            let scratch = Aligned::zeroed(kernel.scratch_len(0..kernel.blocks(), images));
+            let scratch = Aligned::zeroed(kernel.scratch_len(0..kernel.blocks(), images, Band::WHOLE));
             (reading.room(images * source_len), back.room(images * target_len), scratch)
         };
         let parts = target.par_chunks_mut(images * target_len).zip(source.par_chunks(images * source_len));

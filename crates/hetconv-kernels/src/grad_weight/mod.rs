@@ -176,8 +176,8 @@ impl Task for Part<'_> {
         let out_len = out_pixels * spec.out_channels;
         let most = together.min(self.images.len());
         let mut rooms = [of_input.room(most * in_len), of_grad_output.room(most * out_len)];
-        let near = along.map_or(self.images.len().max(1), |along| along.images(together));
-        let mut scratch = along.map(|along| along.scratch(near));
+        let at_once = along.map_or(self.images.len().max(1), |along| along.images(together));
+        let mut scratch = along.map(|along| along.scratch(at_once));
         let mut done = self.images.start;
         for start in self.images.clone().step_by(together) {
             let count = (self.images.end - start).min(together);
@@ -189,19 +189,25 @@ impl Task for Part<'_> {
             if let Some(sums) = &mut sums {
                 sums.add(simd, count, input, grad_output);
             }
+            // What the next images are made of is asked for while these are worked on.
+            let turns = self.tiles_of_run() * count * out_pixels;
+            let behind = |values: &[f32], len: usize| {
+                Prefetch::new(values.as_ptr().wrapping_add((start + count) * len), count * len, turns)
+            };
+            let mut near = [behind(images.input, in_len), behind(images.grad_output, out_len)];
             for first in (0..count).step_by(group) {
                 let Some(cut) = cut else { break };
                 let in_group = (count - first).min(group);
                 let input = &input[first * in_len..][..in_group * in_len];
                 let grad_output = &grad_output[first * out_len..][..in_group * out_len];
-                self.ranges(simd, cut, input, grad_output, &mut panels);
+                self.ranges(simd, cut, input, grad_output, &mut panels, &mut near);
                 for block in self.blocks {
                     self.turns(simd, cut, block, in_group, input, grad_output);
                 }
             }
             if let (Some(along), Some(scratch)) = (along, &mut scratch) {
                 let end = start + count;
-                if end - done >= near || end == self.images.end {
+                if end - done >= at_once || end == self.images.end {
                     let grad_output = &images.grad_output[done * out_len..end * out_len];
                     // SAFETY: parts have images of their own.
                     unsafe { along.compute(done..end, grad_output, scratch, self.counted) };
@@ -239,10 +245,18 @@ impl Part<'_> {
 
     /// Adds what taps contribute that read ranges, of the images of a group.
     #[inline(always)]
-    fn ranges<S: Simd>(&mut self, simd: S, cut: &Cut, input: &[f32], grad_output: &[f32], panels: &mut [Aligned]) {
+    fn ranges<S: Simd>(
+        &mut self,
+        simd: S,
+        cut: &Cut,
+        input: &[f32],
+        grad_output: &[f32],
+        panels: &mut [Aligned],
+        near: &mut [Prefetch; 2],
+    ) {
         let (blocks, filters, layout) = (self.blocks, self.grad.spec.out_channels, self.grad.layout);
         let pixels = grad_output.len() / filters;
-        // The next run's input and grad-output, while one is worked on: a little with every pixel of every tile.
+        // What is read as it stands is asked for a run ahead: a little with every pixel of every tile.
         let runs = pixels.div_ceil(RUN).max(1);
         let turns = self.tiles_of_run() * (pixels / runs);
         if turns == 0 {
@@ -252,7 +266,13 @@ impl Part<'_> {
             let of_run = values.len() / runs;
             Prefetch::new(values.as_ptr().wrapping_add(of_run), of_run, turns)
         };
-        let mut near = [next(input), next(grad_output)];
+        for (values, (near, reading)) in
+            [input, grad_output].iter().zip(near.iter_mut().zip(&self.grad.images.readings))
+        {
+            if reading.is_plain() {
+                *near = next(values);
+            }
+        }
         for (index, taps) in cut.runs.iter().enumerate().take(pixels.div_ceil(RUN)) {
             let rows = (pixels - index * RUN).min(RUN);
             let of_run = &grad_output[index * RUN * filters..][..rows * filters];
@@ -270,7 +290,7 @@ impl Part<'_> {
                         let first = input.as_ptr().wrapping_add(channels.start);
                         let x = [first, first.wrapping_offset(shift)];
                         let (panel, out) = (panel.as_ptr(), &mut self.out[place..]);
-                        let tile = Tile { pairs, x, panel, out, near: &mut near };
+                        let tile = Tile { pairs, x, panel, out, near: &mut *near };
                         // SAFETY: pairs name pixels of `input`, whose channels the range lies in, and rows of the panel.
                         unsafe { tile.compute(simd, block, channels.len()) };
                     }
