@@ -1,16 +1,14 @@
 //! A graph compiled to the operations of this crate: channel orders settled, batch-norm fused with what follows it.
 //!
-//! The fusion rule: a batch-norm whose result only one sum of two reads takes that sum in, and a ReLU that is the only
-//! reader of the batch-norm, or of the sum, is taken in as well. When both operands of a sum are batch-norms, the later
-//! one takes it, as the other is then computed already. The fused operation stands where its last node stood. If there is
-//! no sum in it, and only a convolution reads it, that convolution takes it in: its input is never stored.
+//! A batch-norm takes in the sum of two and the ReLU that follow it; see [`Fusion`]. If there is no sum, and only a
+//! convolution reads the result, that convolution takes the batch-norm in: its input is never stored.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation};
 use hetconv_core::{Conv2dGeometry, ConvKind};
-use hetconv_graph::{Activation, ChannelPlan, Graph, Node, Op, Shape, ValueId};
+use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Node, Op, Shape, Takes, ValueId};
 use hetconv_kernels::select::Select;
 use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
@@ -121,12 +119,22 @@ impl Program {
         let plan = ChannelPlan::new(graph)?;
         let compiler = Compiler { graph, shapes: &shapes, plan: &plan, implementation, indices: indices(graph)? };
         let mut instructions = Vec::with_capacity(graph.nodes.len());
-        for (id, place) in fuse(graph, &plan, logits).into_iter().enumerate() {
-            match place {
-                Place::Inside => {}
-                Place::Own => instructions.push(compiler.instruction(id)?),
-                Place::Last(chain) => instructions.push(compiler.norm_instruction(chain, id)),
-                Place::Reader(chain) => instructions.push(compiler.conv_of_norm(chain, id)?),
+        let fusion = Fusion::new(graph, &plan).keeping(logits);
+        // The chain that a convolution takes in.
+        let mut of_reader = HashMap::new();
+        for chain in fusion.chains(takes) {
+            if !matches!(graph.nodes[chain.first].op, Op::BatchNorm { .. }) {
+                instructions.push(match of_reader.remove(&chain.first) {
+                    Some(norm) => compiler.conv_of_norm(norm, chain.first)?,
+                    None => compiler.instruction(chain.first)?,
+                });
+                continue;
+            }
+            match fusion.only_reader(chain.last) {
+                Some((reader, _)) if chain.sum.is_none() && matches!(graph.nodes[reader].op, Op::Conv2d { .. }) => {
+                    of_reader.insert(reader, chain);
+                }
+                _ => instructions.push(compiler.norm_instruction(chain)),
             }
         }
         let mut reads = vec![0; graph.nodes.len()];
@@ -328,70 +336,14 @@ fn indices(graph: &Graph) -> Result<HashMap<String, usize>, ModuleError> {
     Ok(graph.weight_specs()?.into_iter().enumerate().map(|(index, spec)| (spec.name, index)).collect())
 }
 
-/// A batch-norm and the nodes it takes in.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Chain {
-    norm: ValueId,
-    /// The sum, and which of its two operands is the residual.
-    sum: Option<(ValueId, usize)>,
-    relu: bool,
-}
-
-/// Where a node is computed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Place {
-    /// By its own instruction.
-    Own,
-    /// By the instruction of a later node.
-    Inside,
-    /// It is the last of this chain.
-    Last(Chain),
-    /// It is a convolution that reads this chain's result, and takes it in.
-    Reader(Chain),
-}
-
-/// Applies the fusion rule. `logits` counts as a reader of its value, as do the graph's outputs.
-fn fuse(graph: &Graph, plan: &ChannelPlan, logits: ValueId) -> Vec<Place> {
-    let consumers = graph.consumers();
-    let kept = |value: ValueId| value == logits || graph.outputs.contains(&value);
-    let only_reader = |value: ValueId| match consumers[value].as_slice() {
-        &[reader] if !kept(value) => Some(reader),
-        _ => None,
-    };
-    let mut places = vec![Place::Own; graph.nodes.len()];
-    // Later batch-norms first, so that of two in one sum the later takes it.
-    for norm in (0..graph.nodes.len()).rev().filter(|&id| matches!(graph.nodes[id].op, Op::BatchNorm { .. })) {
-        let mut chain = Chain { norm, sum: None, relu: false };
-        let mut last = norm;
-        if let Some(reader) = only_reader(norm) {
-            let node = &graph.nodes[reader];
-            let side = node.inputs.iter().position(|&input| input == norm);
-            if let (Op::Add, 2, Some(side), Place::Own) = (&node.op, node.inputs.len(), side, places[reader])
-                && plan.gather(reader, side).is_none()
-            {
-                chain.sum = Some((reader, 1 - side));
-                last = reader;
-            }
+/// What a node takes in, apart from a convolution.
+fn takes(op: &Op) -> Takes {
+    match op {
+        Op::BatchNorm { .. } => {
+            Takes { sum: true, activation: |function| function == Activation::Relu, ..Takes::NOTHING }
         }
-        if let Some(reader) = only_reader(last)
-            && graph.nodes[reader].op == (Op::Activation { function: Activation::Relu })
-            && plan.gather(reader, 0).is_none()
-        {
-            chain.relu = true;
-            places[last] = Place::Inside;
-            last = reader;
-        }
-        places[norm] = Place::Inside;
-        places[last] = Place::Last(chain);
-        if let (Some(reader), None) = (only_reader(last), chain.sum)
-            && matches!(graph.nodes[reader].op, Op::Conv2d { .. })
-            && plan.gather(reader, 0).is_none()
-        {
-            places[last] = Place::Inside;
-            places[reader] = Place::Reader(chain);
-        }
+        _ => Takes::NOTHING,
     }
-    places
 }
 
 struct Compiler<'a> {
@@ -418,12 +370,13 @@ impl Compiler<'_> {
     }
 
     fn norm(&self, chain: Chain) -> Norm {
-        let Op::BatchNorm { epsilon, .. } = self.graph.nodes[chain.norm].op else {
-            unreachable!("chains start at a batch-norm")
+        let Op::BatchNorm { epsilon, .. } = self.graph.nodes[chain.first].op else {
+            unreachable!("a chain that starts at a batch-norm")
         };
-        let index = |suffix: &str| self.index(chain.norm, suffix);
+        let index = |suffix: &str| self.index(chain.first, suffix);
+        let relu = chain.activation.is_some();
         Norm {
-            op: NormOp::new(self.plan.input_order(chain.norm, 0).clone(), epsilon, chain.relu, self.implementation),
+            op: NormOp::new(self.plan.input_order(chain.first, 0).clone(), epsilon, relu, self.implementation),
             scale: index("weight"),
             shift: index("bias"),
             mean: index("running_mean"),
@@ -431,17 +384,17 @@ impl Compiler<'_> {
         }
     }
 
-    fn norm_instruction(&self, chain: Chain, output: ValueId) -> Instruction {
-        let mut operands = vec![self.operand(chain.norm, 0)];
+    fn norm_instruction(&self, chain: Chain) -> Instruction {
+        let mut operands = vec![self.operand(chain.first, 0)];
         operands.extend(chain.sum.map(|(sum, side)| self.operand(sum, side)));
-        Instruction { step: Step::Norm(self.norm(chain)), operands, output }
+        Instruction { step: Step::Norm(self.norm(chain)), operands, output: chain.last }
     }
 
     fn conv_of_norm(&self, chain: Chain, conv: ValueId) -> Result<Instruction, ModuleError> {
         let mut instruction = self.instruction(conv)?;
         let Step::Conv { norm, .. } = &mut instruction.step else { unreachable!("its reader is a convolution") };
         *norm = Some(self.norm(chain));
-        instruction.operands = vec![self.operand(chain.norm, 0)];
+        instruction.operands = vec![self.operand(chain.first, 0)];
         Ok(instruction)
     }
 
@@ -523,47 +476,30 @@ mod tests {
     use super::*;
     use hetconv_graph::{GraphBuilder, ModelName, zoo};
 
-    fn places(graph: &Graph) -> Vec<(String, Place)> {
-        let plan = ChannelPlan::new(graph).unwrap();
-        let names = graph.nodes.iter().map(|node| node.name.clone());
-        names.zip(fuse(graph, &plan, graph.outputs[0])).collect()
+    fn program(graph: &Graph) -> Program {
+        Program::new(graph, Implementation::Composed).unwrap()
     }
 
-    fn of(places: &[(String, Place)], name: &str) -> Place {
-        places.iter().find(|(found, _)| found == name).unwrap().1
+    /// The names of the nodes whose instruction is such a step.
+    fn names(program: &Program, is: impl Fn(&Step) -> bool) -> Vec<&str> {
+        let found = program.instructions.iter().filter(|instruction| is(&instruction.step));
+        found.map(|instruction| program.graph.nodes[instruction.output].name.as_str()).collect()
+    }
+
+    fn takes_norm(step: &Step) -> bool {
+        matches!(step, Step::Conv { norm: Some(_), .. })
     }
 
     #[test]
     fn every_batch_norm_of_a_residual_network_is_fused() {
-        let graph = zoo::build(&"resnet20_p4".parse::<ModelName>().unwrap(), 10).unwrap();
-        let own = |op: &Op| matches!(op, Op::Add | Op::Activation { .. } | Op::BatchNorm { .. });
-        let plan = ChannelPlan::new(&graph).unwrap();
-        let places = fuse(&graph, &plan, graph.outputs[0]);
-        let alone = graph.nodes.iter().zip(&places).filter(|(node, place)| own(&node.op) && **place == Place::Own);
-        assert_eq!(alone.count(), 0);
-        let sums = places.iter().filter(|place| matches!(place, Place::Last(Chain { sum: Some(_), relu: true, .. })));
-        assert_eq!(sums.count(), 9);
-        let readers = places.iter().filter(|place| matches!(place, Place::Reader(Chain { sum: None, relu: true, .. })));
-        assert_eq!(readers.count(), 9, "the second convolution of every block");
-    }
-
-    #[test]
-    fn of_two_batch_norms_in_a_sum_the_later_takes_it() {
-        let mut b = GraphBuilder::new("two");
-        let x = b.input("image", [4, 2, 2]);
-        let first = b.batch_norm("first", x);
-        let second = b.batch_norm("second", x);
-        let sum = b.add("sum", &[second, first]);
-        let y = b.relu("relu", sum);
-        let y = b.global_avg_pool("pool", y);
-        let y = b.flatten("flatten", y);
-        let graph = b.finish([y]).unwrap();
-        let places = places(&graph);
-        let chain = |norm, sum, relu| Place::Last(Chain { norm, sum, relu });
-        assert_eq!(of(&places, "first"), chain(first, None, false));
-        assert_eq!(of(&places, "second"), Place::Inside);
-        assert_eq!(of(&places, "sum"), Place::Inside);
-        assert_eq!(of(&places, "relu"), chain(second, Some((sum, 1)), true));
+        let program = program(&zoo::build(&"resnet20_p4".parse::<ModelName>().unwrap(), 10).unwrap());
+        assert!(names(&program, |step| matches!(step, Step::Add | Step::Activation(_))).is_empty());
+        assert_eq!(names(&program, takes_norm).len(), 9, "the second convolution of every block");
+        assert_eq!(
+            names(&program, |step| matches!(step, Step::Norm(_))).len(),
+            10,
+            "the stem's and every block's second"
+        );
     }
 
     #[test]
@@ -578,31 +514,8 @@ mod tests {
         let sum = b.add("sum", &[one, two]);
         let y = b.global_avg_pool("pool", sum);
         let y = b.flatten("flatten", y);
-        let graph = b.finish([y]).unwrap();
-        let places = places(&graph);
-        assert_eq!(of(&places, "norm"), Place::Inside);
-        assert_eq!(of(&places, "conv"), Place::Reader(Chain { norm, sum: None, relu: false }));
-        assert_eq!(of(&places, "shared"), Place::Last(Chain { norm: shared, sum: None, relu: false }));
-        assert_eq!([of(&places, "one"), of(&places, "two")], [Place::Own; 2]);
-    }
-
-    #[test]
-    fn a_value_that_others_read_is_not_taken_in() {
-        let mut b = GraphBuilder::new("shared");
-        let x = b.input("image", [4, 2, 2]);
-        let norm = b.batch_norm("norm", x);
-        let twice = b.add("twice", &[norm, norm]);
-        let read = b.batch_norm("read", twice);
-        let relu = b.relu("relu", read);
-        let sum = b.add("sum", &[relu, read]);
-        let y = b.global_avg_pool("pool", sum);
-        let y = b.flatten("flatten", y);
-        let graph = b.finish([y]).unwrap();
-        let places = places(&graph);
-        for alone in [norm, read] {
-            let name = graph.nodes[alone].name.as_str();
-            assert_eq!(of(&places, name), Place::Last(Chain { norm: alone, sum: None, relu: false }));
-        }
-        assert!(["twice", "relu", "sum"].iter().all(|name| of(&places, name) == Place::Own));
+        let program = program(&b.finish([y]).unwrap());
+        assert_eq!(names(&program, takes_norm), ["conv"]);
+        assert_eq!(names(&program, |step| matches!(step, Step::Norm(_))), ["shared"]);
     }
 }

@@ -25,17 +25,19 @@ impl Graph {
         self.nodes.iter().position(|node| node.name == name)
     }
 
-    /// For every value, the nodes that read it, ascending; a node that reads it twice stands there twice.
-    pub fn consumers(&self) -> Vec<Vec<ValueId>> {
-        let mut consumers = vec![Vec::new(); self.nodes.len()];
+    /// Who reads each value.
+    pub fn readers(&self) -> Readers {
+        let mut of_values = vec![Vec::new(); self.nodes.len()];
         for (id, node) in self.nodes.iter().enumerate() {
             for &input in &node.inputs {
-                if let Some(readers) = consumers.get_mut(input) {
+                if let Some(readers) = of_values.get_mut(input) {
                     readers.push(id);
                 }
             }
         }
-        consumers
+        let mut readers = Readers { of_values, kept: vec![false; self.nodes.len()] };
+        self.outputs.iter().for_each(|&output| readers.keep(output));
+        readers
     }
 
     /// `[channels, height, width]` of the first input, if there is one.
@@ -44,6 +46,35 @@ impl Graph {
             Op::Input { shape } => Some(shape),
             _ => None,
         })
+    }
+}
+
+/// The nodes that read each value of a graph, and the values that are wanted as such: the network's results, and others.
+#[derive(Clone, Debug)]
+pub struct Readers {
+    of_values: Vec<Vec<ValueId>>,
+    kept: Vec<bool>,
+}
+
+impl Readers {
+    /// Counts a value among those that are wanted.
+    pub fn keep(&mut self, value: ValueId) {
+        if let Some(kept) = self.kept.get_mut(value) {
+            *kept = true;
+        }
+    }
+
+    /// The nodes that read a value, ascending; a node that reads it twice stands there twice.
+    pub fn of(&self, value: ValueId) -> &[ValueId] {
+        &self.of_values[value]
+    }
+
+    /// The node that alone reads a value, and once; `None` if the value is wanted as such.
+    pub fn only(&self, value: ValueId) -> Option<ValueId> {
+        match self.of(value) {
+            &[reader] if !self.kept[value] => Some(reader),
+            _ => None,
+        }
     }
 }
 

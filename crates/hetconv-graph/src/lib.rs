@@ -7,7 +7,8 @@
 //! * [`convert()`] puts HetConv in place of the standard convolutions of a network that has weights.
 //! * [`prune()`] removes the filters with the smallest norms, and everything that depends on them.
 //! * [`Weights`] holds the numbers by name; [`ModelFile`] stores graph and weights in one `.safetensors` file.
-//! * [`ChannelPlan`] decides in which order every value's channels are stored, so that HetConv's classes are contiguous.
+//! * [`ChannelPlan`] decides in which order every value's channels are stored, so that HetConv's classes are contiguous;
+//!   [`Fusion`] which nodes are computed together.
 //!
 //! ```
 //! use hetconv_graph::{ModelName, Weights, zoo};
@@ -27,6 +28,7 @@ mod convert;
 mod cost;
 mod error;
 mod file;
+mod fuse;
 mod graph;
 mod name;
 mod order;
@@ -46,6 +48,7 @@ pub use convert::{
 pub use cost::{Cost, LayerCost};
 pub use error::{Fault, GraphError};
 pub use file::{FileError, FileFault, ModelFile, Normalisation};
+pub use fuse::{Chain, Fusion, Takes};
 pub use graph::*;
 pub use name::{ModelName, NameError, nearest};
 pub use order::{ChannelPlan, is_contiguous};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
 
-use crate::{Activation, ConvKind, Fault, Graph, GraphError, Node, Op, ValueId};
+use crate::{Activation, ConvKind, Fault, Graph, GraphError, Node, Op, Readers, ValueId};
 
 /// What takes the place of a standard convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -208,7 +208,7 @@ pub(crate) struct Position {
 
 /// The positions of a valid graph.
 pub(crate) fn positions(graph: &Graph) -> Vec<Position> {
-    let consumers = graph.consumers();
+    let readers = graph.readers();
     let spatial = |id: ValueId| match &graph.nodes[id].op {
         Op::Conv2d { geometry, .. } if geometry.taps() == 1 => None,
         Op::Conv2d { kind: ConvKind::Standard | ConvKind::Grouped(1), .. } => {
@@ -217,7 +217,7 @@ pub(crate) fn positions(graph: &Graph) -> Vec<Position> {
         Op::Conv2d { in_channels, out_channels, kind: ConvKind::Grouped(groups), .. }
             if groups == in_channels && in_channels == out_channels =>
         {
-            let (between, last) = following_pointwise(graph, &consumers, id)?;
+            let (between, last) = following_pointwise(graph, &readers, id)?;
             Some(Position { spatial: id, between, last })
         }
         _ => None,
@@ -227,18 +227,11 @@ pub(crate) fn positions(graph: &Graph) -> Vec<Position> {
 
 /// The pointwise convolution that alone reads a convolution's result through batch-norm and activation, and the nodes
 /// between the two.
-pub(crate) fn following_pointwise(
-    graph: &Graph,
-    consumers: &[Vec<ValueId>],
-    from: ValueId,
-) -> Option<(Vec<ValueId>, ValueId)> {
+pub(crate) fn following_pointwise(graph: &Graph, readers: &Readers, from: ValueId) -> Option<(Vec<ValueId>, ValueId)> {
     let mut between = Vec::new();
     let mut value = from;
     loop {
-        let [next] = consumers[value][..] else { return None };
-        if graph.outputs.contains(&value) {
-            return None;
-        }
+        let next = readers.only(value)?;
         match &graph.nodes[next].op {
             Op::BatchNorm { .. } | Op::Activation { .. } => between.push(next),
             Op::Conv2d { geometry, kind: ConvKind::Standard | ConvKind::Grouped(1), .. }

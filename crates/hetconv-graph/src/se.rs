@@ -90,10 +90,10 @@ fn residual_branches(graph: &Graph) -> HashSet<ValueId> {
 
 /// The batch-norms of all convolutions, but for grouped ones that a pointwise one completes.
 fn normalised_convolutions(graph: &Graph) -> HashSet<ValueId> {
-    let consumers = graph.consumers();
+    let readers = graph.readers();
     let completed = |conv: ValueId| match graph.nodes[conv].op {
         Op::Conv2d { kind: ConvKind::Grouped(groups), .. } if groups > 1 => {
-            following_pointwise(graph, &consumers, conv).is_some()
+            following_pointwise(graph, &readers, conv).is_some()
         }
         _ => false,
     };

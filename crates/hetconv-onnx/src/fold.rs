@@ -10,14 +10,14 @@ use hetconv_graph::{Graph, Node, Op, ValueId, WeightTensor, Weights};
 /// The graph is valid and the weights are its own.
 pub(crate) fn fold_batch_norms(graph: &Graph, weights: &Weights) -> (Graph, Weights) {
     let mut weights = weights.clone();
-    let consumers = graph.consumers();
+    let readers = graph.readers();
     let mut folded = Graph { name: graph.name.clone(), nodes: Vec::new(), outputs: Vec::new() };
     let mut new_ids: Vec<ValueId> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let inputs: Vec<ValueId> = node.inputs.iter().map(|&input| new_ids[input]).collect();
         if let Op::BatchNorm { epsilon, .. } = node.op {
             let from = node.inputs[0];
-            let alone = consumers[from].len() == 1 && !graph.outputs.contains(&from);
+            let alone = readers.only(from).is_some();
             let layer = &mut folded.nodes[inputs[0]];
             if alone && let Op::Conv2d { bias, .. } | Op::Linear { bias, .. } = &mut layer.op {
                 *bias = true;

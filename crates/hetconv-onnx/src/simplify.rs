@@ -39,9 +39,8 @@ pub(crate) fn simplify(graph: &mut Graph, weights: &mut Weights) {
 
 /// For every value, whether one node reads it once and no output is it.
 pub(crate) fn alone(graph: &Graph) -> Vec<bool> {
-    let mut alone: Vec<bool> = graph.consumers().iter().map(|readers| readers.len() == 1).collect();
-    graph.outputs.iter().for_each(|&output| alone[output] = false);
-    alone
+    let readers = graph.readers();
+    (0..graph.nodes.len()).map(|value| readers.only(value).is_some()).collect()
 }
 
 /// Makes a gather read what the gather before it reads.

@@ -5,13 +5,12 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
-use hetconv_graph::{Activation, ChannelPlan, Graph, Op, Shape, ValueId, Weights};
+use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Op, Shape, Takes, ValueId, Weights};
 use hetconv_kernels::pool::Pool;
 use hetconv_kernels::select::Select;
 use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared};
 
 use crate::fold::{Folded, Source};
-use crate::fuse::{Chain, chains};
 use crate::plan::{Input, Layer, algorithm_name};
 use crate::step::{Kind, Step, Value};
 use crate::{CompileError, Options, Plan};
@@ -34,7 +33,8 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
         outputs: Vec::new(),
         layers: Vec::new(),
     };
-    let chains = chains(graph, &orders);
+    let fusion = Fusion::new(graph, &orders);
+    let chains = fusion.chains(takes);
     let mut compiler = Compiler {
         source,
         shapes: &shapes,
@@ -42,7 +42,7 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
         options,
         plan,
         of_node: vec![None; graph.nodes.len()],
-        segments: segments(graph, &orders, &shapes, &chains),
+        segments: segments(graph, &fusion, &shapes, &chains),
     };
     for chain in &chains {
         compiler.chain(chain)?;
@@ -51,6 +51,15 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
         compiler.output(number, output);
     }
     Ok(compiler.plan)
+}
+
+/// What a node takes in: layers a batch-norm, a sum and an activation, most others an activation.
+fn takes(op: &Op) -> Takes {
+    match op {
+        Op::Conv2d { .. } | Op::Linear { .. } => Takes { norm: true, sum: true, activation: |_| true },
+        Op::Input { .. } | Op::Activation { .. } | Op::Softmax | Op::Flatten => Takes::NOTHING,
+        _ => Takes { activation: |_| true, ..Takes::NOTHING },
+    }
 }
 
 struct Compiler<'a> {
@@ -73,8 +82,7 @@ struct Segment {
 }
 
 /// The convolutions that write their results where a concatenation would copy them: those that it alone reads.
-fn segments(graph: &Graph, orders: &ChannelPlan, shapes: &[Shape], chains: &[Chain]) -> HashMap<ValueId, Segment> {
-    let consumers = graph.consumers();
+fn segments(graph: &Graph, fusion: &Fusion<'_>, shapes: &[Shape], chains: &[Chain]) -> HashMap<ValueId, Segment> {
     let concats = chains.iter().filter(|chain| graph.nodes[chain.first].op == Op::Concat && chain.activation.is_none());
     let mut segments = HashMap::new();
     for concat in concats.map(|chain| chain.first) {
@@ -85,8 +93,7 @@ fn segments(graph: &Graph, orders: &ChannelPlan, shapes: &[Shape], chains: &[Cha
                 Op::Conv2d { kind, in_channels, .. } => *kind != ConvKind::Grouped(*in_channels),
                 _ => false,
             });
-            let alone = consumers[input] == [concat] && !graph.outputs.contains(&input);
-            if is_layer && alone && orders.gather(concat, side).is_none() {
+            if is_layer && fusion.only_reader(input) == Some((concat, side)) {
                 segments.insert(input, Segment { concat, first });
             }
             first += shapes[input].channels();
@@ -321,7 +328,7 @@ pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String
         let conv = conv.map_err(|source| CompileError::Conv { node: node.name.clone(), source })?;
         Ok((node.name.clone(), algorithm_name(algorithm(&conv, isa, options), conv.is_depthwise())))
     };
-    chains(graph, &orders).iter().filter(is_layer).map(of_chain).collect()
+    Fusion::new(graph, &orders).chains(takes).iter().filter(is_layer).map(of_chain).collect()
 }
 
 /// The least time of some passes on this thread.

@@ -11,7 +11,6 @@
 mod compile;
 mod error;
 mod fold;
-mod fuse;
 mod memory;
 mod plan;
 mod schedule;
