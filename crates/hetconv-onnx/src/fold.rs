@@ -1,8 +1,6 @@
 //! Batch-norms behind a convolution or linear layer, folded into its weights.
 
-use std::collections::HashMap;
-
-use hetconv_graph::{Graph, Node, Op, ValueId, WeightTensor, Weights};
+use hetconv_graph::{ChannelAffine, Graph, Node, Op, ValueId, WeightTensor, Weights};
 
 /// The same function with every batch-norm that alone reads a convolution or linear layer made part of it. The layer
 /// keeps its name and has a bias; results differ by rounding.
@@ -19,10 +17,12 @@ pub(crate) fn fold_batch_norms(graph: &Graph, weights: &Weights) -> (Graph, Weig
             let from = node.inputs[0];
             let alone = readers.only(from).is_some();
             let layer = &mut folded.nodes[inputs[0]];
-            if alone && let Op::Conv2d { bias, .. } | Op::Linear { bias, .. } = &mut layer.op {
+            if alone
+                && let Op::Conv2d { bias, .. } | Op::Linear { bias, .. } = &mut layer.op
+                && let Some(affine) = ChannelAffine::of_batch_norm(&weights, &node.name, epsilon)
+            {
                 *bias = true;
-                let name = layer.name.clone();
-                scale_layer(&mut weights, &name, &node.name, epsilon);
+                fold(&mut weights, &layer.name, &node.name, &affine);
                 new_ids.push(inputs[0]);
                 continue;
             }
@@ -35,26 +35,16 @@ pub(crate) fn fold_batch_norms(graph: &Graph, weights: &Weights) -> (Graph, Weig
 }
 
 /// Takes a batch-norm's tensors away and gives the layer before it the same effect.
-fn scale_layer(weights: &mut Weights, layer: &str, norm: &str, epsilon: f32) {
-    let mut taken: HashMap<&str, Vec<f32>> = ["weight", "bias", "running_mean", "running_var"]
-        .into_iter()
-        .filter_map(|suffix| Some((suffix, weights.remove(&format!("{norm}.{suffix}"))?.data)))
-        .collect();
-    let mut take = |suffix: &str| taken.remove(suffix).unwrap_or_default();
-    let (gain, shift, mean, var) = (take("weight"), take("bias"), take("running_mean"), take("running_var"));
-    let deviation = |&var: &f32| (f64::from(var) + f64::from(epsilon)).sqrt();
-    let scale: Vec<f64> = gain.iter().zip(&var).map(|(&gain, var)| f64::from(gain) / deviation(var)).collect();
+fn fold(weights: &mut Weights, layer: &str, norm: &str, affine: &ChannelAffine) {
+    for suffix in ["weight", "bias", "running_mean", "running_var"] {
+        weights.remove(&format!("{norm}.{suffix}"));
+    }
     for suffix in ["weight", "center", "ring"] {
-        let Some(tensor) = weights.get_mut(&format!("{layer}.{suffix}")) else { continue };
-        let row = tensor.data.len() / scale.len();
-        for (value, at) in tensor.data.iter_mut().zip(0..) {
-            // Zeros stay +0, which the spare slots of a ring have to be.
-            *value = if *value == 0.0 { 0.0 } else { (f64::from(*value) * scale[at / row]) as f32 };
+        if let Some(tensor) = weights.get_mut(&format!("{layer}.{suffix}")) {
+            affine.scale_filters(&mut tensor.data);
         }
     }
     let bias = format!("{layer}.bias");
-    let old = weights.remove(&bias).map_or_else(|| vec![0.0; scale.len()], |tensor| tensor.data);
-    let new = |f: usize| f64::from(shift[f]) + (f64::from(old[f]) - f64::from(mean[f])) * scale[f];
-    let data: Vec<f32> = (0..scale.len()).map(|f| new(f) as f32).collect();
+    let data = affine.with_bias(weights.get(&bias).map(|tensor| tensor.data.as_slice()));
     weights.insert(bias, WeightTensor { shape: vec![data.len()], data });
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{ConvKind, Graph, Op, Shape, ValueId, WeightTensor, Weights};
+use hetconv_graph::{ChannelAffine, ConvKind, Graph, Op, Shape, ValueId, WeightTensor, Weights};
 
 use crate::OnnxError;
 use crate::layer::{dense_kernels, simplest_pattern};
@@ -213,9 +213,14 @@ impl Term {
         match &node.op {
             Op::Conv2d { .. } => Self::convolution(graph, weights, facts, value, room),
             Op::BatchNorm { epsilon, .. } => {
-                let number = |suffix: &str| Some(&weights.get(&format!("{}.{suffix}", node.name))?.data);
-                let norm = [number("weight")?, number("bias")?, number("running_mean")?, number("running_var")?];
-                input(0)?.normalised(norm, *epsilon)
+                let mut term = input(0)?;
+                let affine = ChannelAffine::of_batch_norm(weights, &node.name, *epsilon)?;
+                if affine.scale.len() != term.filters {
+                    return None;
+                }
+                affine.scale_filters(&mut term.kernels);
+                term.bias = Some(affine.with_bias(term.bias.as_deref()));
+                Some(term)
             }
             Op::Gather { channels, stride: 1 } => input(0)?.with_filters(channels, room),
             Op::Concat => {
@@ -273,22 +278,6 @@ impl Term {
             };
         }
         Some(term)
-    }
-
-    fn normalised(mut self, [gain, shift, mean, var]: [&Vec<f32>; 4], epsilon: f32) -> Option<Self> {
-        let row = self.channels * self.geometry.taps();
-        let mut bias = self.bias.take().unwrap_or_else(|| vec![0.0; self.filters]);
-        for (filter, bias) in bias.iter_mut().enumerate() {
-            let deviation = (f64::from(*var.get(filter)?) + f64::from(epsilon)).sqrt();
-            let scale = f64::from(*gain.get(filter)?) / deviation;
-            for tap in &mut self.kernels[filter * row..][..row] {
-                *tap = (f64::from(*tap) * scale) as f32;
-            }
-            let moved = (f64::from(*bias) - f64::from(*mean.get(filter)?)) * scale;
-            *bias = (f64::from(*shift.get(filter)?) + moved) as f32;
-        }
-        self.bias = Some(bias);
-        Some(self)
     }
 
     /// The filters of these numbers, zero where there is none.

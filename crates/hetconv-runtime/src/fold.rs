@@ -2,15 +2,9 @@
 
 use std::borrow::Cow;
 
-use hetconv_graph::{Graph, Op, ValueId, WeightTensor, Weights};
+use hetconv_graph::{ChannelAffine, Graph, Op, ValueId, WeightTensor, Weights};
 
 use crate::CompileError;
-
-/// Factor and summand of every channel.
-pub(crate) struct Affine {
-    pub scale: Vec<f64>,
-    pub shift: Vec<f64>,
-}
 
 /// A graph's weights, whose presence and shapes were checked. A layer's are taken out of weights that are owned.
 pub(crate) struct Source<'a> {
@@ -63,24 +57,22 @@ impl<'a> Source<'a> {
     }
 
     /// What a batch-norm does to each channel.
-    pub fn affine(&self, node: ValueId) -> Result<Affine, CompileError> {
+    pub fn affine(&self, node: ValueId) -> Result<ChannelAffine, CompileError> {
+        let name = self.name(node);
         let epsilon = match self.graph.nodes[node].op {
-            Op::BatchNorm { epsilon, .. } => f64::from(epsilon),
+            Op::BatchNorm { epsilon, .. } => epsilon,
             _ => 0.0,
         };
-        let [gamma, beta] = [self.values(node, "weight")?, self.values(node, "bias")?];
-        let [mean, variance] = [self.values(node, "running_mean")?, self.values(node, "running_var")?];
-        let mut affine = Affine { scale: Vec::new(), shift: Vec::new() };
-        for (channel, &variance) in variance.iter().enumerate() {
-            let squared = f64::from(variance) + epsilon;
-            if squared <= 0.0 {
-                return Err(CompileError::Variance { node: self.name(node).to_owned(), channel, variance });
-            }
-            let scale = f64::from(gamma[channel]) / squared.sqrt();
-            affine.scale.push(scale);
-            affine.shift.push(f64::from(beta[channel]) - f64::from(mean[channel]) * scale);
+        for suffix in ["weight", "bias", "running_mean"] {
+            self.values(node, suffix)?;
         }
-        Ok(affine)
+        let variances = self.values(node, "running_var")?.iter().enumerate();
+        let is_positive = |variance: f32| f64::from(variance) + f64::from(epsilon) > 0.0;
+        if let Some((channel, &variance)) = variances.into_iter().find(|&(_, &variance)| !is_positive(variance)) {
+            return Err(CompileError::Variance { node: name.to_owned(), channel, variance });
+        }
+        let affine = ChannelAffine::of_batch_norm(&self.weights, name, epsilon);
+        Ok(affine.expect("the weights were checked to be the graph's"))
     }
 
     /// A layer's weights, with a batch-norm's factors, and its bias, with the batch-norm's summands.
@@ -95,20 +87,17 @@ impl<'a> Source<'a> {
         for suffix in ["weight", "center", "ring"] {
             let Some(mut data) = self.take(node, suffix)? else { continue };
             if let Some(affine) = &affine {
-                let row = (data.len() / filters.max(1)).max(1);
-                for (row, &scale) in data.chunks_exact_mut(row).zip(&affine.scale) {
-                    row.iter_mut().for_each(|weight| *weight = (f64::from(*weight) * scale) as f32);
-                }
+                affine.scale_filters(&mut data);
                 self.finite(node, suffix, &data)?;
             }
             tensors.push(data);
         }
-        let bias = self.values(node, "bias")?;
-        let folded = |filter: usize| {
-            let bias = bias.get(filter).map_or(0.0, |&bias| f64::from(bias));
-            affine.as_ref().map_or(bias, |affine| bias * affine.scale[filter] + affine.shift[filter]) as f32
+        let bias = Some(self.values(node, "bias")?).filter(|bias| !bias.is_empty());
+        let bias = match (&affine, bias) {
+            (Some(affine), bias) => affine.with_bias(bias),
+            (None, Some(bias)) => bias.to_vec(),
+            (None, None) => vec![0.0; filters],
         };
-        let bias: Vec<f32> = (0..filters).map(folded).collect();
         self.finite(node, "bias", &bias)?;
         Ok(Folded { tensors, bias })
     }
