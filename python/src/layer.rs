@@ -150,7 +150,7 @@ impl Layer {
             let (input, grad_output) = unsafe { (values(input, in_len), values(grad_output, out_len)) };
             // SAFETY: as in `forward`.
             let (center, ring) = unsafe { (values_mut(center, center_len), values_mut(ring, ring_len)) };
-            let algorithm = if exact { Algorithm::Direct } else { conv.conv().fastest_grad_weight(self.isa, batch) };
+            let algorithm = if exact { conv.conv().exact() } else { conv.conv().fastest_grad_weight(self.isa, batch) };
             let grad = ConvWeightsMut::Het { center, ring };
             conv.grad_weight(self.isa, algorithm, batch, input, grad_output, grad);
         })
@@ -180,7 +180,7 @@ impl Layer {
     }
 
     fn algorithm(&self, conv: &Reordered, direction: Direction, exact: bool) -> Algorithm {
-        if exact { Algorithm::Direct } else { conv.conv().fastest(self.isa, direction) }
+        if exact { conv.conv().exact() } else { conv.conv().fastest(self.isa, direction) }
     }
 
     fn weights_at(&self, center: usize, ring: usize) -> ConvWeights<'_> {

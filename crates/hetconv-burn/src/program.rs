@@ -12,7 +12,9 @@ use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Node, Op, Sha
 use hetconv_kernels::select::Select;
 use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
-use crate::ops::{ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, SelectOp, global_avg_pool};
+use crate::ops::{
+    ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, SelectOp, global_avg_pool, scale_channels,
+};
 use crate::parameters::Leaves;
 use crate::selection::Selection;
 use crate::{Implementation, ModuleError};
@@ -54,13 +56,25 @@ struct Operand {
 #[derive(Debug)]
 enum Step {
     Input,
-    Conv { op: ConvOp, weights: ConvWeightIds, bias: Option<usize>, norm: Option<Norm> },
+    Conv {
+        op: ConvOp,
+        weights: ConvWeightIds,
+        bias: Option<usize>,
+        norm: Option<Norm>,
+    },
     Norm(Norm),
     Pool(PoolOp),
     GlobalAvgPool,
     Activation(Activation),
     Add,
-    Mul,
+    /// A product, and the ReLU behind it.
+    Mul {
+        relu: bool,
+    },
+    /// An image whose channels are scaled, and the ReLU behind it.
+    Scale {
+        relu: bool,
+    },
     Concat,
     Flatten,
     Softmax,
@@ -123,18 +137,18 @@ impl Program {
         // The chain that a convolution takes in.
         let mut of_reader = HashMap::new();
         for chain in fusion.chains(takes) {
-            if !matches!(graph.nodes[chain.first].op, Op::BatchNorm { .. }) {
-                instructions.push(match of_reader.remove(&chain.first) {
+            match &graph.nodes[chain.first].op {
+                Op::BatchNorm { .. } => match fusion.only_reader(chain.last) {
+                    Some((reader, _)) if chain.sum.is_none() && matches!(graph.nodes[reader].op, Op::Conv2d { .. }) => {
+                        of_reader.insert(reader, chain);
+                    }
+                    _ => instructions.push(compiler.norm_instruction(chain)),
+                },
+                Op::Mul => instructions.push(compiler.product(chain)),
+                _ => instructions.push(match of_reader.remove(&chain.first) {
                     Some(norm) => compiler.conv_of_norm(norm, chain.first)?,
                     None => compiler.instruction(chain.first)?,
-                });
-                continue;
-            }
-            match fusion.only_reader(chain.last) {
-                Some((reader, _)) if chain.sum.is_none() && matches!(graph.nodes[reader].op, Op::Conv2d { .. }) => {
-                    of_reader.insert(reader, chain);
-                }
-                _ => instructions.push(compiler.norm_instruction(chain)),
+                }),
             }
         }
         let mut reads = vec![0; graph.nodes.len()];
@@ -270,9 +284,14 @@ impl Program {
                 let first = next();
                 operands.fold(first, |sum, operand| sum + operand)
             }
-            Step::Mul => {
+            Step::Mul { relu } => {
                 let first = next();
-                operands.fold(first, |product, operand| product * operand)
+                let product = operands.fold(first, |product, operand| product * operand);
+                if *relu { activation::relu(product) } else { product }
+            }
+            Step::Scale { relu } => {
+                let image = next();
+                scale_channels(self.implementation, image, next(), *relu)
             }
             Step::Concat => Tensor::cat(operands.collect(), 3),
             // Features are numbered channel by channel; the plan has several pixels' channels in natural order.
@@ -338,10 +357,10 @@ fn indices(graph: &Graph) -> Result<HashMap<String, usize>, ModuleError> {
 
 /// What a node takes in, apart from a convolution.
 fn takes(op: &Op) -> Takes {
+    let relu = Takes { activation: |function| function == Activation::Relu, ..Takes::NOTHING };
     match op {
-        Op::BatchNorm { .. } => {
-            Takes { sum: true, activation: |function| function == Activation::Relu, ..Takes::NOTHING }
-        }
+        Op::BatchNorm { .. } => Takes { sum: true, ..relu },
+        Op::Mul => relu,
         _ => Takes::NOTHING,
     }
 }
@@ -388,6 +407,22 @@ impl Compiler<'_> {
         let mut operands = vec![self.operand(chain.first, 0)];
         operands.extend(chain.sum.map(|(sum, side)| self.operand(sum, side)));
         Instruction { step: Step::Norm(self.norm(chain)), operands, output: chain.last }
+    }
+
+    /// A product; of an image and one number for each of its channels if that is what it is.
+    fn product(&self, chain: Chain) -> Instruction {
+        let inputs = &self.graph.nodes[chain.first].inputs;
+        let mut operands: Vec<Operand> = (0..inputs.len()).map(|side| self.operand(chain.first, side)).collect();
+        let (relu, is_scale) = (chain.activation.is_some(), |&value: &ValueId| self.shapes[value].size() == [1, 1]);
+        let step = match inputs.as_slice() {
+            [image, scale] if is_scale(scale) && !is_scale(image) => Step::Scale { relu },
+            [scale, image] if is_scale(scale) && !is_scale(image) => {
+                operands.swap(0, 1);
+                Step::Scale { relu }
+            }
+            _ => Step::Mul { relu },
+        };
+        Instruction { step, operands, output: chain.last }
     }
 
     fn conv_of_norm(&self, chain: Chain, conv: ValueId) -> Result<Instruction, ModuleError> {
@@ -449,7 +484,7 @@ impl Compiler<'_> {
             Op::BatchNorm { .. } => unreachable!("a batch-norm is the start of a chain"),
             Op::Activation { function } => Step::Activation(*function),
             Op::Add => Step::Add,
-            Op::Mul => Step::Mul,
+            Op::Mul => unreachable!("a product is the start of a chain"),
             Op::Concat => Step::Concat,
             Op::MaxPool { geometry } => self.pool(id, PoolKind::Max, geometry)?,
             Op::AvgPool { geometry, count_padding } => {

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use common::{Numbers, assert_close, wide};
 use hetconv_burn::Implementation;
 use hetconv_burn::ops::{
-    ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, cross_entropy, global_avg_pool,
+    ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, cross_entropy, global_avg_pool, scale_channels,
 };
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa};
@@ -269,6 +269,19 @@ fn poolings() {
         let grads = run.backward(global_avg_pool(implementation, x.clone()));
         run.gradient("x", &x, &grads);
     });
+}
+
+#[test]
+fn scaled_channels() {
+    for relu in [false, true] {
+        compare(&format!("ReLU {relu}"), 6, 1e-5, |run, implementation| {
+            let (x, scale) = (run.leaf([3, 4, 5, 7]), run.leaf([3, 1, 1, 7]));
+            let y = scale_channels(implementation, x.clone(), scale.clone(), relu);
+            let grads = run.backward(y);
+            run.gradient("x", &x, &grads);
+            run.gradient("scale", &scale, &grads);
+        });
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 use hetconv_core::{Conv2dGeometry, ConvKind};
 use hetconv_graph::HetLayer;
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeightsMut, Input, Isa};
+use hetconv_kernels::{Batch, Conv, ConvSpec, ConvWeightsMut, Input, Isa};
 use rayon::prelude::*;
 
 use crate::linear::Symmetric;
@@ -124,7 +124,8 @@ impl Class {
             let spec = ConvSpec::natural(unknowns, rows, Conv2dGeometry::same(1, 1), ConvKind::Standard);
             let conv = Conv::new(spec, [count, 1]).expect("a 1×1 window fits any image");
             let target = ConvWeightsMut::Dense(&mut chunk_sums);
-            conv.grad_weight(isa, Algorithm::Direct, 1, Input::Plain(&values), &both, target);
+            let batch = Batch { images: 1, input: Input::Plain(&values), grad_output: &both };
+            conv.grad_weight(isa, conv.exact(), batch, target);
             sums.iter_mut().zip(&chunk_sums).for_each(|(sum, &more)| *sum += f64::from(more));
         }
         let products = sums.split_off(unknowns * unknowns);

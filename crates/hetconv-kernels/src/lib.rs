@@ -55,10 +55,11 @@ pub mod norm;
 pub mod optim;
 pub mod pool;
 pub mod reference;
+pub mod scale;
 pub mod select;
 
 pub use aligned::Aligned;
-pub use conv::{Algorithm, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered};
+pub use conv::{Algorithm, Batch, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered};
 pub use fresh::zeros;
 pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;

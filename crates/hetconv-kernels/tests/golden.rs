@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use common::{Weights, assert_close, each_isa, load, store};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Input};
+use hetconv_kernels::{Algorithm, Batch, Conv, ConvSpec, Direction, Input};
 use safetensors::SafeTensors;
 
 /// `[batch, channels, height, width]` → `[batch, height, width, channels]`.
@@ -88,7 +88,8 @@ fn golden_vectors() {
                 let tolerance = if algorithm == Algorithm::Winograd { 1e-5 * pixels.sqrt() } else { tolerance };
                 let want = Weights::from_dense(&spec, &tensor("dweight").0);
                 let mut grad = Weights::new(&spec, || f32::NAN);
-                conv.grad_weight(isa, algorithm, batch, Input::Plain(&x), &dy, grad.get_mut());
+                let batch = Batch { images: batch, input: Input::Plain(&x), grad_output: &dy };
+                conv.grad_weight(isa, algorithm, batch, grad.get_mut());
                 assert_close(&format!("{label} dweight centre"), &grad.main, &exact(&want.main), tolerance);
                 assert_close(&format!("{label} dweight ring"), &grad.ring, &exact(&want.ring), tolerance);
             }

@@ -11,7 +11,7 @@ use hetconv_kernels::select::Select;
 use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared};
 
 use crate::fold::{Folded, Source};
-use crate::plan::{Input, Layer, algorithm_name};
+use crate::plan::{Input, Layer};
 use crate::step::{Kind, Step, Value};
 use crate::{CompileError, Options, Plan};
 
@@ -214,7 +214,7 @@ impl Compiler<'_> {
         if let Kind::Conv(prepared) = &step.kind {
             self.plan.layers.push(Layer {
                 name: node.name.clone(),
-                algorithm: algorithm_name(prepared.algorithm(), prepared.conv().is_depthwise()),
+                algorithm: prepared.algorithm(),
                 packed_bytes: 4 * prepared.packed_len(),
                 executed_macs: prepared.executed_macs(),
             });
@@ -306,13 +306,13 @@ impl Compiler<'_> {
 /// The algorithm by a fixed cost.
 fn algorithm(conv: &Conv, isa: Isa, options: &Options) -> Algorithm {
     match options.exact {
-        true => Algorithm::Direct,
+        true => conv.exact(),
         false => conv.fastest_for(isa, Direction::Forward, options.batch.max(1)),
     }
 }
 
 /// Name and algorithm of every convolution and linear layer; see [`Plan::algorithms`].
-pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, &'static str)>, CompileError> {
+pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, Algorithm)>, CompileError> {
     let shapes = graph.shapes()?;
     let orders = ChannelPlan::new(graph)?;
     let isa = match options.isa {
@@ -326,7 +326,7 @@ pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String
         let spec = spec(&node.op, in_order, orders.order(chain.last).clone());
         let conv = Conv::new(spec, shapes[node.inputs[0]].size());
         let conv = conv.map_err(|source| CompileError::Conv { node: node.name.clone(), source })?;
-        Ok((node.name.clone(), algorithm_name(algorithm(&conv, isa, options), conv.is_depthwise())))
+        Ok((node.name.clone(), algorithm(&conv, isa, options)))
     };
     Fusion::new(graph, &orders).chains(takes).iter().filter(is_layer).map(of_chain).collect()
 }

@@ -18,6 +18,6 @@ mod session;
 mod step;
 
 pub use error::{CompileError, RunError};
-pub use hetconv_kernels::{Isa, Team};
+pub use hetconv_kernels::{Algorithm, Isa, Team};
 pub use plan::{Layer, Options, Plan};
 pub use session::Session;

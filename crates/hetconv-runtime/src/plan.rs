@@ -56,7 +56,7 @@ pub struct Layer {
     /// Its node's name.
     pub name: String,
     /// `direct`, `winograd` or `depthwise`.
-    pub algorithm: &'static str,
+    pub algorithm: Algorithm,
     /// Bytes of its packed weights and bias.
     pub packed_bytes: usize,
     /// MACs that its algorithm carries out for one image: none on padding, and with Winograd's those of the transformed
@@ -86,7 +86,7 @@ impl Plan {
     ///
     /// # Errors
     /// As [`Plan::compile`].
-    pub fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, &'static str)>, CompileError> {
+    pub fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, Algorithm)>, CompileError> {
         algorithms(graph, options)
     }
 
@@ -141,13 +141,5 @@ impl Plan {
     pub fn arena_bytes(&self, batch: usize) -> [usize; 2] {
         let schedule = Schedule::new(self, batch);
         [4 * schedule.arena_len, 4 * schedule.alive_len]
-    }
-}
-
-pub(crate) fn algorithm_name(algorithm: Algorithm, is_depthwise: bool) -> &'static str {
-    match algorithm {
-        _ if is_depthwise => "depthwise",
-        Algorithm::Direct => "direct",
-        Algorithm::Winograd => "winograd",
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use common::{distinct_weights, random_graph, random_image};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_graph::{Graph, GraphBuilder, ModelName, Op, WeightSpec, WeightTensor, Weights, zoo};
-use hetconv_runtime::{Isa, Options, Plan, Session, Team};
+use hetconv_runtime::{Algorithm, Isa, Options, Plan, Session, Team};
 
 /// Largest error relative to the largest output, over all outputs and images.
 fn error(graph: &Graph, weights: &Weights, options: &Options, batch: usize, want: &[Vec<Vec<f64>>]) -> f64 {
@@ -211,7 +211,7 @@ fn every_layer_is_named_with_its_algorithm() {
         let plan = Plan::compile(&graph, &weights, &Options { exact, ..Options::default() }).unwrap();
         let found: Vec<&str> = plan.layers().iter().map(|layer| layer.name.as_str()).collect();
         assert_eq!(found, names);
-        assert_eq!(plan.layers().iter().any(|layer| layer.algorithm == "winograd"), !exact);
+        assert_eq!(plan.layers().iter().any(|layer| layer.algorithm == Algorithm::Winograd), !exact);
         assert!(plan.packed_bytes() > 0);
     }
 }

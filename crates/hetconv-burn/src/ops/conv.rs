@@ -8,7 +8,7 @@ use burn_flex::FlexTensor;
 use hetconv_core::ConvKind;
 use hetconv_kernels::norm::{BatchStats, NormBackward, NormGradients};
 use hetconv_kernels::{
-    Algorithm, ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Input, Isa, PackedWeights, zeros,
+    Batch, ColumnSums, Conv, ConvWeights, ConvWeightsMut, Direction, Input, Isa, PackedWeights, zeros,
 };
 
 use super::norm::{Moments, NormKernel, NormOp, NormTensors, Normalisation};
@@ -242,7 +242,7 @@ impl ConvKernel {
         } else {
             ConvWeights::Dense(values(&inputs[1]))
         };
-        let algorithm = if self.fast { self.conv.fastest(self.isa, direction) } else { Algorithm::Direct };
+        let algorithm = if self.fast { self.conv.fastest(self.isa, direction) } else { self.conv.exact() };
         self.conv.pack(self.isa, direction, algorithm, weights)
     }
 
@@ -261,13 +261,11 @@ impl ConvKernel {
     fn gradients(
         &self,
         inputs: &[FlexTensor],
-        input: Input<'_>,
-        grad_output: &[f32],
+        batch: Batch<'_>,
         wanted: &[bool],
         norm: Option<&NormBackward<'_>>,
     ) -> (Vec<Option<FlexTensor>>, Option<NormGradients>) {
-        let (conv, shape) = (&self.conv, inputs[0].layout().shape());
-        let batch = shape[0];
+        let conv = &self.conv;
         let zeros = |index: usize| zeros(inputs[index].layout().num_elements());
         let like = |index: usize, data: Vec<f32>| tensor(data, inputs[index].layout().shape().clone());
         let mut results = vec![None; inputs.len()];
@@ -280,13 +278,13 @@ impl ConvKernel {
                 true => ConvWeightsMut::Het { center: &mut primary, ring: &mut ring },
                 false => ConvWeightsMut::Dense(&mut primary),
             };
-            let algorithm = if self.fast { conv.fastest_grad_weight(self.isa, batch) } else { Algorithm::Direct };
+            let algorithm = if self.fast { conv.fastest_grad_weight(self.isa, batch.images) } else { conv.exact() };
             match &weights {
                 Some(weights) => {
-                    let (by, of_norm) = conv.backward(algorithm, batch, input, grad_output, weights, target, norm);
+                    let (by, of_norm) = conv.backward(algorithm, batch, weights, target, norm);
                     (by_input, others) = (Some(by), of_norm);
                 }
-                None => conv.grad_weight(self.isa, algorithm, batch, input, grad_output, target),
+                None => conv.grad_weight(self.isa, algorithm, batch, target),
             }
             results[1] = Some(like(1, primary));
             if self.is_het() {
@@ -294,23 +292,28 @@ impl ConvKernel {
             }
         } else if let Some(weights) = &weights {
             by_input = Some(match norm {
-                None => conv.grad_input(batch, grad_output, weights),
+                None => conv.grad_input(batch.images, batch.grad_output, weights),
                 Some(norm) => {
-                    let (by, of_norm) = conv.grad_input_through_norm(batch, grad_output, weights, norm);
+                    let (by, of_norm) = conv.grad_input_through_norm(batch.images, batch.grad_output, weights, norm);
                     others = Some(of_norm);
                     by
                 }
             });
         }
-        results[0] = by_input.map(|data| tensor(data, shape.clone()));
+        results[0] = by_input.map(|data| like(0, data));
         let bias = self.bias();
         if wanted.get(bias).is_some_and(|&wanted| wanted) {
             let mut grad_bias = zeros(bias);
-            conv.grad_bias(batch, grad_output, &mut grad_bias);
+            conv.grad_bias(batch.images, batch.grad_output, &mut grad_bias);
             results[bias] = Some(like(bias, grad_bias));
         }
         (results, others)
     }
+}
+
+/// What a backward pass reads.
+fn batch<'a>(inputs: &[FlexTensor], input: Input<'a>, grad: &'a FlexTensor) -> Batch<'a> {
+    Batch { images: inputs[0].layout().shape()[0], input, grad_output: values(grad) }
 }
 
 impl<const N: usize> Kernel<N> for ConvKernel {
@@ -324,8 +327,8 @@ impl<const N: usize> Kernel<N> for ConvKernel {
     }
 
     fn backward(&self, inputs: Self::Saved, grad: FlexTensor, wanted: [bool; N]) -> [Option<FlexTensor>; N] {
-        let input = Input::Plain(values(&inputs[0]));
-        array(self.gradients(&inputs, input, values(&grad), &wanted, None).0)
+        let batch = batch(&inputs, Input::Plain(values(&inputs[0])), &grad);
+        array(self.gradients(&inputs, batch, &wanted, None).0)
     }
 }
 
@@ -367,7 +370,8 @@ impl<const N: usize> Kernel<N> for NormConvKernel {
         let through = wanted[..3].contains(&true);
         let of_conv = [&[through], &wanted[3..]].concat();
         let norm = saved.normalisation.backward(values(&saved.inputs[0]));
-        let (results, others) = self.conv.gradients(&saved.inputs, saved.input(), values(&grad), &of_conv, Some(&norm));
+        let batch = batch(&saved.inputs, saved.input(), &grad);
+        let (results, others) = self.conv.gradients(&saved.inputs, batch, &of_conv, Some(&norm));
         let by_affine = others.map(|others| self.norm.by_affine(&others.gamma, &others.beta).map(Some));
         let mut results = results.into_iter();
         let by_x = results.next().flatten();

@@ -7,10 +7,12 @@ mod conv;
 mod loss;
 mod norm;
 mod pool;
+mod scale;
 mod select;
 
 pub use conv::{ConvOp, ConvTensors};
 pub use loss::{Loss, cross_entropy};
 pub use norm::{Moments, NormOp, NormTensors};
 pub use pool::{PoolKind, PoolOp, global_avg_pool};
+pub use scale::scale_channels;
 pub use select::SelectOp;

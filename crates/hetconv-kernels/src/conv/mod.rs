@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind};
 
+pub use passes::Batch;
 pub(crate) use passes::Images;
 pub use reordered::Reordered;
 pub use spec::{ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
@@ -29,9 +30,21 @@ pub enum Algorithm {
     /// A sum of products, one pass over the output. A value that is not finite reaches the outputs whose windows hold it;
     /// where a vector covers several classes, also those of the other classes.
     Direct,
+    /// As [`Algorithm::Direct`], where no two channels meet: then nothing else is possible.
+    Depthwise,
     /// F(4×4, 3×3): 36 products where the direct pass has 144, for 3×3 taps at stride 1. Results differ by rounding, some
     /// 10⁻⁶ of their rms, and a value that is not finite spreads over a 6×6 neighbourhood.
     Winograd,
+}
+
+impl std::fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Direct => "direct",
+            Self::Depthwise => "depthwise",
+            Self::Winograd => "winograd",
+        })
+    }
 }
 
 /// A convolution prepared for one image size: the tables that its three kernels read.
@@ -158,15 +171,20 @@ impl Conv {
         product([batch, self.out_size[0], self.out_size[1], self.spec.out_channels])
     }
 
-    /// Whether no two channels meet; then the kernel is a simpler one.
-    pub fn is_depthwise(&self) -> bool {
-        self.depthwise
+    /// The algorithms that can compute this layer, the exact one first.
+    pub fn algorithms(&self) -> &'static [Algorithm] {
+        if self.depthwise {
+            &[Algorithm::Depthwise]
+        } else if winograd::fits(&self.spec.geometry) {
+            &[Algorithm::Direct, Algorithm::Winograd]
+        } else {
+            &[Algorithm::Direct]
+        }
     }
 
-    /// The algorithms that can compute this layer.
-    pub fn algorithms(&self) -> &'static [Algorithm] {
-        let transformed = !self.depthwise && winograd::fits(&self.spec.geometry);
-        if transformed { &[Algorithm::Direct, Algorithm::Winograd] } else { &[Algorithm::Direct] }
+    /// The algorithm that sums the layer's own products.
+    pub fn exact(&self) -> Algorithm {
+        self.algorithms()[0]
     }
 
     /// The algorithm that takes less time by a fixed cost, in a large batch.
@@ -179,7 +197,7 @@ impl Conv {
         /// What it costs to read a vector of weights from far, in products.
         const READ: f64 = 10.0;
         if !self.algorithms().contains(&Algorithm::Winograd) {
-            return Algorithm::Direct;
+            return self.exact();
         }
         let layout = |algorithm| Layout::new(&self.spec, &self.classes, direction, algorithm, isa);
         let (direct, transformed) = (layout(Algorithm::Direct), layout(Algorithm::Winograd));
@@ -224,9 +242,10 @@ impl Conv {
         let (spec, classes) = (&self.spec, &self.classes);
         let layout = || Layout::new(spec, classes, direction, algorithm, isa);
         match (algorithm, weights) {
-            (Algorithm::Direct, ConvWeights::Dense(weight)) if self.depthwise => {
+            (Algorithm::Depthwise, ConvWeights::Dense(weight)) => {
                 PackedForm::Depthwise(Depthwise::new(spec, isa).pack(weight))
             }
+            (Algorithm::Depthwise, ConvWeights::Het { .. }) => unreachable!("a depthwise layer is no HetConv"),
             (Algorithm::Direct, _) => {
                 let layout = layout();
                 let packed = crate::pack::pack(spec, classes, &layout, direction, weights);

@@ -15,6 +15,18 @@ use crate::norm::{NormBackward, NormGradients};
 use crate::pack::{Direction, Layout};
 use crate::parallel::{PARTS, reduction_parts};
 use crate::reading::{Input, Reading};
+use crate::taps::Rows;
+
+/// What a backward pass reads of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// How many images it has.
+    pub images: usize,
+    /// The forward pass's input, `[images, height, width, M]`.
+    pub input: Input<'a>,
+    /// The loss's gradient by its output, `[images, out height, out width, N]`.
+    pub grad_output: &'a [f32],
+}
 
 /// The two activations of grad-weight.
 #[derive(Clone, Copy)]
@@ -151,18 +163,11 @@ impl Conv {
     /// Computes the loss's gradient by the weights, overwriting `grad`.
     ///
     /// # Panics
-    /// If a slice has the wrong length for `batch` and the layer, or the algorithm is none of its [`Conv::algorithms`].
-    pub fn grad_weight(
-        &self,
-        isa: Isa,
-        algorithm: Algorithm,
-        batch: usize,
-        input: Input<'_>,
-        grad_output: &[f32],
-        grad: ConvWeightsMut<'_>,
-    ) {
-        let (input, reading) = input.read(self.spec.in_channels);
-        self.grad_weight_of(isa, algorithm, batch, input, grad_output, grad, [reading, Reading::Plain]);
+    /// If a slice has the wrong length for the batch and the layer, or the algorithm is none of its [`Conv::algorithms`].
+    pub fn grad_weight(&self, isa: Isa, algorithm: Algorithm, batch: Batch<'_>, grad: ConvWeightsMut<'_>) {
+        self.spec.check_weights(&grad.as_ref());
+        let images = self.images(batch);
+        self.with_grad_weight(isa, algorithm, &images, |grad_weight| grad_weight.run(isa, grad, None));
     }
 
     /// [`Conv::grad_weight`] and [`Conv::grad_input`], or [`Conv::grad_input_through_norm`] if there is a batch-norm, whose
@@ -171,54 +176,50 @@ impl Conv {
     ///
     /// # Panics
     /// As those.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         algorithm: Algorithm,
-        batch: usize,
-        input: Input<'_>,
-        grad_output: &[f32],
+        batch: Batch<'_>,
         weights: &PackedWeights,
         grad: ConvWeightsMut<'_>,
         norm: Option<&NormBackward<'_>>,
     ) -> (Vec<f32>, Option<NormGradients>) {
         let isa = weights.isa;
         self.check_packed(weights, Direction::GradInput);
-        let (values, reading) = input.read(self.spec.in_channels);
-        let readings = [reading, Reading::Plain];
-        let images = self.checked_images(algorithm, batch, values, grad_output, readings, &grad);
-        let takes_along = if self.depthwise {
-            batch >= PARTS
-        } else {
-            self.with_grad_weight(isa, algorithm, &images, None, |grad_weight| grad_weight.takes_along())
-        };
-        if !takes_along || values.is_empty() {
-            self.grad_weight_along(isa, algorithm, &images, grad, None);
-            return match norm {
-                None => (self.grad_input(batch, grad_output, weights), None),
-                Some(norm) => {
-                    let (grad_input, others) = self.grad_input_through_norm(batch, grad_output, weights, norm);
-                    (grad_input, Some(others))
-                }
-            };
-        }
+        self.spec.check_weights(&grad.as_ref());
+        let images = self.images(batch);
         let bias = self.stored_bias(isa, None, Direction::GradInput);
         let mut sums = Vec::new();
-        let fill = |grad_input: &mut [_]| {
-            let kernel = self.kernel(Direction::GradInput, &weights.form, &bias, None);
-            let along = Along::new(isa, kernel, batch, grad_input, norm);
-            sums = self.grad_weight_along(isa, algorithm, &images, grad, Some(&along));
-        };
-        // SAFETY: as in `forward_with_sums`; grad-weight's parts have all images.
-        let mut grad_input = unsafe { fresh(self.in_len(batch), fill) };
-        let others = norm.map(|norm| norm.gradients_from(isa, &sums, &mut grad_input, false));
-        (grad_input, others)
+        let along = self.with_grad_weight(isa, algorithm, &images, |grad_weight| {
+            if !grad_weight.takes_along() || images.input.is_empty() {
+                grad_weight.run(isa, grad, None);
+                return None;
+            }
+            let fill = |grad_input: &mut [_]| {
+                let kernel = self.kernel(Direction::GradInput, &weights.form, &bias, None);
+                let along = Along::new(isa, kernel, images.batch, grad_input, norm);
+                sums = grad_weight.run(isa, grad, Some(&along));
+            };
+            // SAFETY: as in `forward_with_sums`; grad-weight's parts have all images.
+            Some(unsafe { fresh(self.in_len(images.batch), fill) })
+        });
+        match (along, norm) {
+            (Some(mut grad_input), norm) => {
+                let others = norm.map(|norm| norm.gradients_from(isa, &sums, &mut grad_input, false));
+                (grad_input, others)
+            }
+            (None, None) => (self.grad_input(images.batch, batch.grad_output, weights), None),
+            (None, Some(norm)) => {
+                let (grad_input, others) = self.grad_input_through_norm(images.batch, batch.grad_output, weights, norm);
+                (grad_input, Some(others))
+            }
+        }
     }
 
     /// The algorithm by which grad-weight of so many images takes less time, by a fixed cost.
     pub fn fastest_grad_weight(&self, isa: Isa, batch: usize) -> Algorithm {
         if !self.algorithms().contains(&Algorithm::Winograd) {
-            return Algorithm::Direct;
+            return self.exact();
         }
         let layout = |algorithm| Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
         let direct = layout(Algorithm::Direct).products(&self.forward, isa);
@@ -227,70 +228,37 @@ impl Conv {
         if transformed < direct { Algorithm::Winograd } else { Algorithm::Direct }
     }
 
-    /// As [`Conv::grad_weight`], of activations that are read so.
-    ///
-    /// # Panics
-    /// As [`Conv::grad_weight`].
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn grad_weight_of(
-        &self,
-        isa: Isa,
-        algorithm: Algorithm,
-        batch: usize,
-        input: &[f32],
-        grad_output: &[f32],
-        grad: ConvWeightsMut<'_>,
-        readings: [Reading<'_>; 2],
-    ) {
-        let images = self.checked_images(algorithm, batch, input, grad_output, readings, &grad);
-        self.grad_weight_along(isa, algorithm, &images, grad, None);
-    }
-
-    /// The images of grad-weight, if everything fits.
-    fn checked_images<'a>(
-        &self,
-        algorithm: Algorithm,
-        batch: usize,
-        input: &'a [f32],
-        grad_output: &'a [f32],
-        readings: [Reading<'a>; 2],
-        grad: &ConvWeightsMut<'_>,
-    ) -> Images<'a> {
-        assert_eq!(input.len(), self.in_len(batch), "input length");
-        assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
-        self.spec.check_weights(&grad.as_ref());
-        assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
-        Images { batch, input, grad_output, readings, in_size: self.in_size, out_size: self.out_size }
-    }
-
-    fn grad_weight_along(
-        &self,
-        isa: Isa,
-        algorithm: Algorithm,
-        images: &Images<'_>,
-        grad: ConvWeightsMut<'_>,
-        along: Option<&Along<'_>>,
-    ) -> Vec<f64> {
-        if self.depthwise {
-            let ConvWeightsMut::Dense(grad) = grad else { unreachable!("depthwise weights are dense") };
-            let rows = self.rows(Direction::Forward);
-            return Depthwise::new(&self.spec, isa).grad_weight(isa, images, rows, grad, along);
+    /// The images of a backward pass.
+    pub(super) fn images<'a>(&self, batch: Batch<'a>) -> Images<'a> {
+        let (input, reading) = batch.input.read(self.spec.in_channels);
+        assert_eq!(input.len(), self.in_len(batch.images), "input length");
+        assert_eq!(batch.grad_output.len(), self.out_len(batch.images), "grad-output length");
+        Images {
+            batch: batch.images,
+            input,
+            grad_output: batch.grad_output,
+            readings: [reading, Reading::Plain],
+            in_size: self.in_size,
+            out_size: self.out_size,
         }
-        self.with_grad_weight(isa, algorithm, images, along, |grad_weight| grad_weight.run(isa, grad))
     }
 
     /// Calls with a prepared grad-weight.
-    fn with_grad_weight<T>(
+    pub(super) fn with_grad_weight<T>(
         &self,
         isa: Isa,
         algorithm: Algorithm,
         images: &Images<'_>,
-        along: Option<&Along<'_>>,
-        then: impl FnOnce(&GradWeight<'_>) -> T,
+        then: impl FnOnce(WeightGradient<'_>) -> T,
     ) -> T {
+        assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
+        if algorithm == Algorithm::Depthwise {
+            let kernel = Depthwise::new(&self.spec, isa);
+            return then(WeightGradient::Depthwise { kernel, rows: self.rows(Direction::Forward), images });
+        }
         let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
         let cut = || Cut::new(&self.spec, &self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
-        then(&GradWeight {
+        then(WeightGradient::Products(GradWeight {
             algorithm,
             layout: &layout,
             // Without a dense centre Winograd's algorithm leaves nothing to pairs of pixels.
@@ -299,8 +267,8 @@ impl Conv {
             images,
             spec: &self.spec,
             classes: &self.classes,
-            along,
-        })
+            along: None,
+        }))
     }
 
     /// Computes the loss's gradient by the bias `[N]`, overwriting `grad`.
@@ -326,6 +294,33 @@ impl Conv {
         let sums: Vec<Vec<f64>> = grad_output.par_chunks(rows_per_part * channels).map(partial).collect();
         for (position, &filter) in self.spec.out_order.channels().iter().enumerate() {
             grad[filter as usize] = sums.iter().map(|part| part[position]).sum::<f64>() as f32;
+        }
+    }
+}
+
+/// A prepared grad-weight of either kernel.
+pub(super) enum WeightGradient<'a> {
+    Depthwise { kernel: Depthwise<'a>, rows: &'a Rows, images: &'a Images<'a> },
+    Products(GradWeight<'a>),
+}
+
+impl WeightGradient<'_> {
+    /// Whether every thread has images of its own, so that grad-input may be computed along.
+    fn takes_along(&self) -> bool {
+        match self {
+            Self::Depthwise { images, .. } => images.batch >= PARTS,
+            Self::Products(grad_weight) => grad_weight.takes_along(),
+        }
+    }
+
+    /// Overwrites `grad`, and returns what is counted along, `[2, channels]`.
+    pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>, along: Option<&Along<'_>>) -> Vec<f64> {
+        match (self, grad) {
+            (Self::Depthwise { kernel, rows, images }, ConvWeightsMut::Dense(grad)) => {
+                kernel.grad_weight(isa, images, rows, grad, along)
+            }
+            (Self::Depthwise { .. }, _) => unreachable!("a depthwise layer is no HetConv"),
+            (Self::Products(grad_weight), grad) => GradWeight { along, ..*grad_weight }.run(isa, grad),
         }
     }
 }

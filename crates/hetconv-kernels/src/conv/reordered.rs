@@ -3,13 +3,13 @@
 use hetconv_core::ChannelOrder;
 use rayon::prelude::*;
 
-use super::{Algorithm, Conv, ConvError, ConvSpec, ConvWeightsMut, PackedWeights};
+use super::{Algorithm, Batch, Conv, ConvError, ConvSpec, ConvWeightsMut, Images, PackedWeights};
 use crate::aligned::Aligned;
 use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
 use crate::pack::Direction;
 use crate::parallel::{Band, PARTS, Target};
-use crate::reading::Reading;
+use crate::reading::{Input, Reading};
 use crate::reorder::Reorder;
 
 /// A [`Conv`] between activations in natural order, whatever the orders of its [`ConvSpec`]: channels are brought into those
@@ -146,6 +146,9 @@ impl Reordered {
         grad: ConvWeightsMut<'_>,
     ) {
         let readings = [&self.input.there, &self.output.there].map(Reading::reordered);
-        self.conv.grad_weight_of(isa, algorithm, batch, input, grad_output, grad, readings);
+        self.conv.spec.check_weights(&grad.as_ref());
+        let batch = Batch { images: batch, input: Input::Plain(input), grad_output };
+        let images = Images { readings, ..self.conv.images(batch) };
+        self.conv.with_grad_weight(isa, algorithm, &images, |grad_weight| grad_weight.run(isa, grad, None));
     }
 }

@@ -57,8 +57,8 @@ impl Layout {
         let mut start = 0;
         while start < outputs.len() {
             let block = match algorithm {
-                Algorithm::Direct => choice.cheapest(start),
                 Algorithm::Winograd => choice.cheapest_transformed(start),
+                Algorithm::Direct | Algorithm::Depthwise => choice.cheapest(start),
             };
             let block = layout.place(block, choice.taps);
             start = block.outputs.end;

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use hetconv_core::{Activation, ChannelOrder, ConvKind};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{
-    Algorithm, Aligned, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, Team, reference,
+    Algorithm, Aligned, Batch, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, Team, reference,
 };
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
@@ -250,11 +250,12 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
         problem.check_grad_input(algorithm, &load(&grad_input, &spec.in_order));
 
         let input = Input::Plain(&stored);
-        let grad_weight = |got: ConvWeightsMut<'_>| conv.grad_weight(isa, algorithm, batch, input, &stored_grad, got);
+        let of_batch = Batch { images: batch, input, grad_output: &stored_grad };
+        let grad_weight = |got: ConvWeightsMut<'_>| conv.grad_weight(isa, algorithm, of_batch, got);
         problem.check_grad_weight(spec, algorithm, grad_weight);
         let mut both = None;
         problem.check_grad_weight(spec, algorithm, |got| {
-            both = Some(conv.backward(algorithm, batch, input, &stored_grad, &packed, got, None));
+            both = Some(conv.backward(algorithm, of_batch, &packed, got, None));
         });
         let (again, none) = both.expect("a backward pass");
         assert!(none.is_none());
@@ -300,7 +301,7 @@ fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize,
 
     let [want, got] = inputs.map(|input| {
         let mut grad_weight = Weights::new(spec, || f32::NAN);
-        conv.grad_weight(isa, algorithm, batch, input, &grad, grad_weight.get_mut());
+        conv.grad_weight(isa, algorithm, Batch { images: batch, input, grad_output: &grad }, grad_weight.get_mut());
         grad_weight
     });
     let of_scaled = [got.main, got.ring];
@@ -314,7 +315,8 @@ fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize,
     let (got_x, got) = conv.grad_input_through_norm(batch, &grad, &packed, &backward);
     let mut together = Weights::new(spec, || f32::NAN);
     let input = Input::Scaled { x: &x, affine };
-    let (both_x, both) = conv.backward(algorithm, batch, input, &grad, &packed, together.get_mut(), Some(&backward));
+    let batch = Batch { images: batch, input, grad_output: &grad };
+    let (both_x, both) = conv.backward(algorithm, batch, &packed, together.get_mut(), Some(&backward));
     assert_eq!([together.main, together.ring], of_scaled, "{}", label("grad-weight, with grad-input"));
     // Sums are taken in another order; of each they are a share in what is by x.
     for (got_x, got) in [(got_x, got), (both_x, both.expect("a batch-norm's"))] {

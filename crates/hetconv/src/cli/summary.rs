@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use hetconv::graph::{Cost, Graph, LayerCost};
-use hetconv::runtime::{Options, Plan};
+use hetconv::runtime::{Algorithm, Options, Plan};
 use hetconv::units::{count, grouped};
 use serde::Serialize;
 
@@ -61,7 +61,7 @@ struct Layer {
     #[serde(flatten)]
     cost: LayerCost,
     /// How the runtime computes it: `direct` is a single pass over the taps that don't fall on padding.
-    algorithm: Option<&'static str>,
+    algorithm: Option<String>,
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
@@ -94,11 +94,14 @@ fn summarise(graph: &Graph, images: u64, count_additions: bool) -> Result<Summar
     let cost = graph.cost()?;
     let (macs, macs_standard) = (total(&cost)?, total(&model::standard(graph)?.cost()?)?);
     let options = Options { batch: images as usize, ..Options::default() };
-    let algorithms: HashMap<String, &str> = Plan::algorithms(graph, &options)?.into_iter().collect();
+    let algorithms: HashMap<String, Algorithm> = Plan::algorithms(graph, &options)?.into_iter().collect();
     let layer = |layer: &LayerCost| {
         let additions = if count_additions { layer.additions } else { 0 };
         let macs = times_images(layer.macs + additions)?;
-        Ok(Layer { cost: LayerCost { macs, ..layer.clone() }, algorithm: algorithms.get(&layer.name).copied() })
+        Ok(Layer {
+            cost: LayerCost { macs, ..layer.clone() },
+            algorithm: algorithms.get(&layer.name).map(ToString::to_string),
+        })
     };
     // An addition is one floating-point operation, a MAC two.
     let additions = if count_additions { cost.activations } else { 0 };
@@ -136,7 +139,7 @@ fn text(summary: &Summary, count_additions: bool) -> String {
             grouped(layer.params),
             grouped(layer.macs),
             layer.stages.to_string(),
-            algorithm.unwrap_or_default().to_owned(),
+            algorithm.clone().unwrap_or_default(),
         ]);
     }
     if !batch_norms.is_empty() {

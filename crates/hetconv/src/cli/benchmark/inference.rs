@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hetconv::kernels::{Isa, measure};
-use hetconv::runtime::{Options, Plan, Session, Team};
+use hetconv::runtime::{Algorithm, Options, Plan, Session, Team};
 use hetconv::train::{Purpose, stream, uniform};
 use hetconv::units::milliseconds;
 use serde::Serialize;
@@ -102,7 +102,7 @@ fn time(session: &mut Session, inputs: &[&[f32]], runs: Option<usize>) -> Result
 fn memory_and_algorithms(plan: &Plan, session: &Session) -> String {
     let mib = |bytes: usize| bytes as f64 / 1048576.0;
     let [arena, alive] = plan.arena_bytes(session.batch());
-    let mut algorithms: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut algorithms: Vec<(Algorithm, Vec<&str>)> = Vec::new();
     for layer in plan.layers() {
         match algorithms.iter_mut().find(|(algorithm, _)| *algorithm == layer.algorithm) {
             Some((_, layers)) => layers.push(&layer.name),
@@ -131,7 +131,7 @@ mod tests {
         let session = Session::new(&plan, 1).unwrap();
         let text = memory_and_algorithms(&plan, &session);
         for layer in plan.layers() {
-            let line = text.lines().find(|line| line.starts_with(layer.algorithm)).unwrap();
+            let line = text.lines().find(|line| line.starts_with(&layer.algorithm.to_string())).unwrap();
             assert_eq!(line.split_whitespace().filter(|name| *name == layer.name).count(), 1, "{text}");
         }
     }

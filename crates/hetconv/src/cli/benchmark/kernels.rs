@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hetconv::core::{Conv2dGeometry, ConvKind, HetPattern};
-use hetconv::kernels::{Algorithm, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, measure};
+use hetconv::kernels::{Batch, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, measure};
 use hetconv::train::{Purpose, stream, uniform};
 use serde::Serialize;
 
@@ -154,8 +154,8 @@ fn seconds(conv: &Conv, batch: usize, isa: Isa) -> [f64; 3] {
     // Spare slots of the ring are 0, and not read.
     let (mut main, mut ring) = (numbers(main), vec![0.5; ring]);
     let weights = if is_het { ConvWeights::Het { center: &main, ring: &ring } } else { ConvWeights::Dense(&main) };
-    let forward = conv.pack(isa, Direction::Forward, Algorithm::Direct, weights);
-    let backward = conv.pack(isa, Direction::GradInput, Algorithm::Direct, weights);
+    let forward = conv.pack(isa, Direction::Forward, conv.exact(), weights);
+    let backward = conv.pack(isa, Direction::GradInput, conv.exact(), weights);
     let mut output = vec![0.0; grad_output.len()];
     [
         median(|| conv.forward(batch, &input, &forward, None, &mut output)),
@@ -165,7 +165,8 @@ fn seconds(conv: &Conv, batch: usize, isa: Isa) -> [f64; 3] {
                 true => ConvWeightsMut::Het { center: &mut main, ring: &mut ring },
                 false => ConvWeightsMut::Dense(&mut main),
             };
-            conv.grad_weight(isa, Algorithm::Direct, batch, Input::Plain(&input), &grad_output, grad);
+            let batch = Batch { images: batch, input: Input::Plain(&input), grad_output: &grad_output };
+            conv.grad_weight(isa, conv.exact(), batch, grad);
         }),
     ]
 }

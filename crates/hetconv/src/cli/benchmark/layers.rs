@@ -13,7 +13,7 @@ use crate::cli::output::table;
 pub struct Layer {
     name: String,
     /// `None` of what is no layer, such as a pooling.
-    algorithm: Option<&'static str>,
+    algorithm: Option<String>,
     median_ms: f64,
     executed_macs: u64,
     packed_bytes: usize,
@@ -39,7 +39,7 @@ pub fn measure(session: &mut Session, inputs: &[&[f32]], runs: usize, fma_peak_g
         let limit_ms = computing.max(packed_bytes as f64 / (bandwidth * 1e6));
         Layer {
             name: name.to_owned(),
-            algorithm: layer.map(|layer| layer.algorithm),
+            algorithm: layer.map(|layer| layer.algorithm.to_string()),
             median_ms,
             executed_macs,
             packed_bytes,
@@ -56,7 +56,7 @@ pub fn text(layers: &[Layer]) -> String {
     let total = |of: fn(&Layer) -> f64| layers.iter().map(of).sum::<f64>();
     for layer in layers {
         let mut row =
-            vec![layer.name.clone(), layer.algorithm.unwrap_or_default().to_owned(), format!("{:.3}", layer.median_ms)];
+            vec![layer.name.clone(), layer.algorithm.clone().unwrap_or_default(), format!("{:.3}", layer.median_ms)];
         if layer.algorithm.is_some() {
             row.extend([
                 hetconv::units::count(layer.executed_macs),
