@@ -13,7 +13,8 @@ use hetconv_kernels::select::Select;
 use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
 use crate::ops::{
-    ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, SelectOp, global_avg_pool, scale_channels,
+    ConvOp, ConvTensors, Moments, NormOp, NormTensors, Normalised, PoolKind, PoolOp, SelectOp, global_avg_pool,
+    scale_channels,
 };
 use crate::parameters::Leaves;
 use crate::selection::Selection;
@@ -249,18 +250,17 @@ impl Program {
                 let fast = matches!(pass, Pass::Evaluation { fast: true });
                 let bias = bias.map(|bias| parameters.get(bias));
                 let Some(norm) = norm else { return op.forward_with_sums(next(), weights, bias, fast) };
-                let (x, affine) = (next(), norm.affine(parameters));
+                let input = Normalised { norm: &norm.op, x: next(), affine: norm.affine(parameters) };
                 match pass {
                     Pass::Training(collected) => {
-                        let pixels = pixels(&x);
-                        let (y, sums, moments) =
-                            op.forward_through_norm(&norm.op, x, sums, affine, weights, bias, fast);
+                        let pixels = pixels(&input.x);
+                        let (y, sums, moments) = op.forward_through_norm(input, sums, weights, bias, fast);
                         collected.push((norm.running(), moments, pixels));
                         return (y, sums);
                     }
                     Pass::Evaluation { .. } => {
                         let moments = norm.running_moments(parameters);
-                        op.evaluate_through_norm(&norm.op, x, affine, moments, weights, bias, fast)
+                        op.evaluate_through_norm(input, moments, weights, bias, fast)
                     }
                 }
             }

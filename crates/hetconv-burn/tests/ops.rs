@@ -9,7 +9,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use common::{Numbers, assert_close, wide};
 use hetconv_burn::Implementation;
 use hetconv_burn::ops::{
-    ConvOp, ConvTensors, Moments, NormOp, NormTensors, PoolKind, PoolOp, cross_entropy, global_avg_pool, scale_channels,
+    ConvOp, ConvTensors, Moments, NormOp, NormTensors, Normalised, PoolKind, PoolOp, cross_entropy, global_avg_pool,
+    scale_channels,
 };
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa};
@@ -176,8 +177,8 @@ fn convolutions_of_batch_norms() {
                     ConvTensors::Het { center: run.leaf([n, spec.in_channels]), ring }
                 }
             };
-            let (y, _, moments) =
-                op.forward_through_norm(&norm, x.clone(), None, affine.clone(), weights.clone(), bias.clone(), false);
+            let input = Normalised { norm: &norm, x: x.clone(), affine: affine.clone() };
+            let (y, _, moments) = op.forward_through_norm(input, None, weights.clone(), bias.clone(), false);
             let grads = run.backward(y.clone());
             run.gradient("x", &x, &grads);
             run.gradient("scale", &scale, &grads);
@@ -201,7 +202,8 @@ fn convolutions_of_batch_norms() {
             let want: Vec<f32> = y.into_data().iter::<f32>().collect();
             for fast in [false, true] {
                 let (x, bias, affine) = (x.clone().inner(), bias.clone().map(Tensor::inner), inner.clone());
-                let again = op.evaluate_through_norm(&norm, x, affine, moments.clone(), weights.clone(), bias, fast);
+                let input = Normalised { norm: &norm, x, affine };
+                let again = op.evaluate_through_norm(input, moments.clone(), weights.clone(), bias, fast);
                 let got: Vec<f32> = again.into_data().iter::<f32>().collect();
                 assert_close("evaluation", &got, &wide(&want), 5e-4);
             }

@@ -15,12 +15,13 @@ use std::ops::Range;
 use hetconv_core::Activation;
 use rayon::prelude::*;
 
+use crate::cache;
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
 use crate::kernel::{Along, Pass, Share};
 use crate::moments::{ChannelMoments, ChannelSums, SumsOfParts};
 use crate::norm::Affine;
-use crate::parallel::reduction_parts;
+use crate::parallel::{Band, reduction_parts};
 use crate::prefetch::Prefetch;
 use crate::scratch::Scratch;
 use crate::simd::{Simd, Task};
@@ -34,7 +35,7 @@ const PIXELS: usize = 6;
 const TAPS: usize = 9;
 
 /// Source pixels of a bundle, unless a row alone reads more: half of the first-level cache.
-const STRUNG: usize = 256;
+const STRUNG: usize = cache::FIRST / 2 / MAX_LANES;
 
 /// Rows of targets that are worked on together: all those of one or several small images, or some of a larger one.
 #[derive(Clone, Copy)]
@@ -63,6 +64,11 @@ impl Bundles {
         let together = STRUNG / of_image;
         let of_images = if rows == all { together.min(images.div_ceil(count)).max(1) } else { 1 };
         Self { all: [images, all], of: [of_images, rows] }
+    }
+
+    /// Rows of one image, one by one.
+    fn rows(table: &Rows) -> Self {
+        Self { all: [1, table.rows.len()], of: [1, 1] }
     }
 
     fn len(&self) -> usize {
@@ -255,12 +261,18 @@ impl Task for Part<'_> {
         let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
         let mut moments = self.share.moments.is_some().then(|| ChannelMoments::new(padded));
         let lens = [source_pixels, target_pixels].map(|pixels| pixels * channels);
-        let bundles = Bundles::new(table, self.pass.images, self.share.band.count);
-        let strung = &mut self.scratch[..bundles.strung(table)];
+        // One image's sources are read where they stand, row by row: each is read too seldom.
+        let stay = self.pass.images == 1 && self.pass.scaled.is_none() && channels.is_multiple_of(S::LANES);
+        let (bundles, pitch) = match stay {
+            true => (Bundles::rows(table), channels),
+            false => (Bundles::new(table, self.pass.images, self.share.band.count), S::LANES),
+        };
+        let strung = if stay { &mut [] } else { &mut self.scratch[..bundles.strung(table)] };
         // Behind what is read as it stands lies what is read next, or is likely to be.
         let stored = self.pass.stored;
         let behind = stored.values.as_ptr().wrapping_add(if stored.near { self.pass.source.len() } else { 0 });
-        for index in self.share.band.of(bundles.len()) {
+        let of_part = self.share.band.of(bundles.len());
+        for index in of_part.clone() {
             let [images, rows] = bundles.at(index);
             let reads = table.reads(rows.clone());
             let stretches = || table.rows[rows.clone()].iter().flatten();
@@ -268,42 +280,49 @@ impl Task for Part<'_> {
             let target = self.pass.target.0.wrapping_add(images.start * lens[1]);
             let next = behind.wrapping_add((images.end - 1) * lens[0] + reads.end * channels);
             let share = images.len() * lens[0] * rows.len() / table.rows.len();
-            let mut near = Prefetch::new(next, share, padded / S::LANES * stretches().count());
+            let tasks = padded / S::LANES * table.rows[rows.clone()].iter().map(Vec::len).sum::<usize>();
+            let mut near = Prefetch::new(next, share, tasks);
+            // What lies behind a whole batch's part is most likely this thread's next one; behind a band it is another's.
+            let is_ours = index + 1 < of_part.end || self.share.band == Band::WHOLE;
+            let ahead = if is_ours { images.len() * lens[1] * rows.len() / table.rows.len() } else { 0 };
             for channel in (0..channels).step_by(S::LANES) {
                 let lanes = S::LANES.min(channels - channel);
-                // The table names pixels inside the images, whose lengths were checked by whoever made the part.
-                simd.apart(Strung {
-                    source: source.wrapping_add(channel),
-                    images: images.len(),
-                    image_len: lens[0],
-                    pixels: reads.len(),
-                    channels,
-                    channel,
-                    lanes,
-                    scaled: self.pass.scaled,
-                    to: &mut *strung,
-                });
+                let mut first = source.wrapping_add(channel);
+                if !stay {
+                    // The table names pixels inside the images, whose lengths were checked by whoever made the part.
+                    simd.apart(Strung {
+                        source: first,
+                        images: images.len(),
+                        image_len: lens[0],
+                        pixels: reads.len(),
+                        channels,
+                        channel,
+                        lanes,
+                        scaled: self.pass.scaled,
+                        to: &mut *strung,
+                    });
+                    first = strung.as_ptr();
+                }
                 for (number, stretch) in stretches().enumerate() {
                     near.advance(simd);
                     let row = Row {
                         stretch,
                         taps: &table.taps[stretch.taps],
-                        source: strung
-                            .as_ptr()
-                            .wrapping_add(stretch.first[0].wrapping_sub(reads.start).wrapping_mul(S::LANES)),
+                        source: first.wrapping_add(stretch.first[0].wrapping_sub(reads.start).wrapping_mul(pitch)),
+                        pitch,
                         target: target.wrapping_add(stretch.first[1] + channel),
                         images: images.len(),
-                        lens: [reads.len() * S::LANES, lens[1]],
+                        lens: [reads.len() * pitch, lens[1]],
                         weights: packed.as_ptr().wrapping_add(channel * weights_of_channel),
                         bias: bias.as_ptr().wrapping_add(channel),
                         epilogue,
                         lanes,
-                        ahead: images.len() * lens[1] * rows.len() / table.rows.len(),
+                        ahead,
                     };
                     let sums = moments.as_mut().map(|moments| moments.sums(channel));
                     let sums = sums.map(|sums| ChannelSums { is_first: sums.is_first && number == 0, ..sums });
-                    // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; the sources have been
-                    // strung together, and of a pixel's channels those are written that there are.
+                    // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; the sources are whole ones
+                    // or have been strung together, and of a pixel's channels those are written that there are.
                     unsafe { row.compute(simd, sums) };
                 }
             }
@@ -321,8 +340,10 @@ impl Task for Part<'_> {
 struct Row<'a> {
     stretch: &'a Stretch,
     taps: &'a [(usize, isize)],
-    /// The first image's first pixel's; sources are strung together.
+    /// The first image's first pixel's.
     source: *const f32,
+    /// Values from one source pixel to the next.
+    pitch: usize,
     target: *mut f32,
     images: usize,
     /// Values from one image to the next, of source and target.
@@ -374,7 +395,7 @@ impl<const WHOLE: bool, const SUMS: bool> Task for RowTask<'_, WHOLE, SUMS> {
     fn run<S: Simd>(self, simd: S) {
         let Stretch { steps: [source_step, target_step], pixels, .. } = *self.row.stretch;
         let Row { images, lens, .. } = self.row;
-        let steps = [source_step * S::LANES, target_step];
+        let steps = [source_step * self.row.pitch, target_step];
         // Sums are kept of pixels of a row, or of one pixel of several images if those are more.
         let (mut rows, steps_of_rows, pixels, steps) = match images > pixels {
             true => (pixels, steps, images, lens),
@@ -446,7 +467,7 @@ impl<const WHOLE: bool, const SUMS: bool> RowTask<'_, WHOLE, SUMS> {
             let mut sums = [simd.load(row.bias); R];
             for &(tap, offset) in row.taps {
                 let weight = simd.load(row.weights.add(tap * S::LANES));
-                let source = source.offset(offset * S::LANES as isize);
+                let source = source.offset(offset * row.pitch as isize);
                 for r in 0..R {
                     sums[r] = simd.mul_add(simd.load(source.add(r * source_step)), weight, sums[r]);
                 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use hetconv_core::Activation;
 
 use crate::aligned::Aligned;
+use crate::cache;
 use crate::kernel::{Pass, Share};
 use crate::moments::Moments;
 use crate::pack::{Block, Layout, Ring};
@@ -321,7 +322,7 @@ const CROWDED_ROWS: usize = 6;
 
 /// Values of the source that all blocks read before the next ones are begun: twice as many stay in a core's second-level
 /// cache.
-const BAND: usize = 64 << 10;
+const BAND: usize = cache::SECOND / 4;
 
 /// Target pixels of a band.
 fn pixels_of_band(source_len: usize, target_pixels: usize) -> usize {

@@ -25,6 +25,7 @@
 // * a *piece* is 4×4 target pixels in Winograd's algorithm, whose transformed domain has 36 *points*.
 
 mod aligned;
+mod cache;
 mod conv;
 mod depthwise;
 mod direct;

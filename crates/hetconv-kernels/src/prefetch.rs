@@ -1,5 +1,6 @@
 //! Bringing near what will be read soon: the CPU looks less far ahead than a tile is long.
 
+use crate::cache::LINE;
 use crate::simd::Simd;
 
 /// Weights that will be read next. The inner loops bring them near, a line for each of their steps, in which they read one
@@ -17,7 +18,7 @@ impl<'a> Ahead<'a> {
 
     /// For the next tile, how far what it brings near lies from the weights that it reads, which are these.
     pub fn distance(&mut self, read: &[f32]) -> isize {
-        let at = self.tiles / 2 * read.len() + self.tiles % 2 * Prefetch::LINE;
+        let at = self.tiles / 2 * read.len() + self.tiles % 2 * LINE;
         self.tiles += 1;
         match self.weights.get(at) {
             // They need not lie in the same memory: the address is but asked for.
@@ -36,12 +37,9 @@ pub(crate) struct Prefetch {
 }
 
 impl Prefetch {
-    /// Values of a cache line.
-    const LINE: usize = 16;
-
     /// `values` from `first` on, over so many turns; more turns go on behind them. The memory need not be there.
     pub fn new(first: *const f32, values: usize, turns: usize) -> Self {
-        Self { line: first, per_turn: (values.div_ceil(Self::LINE) << 16) / turns.max(1), due: 0 }
+        Self { line: first, per_turn: (values.div_ceil(LINE) << 16) / turns.max(1), due: 0 }
     }
 
     /// A turn's share.
@@ -50,7 +48,7 @@ impl Prefetch {
         self.due += self.per_turn;
         for _ in 0..self.due >> 16 {
             simd.prefetch(self.line);
-            self.line = self.line.wrapping_add(Self::LINE);
+            self.line = self.line.wrapping_add(LINE);
         }
         self.due &= 0xffff;
     }

@@ -2,6 +2,7 @@
 
 use hetconv_core::Activation;
 
+use crate::cache;
 use crate::conv::{Algorithm, Conv, PackedForm};
 use crate::fresh::product;
 use crate::isa::Isa;
@@ -73,7 +74,7 @@ const LEAST: f64 = 20_000.0;
 /// Parts of a pass at most.
 const MOST: usize = 16;
 /// Values of weights that a core's second-level cache keeps beside the activations.
-const NEAR: usize = 128 << 10;
+const NEAR: usize = cache::SECOND / 2;
 
 impl Prepared {
     pub(crate) fn new(

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use hetconv_core::Conv2dGeometry;
 
-use crate::pack::LINE;
+use crate::cache::{LINE, WAY, WAYS};
 use crate::tile::MAX_ROWS;
 
 /// For every target index of one axis, the taps that fall inside and the source index each of them reads.
@@ -29,9 +29,6 @@ pub(crate) struct Region {
 
 /// Whether a tile of the first pixels of a region, images `image_len` values apart, takes all ways of a set.
 fn crowded(pixels: &[(usize, usize)], image_len: usize) -> bool {
-    // 32 KiB in 8 ways.
-    const WAYS: usize = 8;
-    const WAY: usize = 1024;
     if pixels.is_empty() {
         return false;
     }
@@ -148,8 +145,15 @@ impl Rows {
 
     /// The source pixels of some target rows, from the first to the last.
     pub fn reads(&self, rows: Range<usize>) -> Range<usize> {
-        let some = self.reads[rows].iter().filter(|reads| !reads.is_empty()).cloned();
-        some.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
+        let mut all = 0..0;
+        for reads in &self.reads[rows] {
+            if all.is_empty() {
+                all = reads.clone();
+            } else if !reads.is_empty() {
+                all = all.start.min(reads.start)..all.end.max(reads.end);
+            }
+        }
+        all
     }
 }
 

@@ -32,6 +32,17 @@ pub enum ConvTensors {
     },
 }
 
+/// A convolution's input that a batch-norm makes of another activation.
+#[derive(Clone, Debug)]
+pub struct Normalised<'a> {
+    /// The batch-norm.
+    pub norm: &'a NormOp,
+    /// What it reads.
+    pub x: Tensor<4>,
+    /// Its scale and shift.
+    pub affine: NormTensors,
+}
+
 /// A convolution of NHWC activations, prepared for one image size.
 #[derive(Clone, Debug)]
 pub struct ConvOp {
@@ -102,25 +113,23 @@ impl ConvOp {
         (Tensor::from_dispatch(output), Some(sums))
     }
 
-    /// As [`ConvOp::forward_with_sums`], of what a batch-norm with the batch's own statistics makes of `x`, as
-    /// [`NormOp::forward_with_sums`] without a residual; differentiable in the batch-norm's scale and shift too. It is
-    /// computed by the convolution's implementation, whose kernels make the batch-norm's result where they read it and do not
-    /// keep it.
+    /// As [`ConvOp::forward_with_sums`], of what a batch-norm without a residual makes of its input with the batch's own
+    /// statistics, from the sums of that if they were counted; differentiable in the batch-norm's scale and shift too. It is
+    /// computed by the convolution's implementation, whose kernels make the batch-norm's result where they read it and do
+    /// not keep it.
     ///
     /// # Panics
     /// As [`ConvOp::forward`] and [`NormOp::forward`], or if the batch-norm's channels stand in another order than the
     /// convolution's input.
-    #[allow(clippy::too_many_arguments)]
     pub fn forward_through_norm(
         &self,
-        norm: &NormOp,
-        x: Tensor<4>,
+        input: Normalised<'_>,
         sums: Option<ColumnSums>,
-        affine: NormTensors,
         weights: ConvTensors,
         bias: Option<Tensor<1>>,
         fast: bool,
     ) -> (Tensor<4>, Option<ColumnSums>, Moments) {
+        let Normalised { norm, x, affine } = input;
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
             Form::Composed(_) => {
@@ -148,17 +157,15 @@ impl ConvOp {
     ///
     /// # Panics
     /// As [`ConvOp::forward_through_norm`], or if a tensor has autodiff.
-    #[allow(clippy::too_many_arguments)]
     pub fn evaluate_through_norm(
         &self,
-        norm: &NormOp,
-        x: Tensor<4>,
-        affine: NormTensors,
+        input: Normalised<'_>,
         moments: Moments,
         weights: ConvTensors,
         bias: Option<Tensor<1>>,
         fast: bool,
     ) -> Tensor<4> {
+        let Normalised { norm, x, affine } = input;
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
             Form::Composed(_) => {

@@ -1,5 +1,6 @@
 //! How the pixels of a batch are cut into runs and groups.
 
+use crate::cache;
 use crate::conv::ConvSpec;
 use crate::taps::Region;
 
@@ -9,7 +10,7 @@ pub(super) const RUN: usize = 256;
 
 /// Values of input and grad-output that are strung together at most, where a run is not longer: they stay in the second-level
 /// cache.
-const STRUNG: usize = 128 << 10;
+const STRUNG: usize = cache::SECOND / 2;
 
 /// Where a product's two factors are: the first of its input channels, and the place of its output pixel in a run or, for a
 /// region, its first value.

@@ -25,6 +25,7 @@ pub(crate) use transformed::cost as transformed_cost;
 use turns::{MOST_TAPS, Turns};
 
 use crate::aligned::Aligned;
+use crate::cache;
 use crate::conv::{Algorithm, ConvSpec, ConvWeightsMut, Images};
 use crate::isa::Isa;
 use crate::kernel::Along;
@@ -119,7 +120,7 @@ impl GradWeight<'_> {
         if self.algorithm == Algorithm::Winograd {
             return transformed::groups_of_blocks(self.layout);
         }
-        const WEIGHTS: usize = 48 << 10;
+        const WEIGHTS: usize = cache::SECOND / 16 * 3;
         let mut groups = Vec::new();
         let mut rest = &self.layout.blocks[..];
         while !rest.is_empty() {

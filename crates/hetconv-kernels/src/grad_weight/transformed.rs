@@ -12,8 +12,9 @@ use std::ops::Range;
 use super::tile::{ROWS, Tile};
 use super::{GradWeight, even_ranges};
 use crate::aligned::Aligned;
+use crate::cache::{self, LINE};
 use crate::isa::Isa;
-use crate::pack::{Block, LINE, Layout};
+use crate::pack::{Block, Layout};
 use crate::parallel::parts_of_blocks;
 use crate::prefetch::Prefetch;
 use crate::simd::Simd;
@@ -23,7 +24,7 @@ use crate::winograd::{self, Grid, IN, OUT, POINTS, target_points, transform_sour
 const OUTPUTS: usize = 128;
 const INPUTS: usize = 128;
 /// Bytes of pieces that are transformed together, and how many pieces that are at least and at most.
-const TOGETHER: usize = 512 << 10;
+const TOGETHER: usize = 4 * cache::SECOND / 2;
 const PIECES: [usize; 2] = [16, 512];
 
 /// Blocks that are worked on together: of one range, or of as many whole ranges as are narrow.

@@ -5,6 +5,7 @@ use std::ops::Range;
 use hetconv_core::ChannelOrder;
 
 use super::{Block, Classes, Direction, Ring, Source};
+use crate::cache::{LINE, WAY};
 use crate::conv::{Algorithm, ConvSpec};
 use crate::isa::Isa;
 use crate::taps::Region;
@@ -17,10 +18,6 @@ pub(crate) struct Layout {
     pub center: Option<usize>,
     pub len: usize,
 }
-
-/// Values of a page and of a cache line.
-const PAGE: usize = 1024;
-pub(crate) const LINE: usize = 16;
 
 /// What the blocks of one direction are chosen from.
 struct Choice<'a> {
@@ -85,7 +82,7 @@ impl Layout {
             block.taps.push(self.len);
             let len = block.tap_len(Some(tap) == self.center);
             // Weights of one filter and channel are written tap by tap: they must not all fall into one set of the cache.
-            self.len += len + if len > 0 && len.is_multiple_of(PAGE) { LINE } else { 0 };
+            self.len += len + if len > 0 && len.is_multiple_of(WAY) { LINE } else { 0 };
         }
         block.weights = first..self.len;
         block

@@ -20,7 +20,7 @@ mod weights;
 use std::ops::Range;
 
 pub(crate) use classes::Classes;
-pub(crate) use layout::{LINE, Layout};
+pub(crate) use layout::Layout;
 pub(crate) use weights::{Rows, pack, rows_of_blocks, unpack};
 
 /// Outputs that are computed together.

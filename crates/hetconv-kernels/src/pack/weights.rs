@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::classes::TapGroup;
 use super::{Block, Classes, Direction, Layout, Ring, partner};
 use crate::aligned::Aligned;
+use crate::cache;
 use crate::conv::{ConvSpec, ConvWeights, ConvWeightsMut};
 
 /// Input positions that are packed together: their packed and canonical weights share the first-level cache.
@@ -119,7 +120,7 @@ impl<'a> Matrix<'a> {
     /// Packs it as a tap of some blocks.
     fn pack(&self, tap: usize, blocks: &mut [(&Block, &mut [f32])]) {
         /// Values that stay in the first-level cache.
-        const NEAR: usize = 4 << 10;
+        const NEAR: usize = cache::FIRST / 2;
         let channels = self.spec.in_channels;
         let place = |block: &Block| block.taps[tap] - block.weights.start;
         match self.direction {

@@ -21,10 +21,11 @@ use std::ops::Range;
 
 use hetconv_core::{Activation, Conv2dGeometry};
 
+use crate::cache::{self, LINE};
 use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
 use crate::moments::Moments;
-use crate::pack::{Block, LINE, Layout};
+use crate::pack::{Block, Layout};
 use crate::simd::{Simd, Task};
 use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
 
@@ -145,7 +146,7 @@ impl Room {
     /// With their products, pieces stay in a core's second-level cache, if the weights that they share do as well;
     /// otherwise more of them share each read of the weights.
     fn new(winograd: &Winograd<'_>, blocks: Range<usize>, pieces: usize) -> Self {
-        const CACHE: usize = 512 << 10;
+        const CACHE: usize = 4 * cache::SECOND / 2;
         let weights = winograd.weights;
         let (mut depth, mut width) = (0, 0);
         let mut left = blocks;

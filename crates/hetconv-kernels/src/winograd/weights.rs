@@ -8,9 +8,10 @@ use rayon::prelude::*;
 use super::transforms::weight_points;
 use super::{IN, POINTS};
 use crate::aligned::Aligned;
+use crate::cache::LINE;
 use crate::conv::{ConvSpec, ConvWeights};
 use crate::isa::Isa;
-use crate::pack::{Block, Classes, Direction, LINE, Layout, pack};
+use crate::pack::{Block, Classes, Direction, Layout, pack};
 use crate::simd::{Simd, Task};
 use crate::walk::Walk;
 

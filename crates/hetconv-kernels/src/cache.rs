@@ -1,0 +1,15 @@
+//! The caches that work is cut for, in values of `f32`: those of a core that the kernels were tuned on (Zen 4), which most
+//! cores have or exceed. With others the cuts are not the best ones, and the results the same.
+
+/// A line: 64 bytes.
+pub(crate) const LINE: usize = 16;
+
+/// The first level: 32 KiB.
+pub(crate) const FIRST: usize = 8 << 10;
+
+/// Lines that share a set of the first level, and values from one that does to the next: a way, 4 KiB.
+pub(crate) const WAYS: usize = 8;
+pub(crate) const WAY: usize = FIRST / WAYS;
+
+/// The second level: 1 MiB.
+pub(crate) const SECOND: usize = 256 << 10;
