@@ -42,7 +42,6 @@ def close(what, found, expected, tolerance):
 def golden_layers():
     """Both forms of every golden layer: result, grad-input and grad-weight."""
     import graph
-    import torch
     from safetensors import safe_open
 
     files = sorted((run.ROOT / "tests" / "golden").glob("*.safetensors"))
@@ -109,7 +108,10 @@ def rounding(name, file, pixels, exact):
 
     with torch.inference_mode():
         folded = graph.Network(*graph.fold_batch_norms(*graph.read(file)), "dense").eval()
-        found = {"folded": folded(pixels).numpy(), "folded weights in float64": folded.double()(pixels.double()).numpy()}
+        found = {
+            "folded": folded(pixels).numpy(),
+            "folded weights in float64": folded.double()(pixels.double()).numpy(),
+        }
         found["plain"] = graph.Network(*graph.read(file), "dense").eval()(pixels).numpy()
     for what, logits in found.items():
         close(f"{name}, PyTorch {what} from its own float64", logits, exact, float("inf"))
@@ -210,10 +212,16 @@ def bitmap(rows, height, width):
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", nargs="*", metavar="NAME", help="check the runtime on these networks [all], nothing else")
-    parser.add_argument("--statistics", type=int, default=SETTLING, help="images that settle a network of the zoo [%(default)s]")
+    parser.add_argument(
+        "--zoo", nargs="*", metavar="NAME", help="check the runtime on these networks [all], nothing else"
+    )
+    parser.add_argument(
+        "--statistics", type=int, default=SETTLING, help="images that settle a network of the zoo [%(default)s]"
+    )
     parser.add_argument("--hetconv", help="the binary [default: a release build of this repository]")
-    parser.add_argument("--top1", nargs="+", metavar=("DATA", "MODEL"), help="compare exact and fast hits, nothing else")
+    parser.add_argument(
+        "--top1", nargs="+", metavar=("DATA", "MODEL"), help="compare exact and fast hits, nothing else"
+    )
     options = parser.parse_args()
     hetconv = options.hetconv or run.build()
     with tempfile.TemporaryDirectory() as folder:

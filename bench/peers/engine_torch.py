@@ -2,12 +2,11 @@
 
 import re
 
+import engine
+import graph
 import torch
 import torch.nn.functional as F
 from torch._inductor import config as inductor
-
-import engine
-import graph
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 

@@ -192,7 +192,10 @@ def main():
                 file, converted, image = row["files"]
                 for title, which in [("converted", converted), ("original", file)]:
                     us, them = ours(hetconv, which, options.threads), theirs(which, image, options.threads)
-                    print(f"{row['network']} {title}: {us:.2f} ms, ONNX Runtime {them:.2f} ms, ratio {them / us:.2f}", flush=True)
+                    print(
+                        f"{row['network']} {title}: {us:.2f} ms, ONNX Runtime {them:.2f} ms, ratio {them / us:.2f}",
+                        flush=True,
+                    )
     wrong = [
         row["network"]
         for row in rows

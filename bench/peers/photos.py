@@ -16,18 +16,16 @@ import math
 import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
 
+import engine
+import graph
 import torch
 import torch.nn.functional as F
 from PIL import Image
-
-import engine
-import graph
 
 HERE = Path(__file__).resolve().parent
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -126,7 +124,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         _, file = our_run(arguments, folder, epochs=1)
         ours, torchs = [], []
-        tried = {case: torch_rate(arguments, file, *case, 1) for case in itertools.product(["grouped", "dense"], LAYOUTS)}
+        tried = {
+            case: torch_rate(arguments, file, *case, 1) for case in itertools.product(["grouped", "dense"], LAYOUTS)
+        }
         best = max(tried, key=tried.get)
         for _ in range(arguments.rounds):
             torchs.append(torch_rate(arguments, file, *best, arguments.steps))

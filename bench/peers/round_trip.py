@@ -126,7 +126,10 @@ def trained(model, data, hetconv, folder):
         theirs = int((logits.argmax(1) == labels).sum())
         ours = numpy.concatenate([networks.hetconv_run(hetconv, file, batch, folder)[0] for batch in batches[:4]])
         other = int((ours.argmax(1) != logits[: len(ours)].argmax(1)).sum())
-        print(f"  {style}: ONNX Runtime {theirs}; of {len(ours)} images {other} have another class in hetconv run", flush=True)
+        print(
+            f"  {style}: ONNX Runtime {theirs}; of {len(ours)} images {other} have another class in hetconv run",
+            flush=True,
+        )
         if theirs != right or len(labels) != evaluated["images"]:
             raise SystemExit(f"{style}: ONNX Runtime has {theirs} right, not {right}")
 
