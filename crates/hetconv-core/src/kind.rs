@@ -15,6 +15,11 @@ pub enum ConvKind {
 }
 
 impl ConvKind {
+    /// Whether each of as many filters as channels reads one channel, its own.
+    pub fn is_depthwise(&self, in_channels: usize, out_channels: usize) -> bool {
+        *self == ConvKind::Grouped(in_channels) && in_channels == out_channels
+    }
+
     /// Number of weights of a layer of M channels and N filters whose window has `taps` taps, biases left out. It is also
     /// the number of MACs per output pixel.
     ///
@@ -33,6 +38,13 @@ impl ConvKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn depthwise_is_one_filter_a_channel() {
+        assert!(ConvKind::Grouped(6).is_depthwise(6, 6));
+        assert!(![(6, 12), (12, 6), (12, 12)].iter().any(|&(m, n)| ConvKind::Grouped(6).is_depthwise(m, n)));
+        assert!(!ConvKind::Standard.is_depthwise(1, 1));
+    }
 
     #[test]
     fn weights_are_those_of_every_pair_of_channel_and_filter() {

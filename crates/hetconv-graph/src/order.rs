@@ -225,15 +225,12 @@ fn votes(pattern: &HetPattern) -> [Vote<'_>; 2] {
     [pattern.channel_classes(), pattern.filter_classes()].map(|classes| Vote::Classes { classes, interleaved })
 }
 
-fn is_depthwise(op: &Op) -> bool {
-    matches!(op, Op::Conv2d { in_channels, out_channels, kind: ConvKind::Grouped(groups), .. }
-        if groups == in_channels && groups == out_channels)
-}
-
 /// Whether an operator of one input reads and produces natural order only.
 fn needs_natural(op: &Op, output: Shape, inputs: &[ValueId], shapes: &[Shape]) -> bool {
     match op {
-        Op::Conv2d { kind: ConvKind::Grouped(2..), .. } => !is_depthwise(op),
+        Op::Conv2d { in_channels, out_channels, kind: kind @ ConvKind::Grouped(2..), .. } => {
+            !kind.is_depthwise(*in_channels, *out_channels)
+        }
         Op::Flatten => output.channels() != shapes[inputs[0]].channels(),
         Op::Softmax => true,
         _ => false,
@@ -251,7 +248,7 @@ fn hands_on(op: &Op) -> bool {
         | Op::AvgPool { .. }
         | Op::GlobalAvgPool
         | Op::Flatten => true,
-        Op::Conv2d { .. } => is_depthwise(op),
+        Op::Conv2d { in_channels, out_channels, kind, .. } => kind.is_depthwise(*in_channels, *out_channels),
         Op::Input { .. } | Op::Concat | Op::Linear { .. } | Op::Softmax | Op::Gather { .. } => false,
     }
 }

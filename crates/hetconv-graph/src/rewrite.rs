@@ -214,9 +214,7 @@ pub(crate) fn positions(graph: &Graph) -> Vec<Position> {
         Op::Conv2d { kind: ConvKind::Standard | ConvKind::Grouped(1), .. } => {
             Some(Position { spatial: id, between: Vec::new(), last: id })
         }
-        Op::Conv2d { in_channels, out_channels, kind: ConvKind::Grouped(groups), .. }
-            if groups == in_channels && in_channels == out_channels =>
-        {
+        Op::Conv2d { in_channels, out_channels, kind, .. } if kind.is_depthwise(*in_channels, *out_channels) => {
             let (between, last) = following_pointwise(graph, &readers, id)?;
             Some(Position { spatial: id, between, last })
         }

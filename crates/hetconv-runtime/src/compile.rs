@@ -90,7 +90,7 @@ fn segments(graph: &Graph, fusion: &Fusion<'_>, shapes: &[Shape], chains: &[Chai
         for (side, &input) in graph.nodes[concat].inputs.iter().enumerate() {
             let whole = |chain: &&Chain| chain.last == input && chain.sum.is_none();
             let is_layer = chains.iter().find(whole).is_some_and(|chain| match &graph.nodes[chain.first].op {
-                Op::Conv2d { kind, in_channels, .. } => *kind != ConvKind::Grouped(*in_channels),
+                Op::Conv2d { kind, in_channels, out_channels, .. } => !kind.is_depthwise(*in_channels, *out_channels),
                 _ => false,
             });
             if is_layer && fusion.only_reader(input) == Some((concat, side)) {

@@ -6,7 +6,7 @@ mod spec;
 
 use std::sync::{Arc, OnceLock};
 
-use hetconv_core::{Activation, Conv2dGeometry, ConvKind};
+use hetconv_core::{Activation, Conv2dGeometry};
 
 pub use passes::Batch;
 pub(crate) use passes::Images;
@@ -76,16 +76,13 @@ impl Conv {
         let geometry = &spec.geometry;
         let axis = |axis: usize| taps::forward_axis(geometry, axis, in_size[axis], out_size[axis]);
         let channels = [spec.in_channels, spec.out_channels];
-        let groups = match spec.kind {
-            ConvKind::Grouped(groups) => groups,
-            _ => 0,
-        };
+        let depthwise = spec.kind.is_depthwise(spec.in_channels, spec.out_channels);
         Ok(Self {
             forward: taps::regions(geometry.kernel[1], &axis(0), &axis(1), in_size, channels),
             backward: OnceLock::new(),
             cut: OnceLock::new(),
             rows: [OnceLock::new(), OnceLock::new()],
-            depthwise: groups == spec.in_channels && groups == spec.out_channels && spec.in_order == spec.out_order,
+            depthwise: depthwise && spec.in_order == spec.out_order,
             classes,
             in_size,
             out_size,
