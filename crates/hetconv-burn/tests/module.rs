@@ -70,7 +70,10 @@ fn everything() -> Graph {
     let y = b.activation("se.relu6", y, Activation::Relu6);
     let y = b.conv("se.expand", y, 20, Conv2dGeometry::same(1, 1), ConvKind::Standard, true);
     let y = b.activation("se.gate", y, Activation::HardSigmoid);
-    let x = b.mul("se.scale", [x, y]);
+    let x = b.mul("se.scale", [y, x]);
+    let x = b.relu("se.relu", x);
+    let x = b.mul("square", [x, x]);
+    let x = b.relu("square.relu", x);
     let channels = (0..24u32).map(|c| (c % 5 != 0).then_some((c * 7) % 20)).collect();
     let short = b.push("shortcut", Op::Gather { channels, stride: 2 }, [x]);
     let y = b.conv("last", x, 24, Conv2dGeometry::same(3, 2), het(20, 24, 4), false);

@@ -15,9 +15,14 @@ pub enum ConvKind {
 }
 
 impl ConvKind {
+    /// Whether each filter reads one channel alone: depthwise, perhaps with several filters for each channel.
+    pub fn reads_one_channel(&self, in_channels: usize) -> bool {
+        *self == ConvKind::Grouped(in_channels)
+    }
+
     /// Whether each of as many filters as channels reads one channel, its own.
     pub fn is_depthwise(&self, in_channels: usize, out_channels: usize) -> bool {
-        *self == ConvKind::Grouped(in_channels) && in_channels == out_channels
+        self.reads_one_channel(in_channels) && in_channels == out_channels
     }
 
     /// Number of weights of a layer of M channels and N filters whose window has `taps` taps, biases left out. It is also
@@ -43,6 +48,7 @@ mod tests {
     fn depthwise_is_one_filter_a_channel() {
         assert!(ConvKind::Grouped(6).is_depthwise(6, 6));
         assert!(![(6, 12), (12, 6), (12, 12)].iter().any(|&(m, n)| ConvKind::Grouped(6).is_depthwise(m, n)));
+        assert!(ConvKind::Grouped(6).reads_one_channel(6) && !ConvKind::Grouped(6).reads_one_channel(12));
         assert!(!ConvKind::Standard.is_depthwise(1, 1));
     }
 

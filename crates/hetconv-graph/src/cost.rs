@@ -139,7 +139,7 @@ fn layer_cost(node: &Node, output: Shape) -> Result<Option<LayerCost>, Fault> {
 fn kind_name(kind: &ConvKind, in_channels: usize, taps: usize) -> &'static str {
     match kind {
         ConvKind::Het(_) => "het",
-        ConvKind::Grouped(groups) if *groups == in_channels => "depthwise",
+        kind if kind.reads_one_channel(in_channels) => "depthwise",
         ConvKind::Grouped(groups) if *groups > 1 => "grouped",
         ConvKind::Standard | ConvKind::Grouped(_) if taps == 1 => "pointwise",
         ConvKind::Standard | ConvKind::Grouped(_) => "standard",

@@ -13,3 +13,6 @@ pub(crate) const WAY: usize = FIRST / WAYS;
 
 /// The second level: 1 MiB.
 pub(crate) const SECOND: usize = 256 << 10;
+
+/// Bytes of half the second level: what a thread works on while it needs as much for other things.
+pub(crate) const HALF_SECOND_BYTES: usize = 4 * SECOND / 2;

@@ -1,9 +1,10 @@
 //! Depthwise convolution: lanes run over channels, because no two channels ever meet.
 //!
 //! There are few products for each value, so memory decides. A [`Bundle`] of rows is worked on at a time, one vector of
-//! channels after another. The vectors of all its sources are [strung together](Strung) first, and become what a batch-norm
-//! makes of them on the way: each is read once, and as many as fit stay in the first-level cache, where pixels as they stand,
-//! a power of two apart, would drive each other out. The next bundle's sources are asked for meanwhile. Forward and grad-input
+//! channels after another, and the next one's sources are asked for meanwhile. The vectors of all sources of small images are
+//! [strung together](Strung) first: they stay in the first-level cache, where pixels as they stand, a power of two apart,
+//! would drive each other out, and several images share each weight. A batch-norm is applied on the way. Larger images
+//! are worked on row by row where they stand, unless a batch-norm has to be applied and bundles share few rows. Forward and grad-input
 //! keep the sums of up to [`PIXELS`] pixels in registers, which share each weight; grad-weight keeps those of up to [`TAPS`]
 //! taps, which share each grad-output.
 
@@ -34,8 +35,12 @@ const PIXELS: usize = 6;
 /// The most taps whose sums are kept at once.
 const TAPS: usize = 9;
 
-/// Source pixels of a bundle, unless a row alone reads more: half of the first-level cache.
-const STRUNG: usize = cache::FIRST / 2 / MAX_LANES;
+/// The most lanes of a vector.
+const MAX_LANES: usize = 16;
+
+/// Source pixels of a bundle whose vectors are strung together, unless a row alone reads more: half of the first-level
+/// cache.
+const PIXELS_STRUNG: usize = cache::FIRST / 2 / MAX_LANES;
 
 /// Rows of targets that are worked on together: all those of one or several small images, or some of a larger one.
 #[derive(Clone, Copy)]
@@ -44,70 +49,79 @@ struct Bundles {
     all: [usize; 2],
     /// Images and rows of a bundle.
     of: [usize; 2],
+    /// Whether the sources are strung together, or read where they stand, row by row.
+    strings: bool,
 }
 
 /// Images, and rows of each of them.
 type Bundle = [Range<usize>; 2];
 
 impl Bundles {
-    /// Of so many images, at least `count` bundles if there are so many rows.
-    fn new(table: &Rows, images: usize, count: usize) -> Self {
+    /// The better way to cut so many images for so many parts. What a batch-norm has to be applied to is strung together if
+    /// bundles share little; what is read as it stands only if no image is cut, so that they share nothing.
+    fn new(table: &Rows, images: usize, parts: usize, is_scaled: bool) -> Self {
+        let strung = Self::strung(table, images, parts);
+        let is_better = match is_scaled {
+            true => 2 * strung.reads(table).sum::<usize>() <= 3 * table.reads(0..table.rows.len()).len(),
+            false => strung.per_image() == 1,
+        };
+        if is_better { strung } else { Self { of: [1, 1], strings: false, ..strung } }
+    }
+
+    /// Whose sources are strung together: of so many images, at least `count` bundles if there are so many rows.
+    fn strung(table: &Rows, images: usize, count: usize) -> Self {
         let all = table.rows.len();
         let fits = |rows: usize| {
             let bundles = (0..all).step_by(rows).map(|first| first..all.min(first + rows));
-            bundles.map(|rows| table.reads(rows).len()).max().is_none_or(|most| most <= STRUNG)
+            bundles.map(|rows| table.reads(rows).len()).max().is_none_or(|most| most <= PIXELS_STRUNG)
         };
         // Rows share what they read: that many fit at most.
         let of_image = table.reads(0..all).len().max(1);
-        let most = (images * all).div_ceil(count).min(STRUNG * all / of_image).clamp(1, all.max(1));
+        let most = (images * all / count).min(PIXELS_STRUNG * all / of_image).clamp(1, all.max(1));
         let rows = (1..=most).rev().find(|&rows| fits(rows)).unwrap_or(1);
-        let together = STRUNG / of_image;
-        let of_images = if rows == all { together.min(images.div_ceil(count)).max(1) } else { 1 };
-        Self { all: [images, all], of: [of_images, rows] }
-    }
-
-    /// Rows of one image, one by one.
-    fn rows(table: &Rows) -> Self {
-        Self { all: [1, table.rows.len()], of: [1, 1] }
+        let together = (PIXELS_STRUNG / of_image).min(images / count).max(1);
+        Self { all: [images, all], of: [if rows == all { together } else { 1 }, rows], strings: true }
     }
 
     fn len(&self) -> usize {
-        self.all[0].div_ceil(self.of[0]) * self.per_images()
+        self.all[0].div_ceil(self.of[0]) * self.per_image()
     }
 
-    /// Bundles of the same images.
-    fn per_images(&self) -> usize {
+    /// Bundles of an image, or of some that are worked on together.
+    fn per_image(&self) -> usize {
         self.all[1].div_ceil(self.of[1])
     }
 
     fn at(&self, index: usize) -> Bundle {
-        let [image, row] = [index / self.per_images() * self.of[0], index % self.per_images() * self.of[1]];
+        let [image, row] = [index / self.per_image() * self.of[0], index % self.per_image() * self.of[1]];
         let end = |first: usize, side: usize| self.all[side].min(first + self.of[side]);
         [image..end(image, 0), row..end(row, 1)]
     }
 
-    /// The most values of a bundle's sources, strung together.
-    fn strung(&self, table: &Rows) -> usize {
-        let of_rows = |first: usize| table.reads(first..self.all[1].min(first + self.of[1])).len();
-        self.of[0] * (0..self.all[1]).step_by(self.of[1]).map(of_rows).max().unwrap_or(0) * MAX_LANES
+    /// The most values of a bundle's sources, if they are strung together.
+    fn scratch_len(&self, table: &Rows) -> usize {
+        if self.strings { self.of[0] * self.reads(table).max().unwrap_or(0) * MAX_LANES } else { 0 }
+    }
+
+    /// Source pixels of an image that each of its bundles reads.
+    fn reads(&self, table: &Rows) -> impl Iterator<Item = usize> {
+        let [all, of] = [self.all[1], self.of[1]];
+        (0..all).step_by(of).map(move |first| table.reads(first..all.min(first + of)).len())
     }
 }
 
-/// The most lanes of a vector.
-const MAX_LANES: usize = 16;
-
 /// A vector of channels of some pixels of some images, one behind the other.
 struct Strung<'a> {
-    /// The first image's first pixel's.
-    source: *const f32,
+    /// Of all images, `[pixels, channels]`.
+    source: &'a [f32],
     images: usize,
     /// Values from one image to the next.
     image_len: usize,
-    pixels: usize,
+    /// Of each image.
+    pixels: Range<usize>,
     channels: usize,
-    /// The first of the vector, and how many there are.
+    /// The first of the vector.
     channel: usize,
-    lanes: usize,
     /// What becomes of them.
     scaled: Option<Affine<'a>>,
     to: &'a mut [f32],
@@ -118,32 +132,33 @@ impl Task for Strung<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { source, images, image_len, pixels, channels, channel, lanes, scaled, to } = self;
-        assert!(to.len() >= images * pixels * S::LANES);
+        let Self { source, images, image_len, pixels, channels, channel, scaled, to } = self;
+        let lanes = S::LANES.min(channels - channel);
+        assert!(to.len() >= images * pixels.len() * S::LANES);
+        assert!(images == 0 || source.len() >= (images - 1) * image_len + pixels.end * channels);
+        let of_channels = |values: &[f32]| {
+            let values = &values[channel..channel + lanes];
+            // SAFETY: as many values as that.
+            unsafe { simd.load_lanes(values.as_ptr(), lanes) }
+        };
+        let affine = scaled.map(|Affine { scale, shift, relu }| (of_channels(scale), of_channels(shift), relu));
         let mut to = to.as_mut_ptr();
-        // SAFETY: whoever made the task vouches for the sources; `to` was checked, and the batch-norm has as many channels.
-        unsafe {
-            let [scale, shift] = match scaled {
-                Some(Affine { scale, shift, .. }) => {
-                    [scale, shift].map(|values| simd.load_lanes(values[channel..].as_ptr(), lanes))
-                }
-                None => [simd.splat(1.0), simd.splat(0.0)],
-            };
-            let relu = scaled.is_some_and(|affine| affine.relu);
-            for image in 0..images {
-                let mut from = source.wrapping_add(image * image_len);
-                for _ in 0..pixels {
+        for image in 0..images {
+            let mut from = source.as_ptr().wrapping_add(image * image_len + pixels.start * channels + channel);
+            for _ in pixels.clone() {
+                // SAFETY: `lanes` channels of a pixel, which the source has, and room for a vector of each, as was checked.
+                unsafe {
                     let mut value = simd.load_lanes(from, lanes);
-                    if scaled.is_some() {
+                    if let Some((scale, shift, relu)) = affine {
                         value = simd.mul_add(value, scale, shift);
-                    }
-                    if relu {
-                        value = simd.relu(value);
+                        if relu {
+                            value = simd.relu(value);
+                        }
                     }
                     simd.store(to, value);
-                    from = from.wrapping_add(channels);
-                    to = to.add(S::LANES);
                 }
+                from = from.wrapping_add(channels);
+                to = to.wrapping_add(S::LANES);
             }
         }
     }
@@ -227,6 +242,8 @@ pub(crate) struct DepthwiseConv<'a> {
     /// One number per channel, padded as the weights are.
     pub bias: &'a [f32],
     pub activation: Option<Activation>,
+    /// What a batch-norm makes of the source, where it is not kept.
+    pub scaled: Option<Affine<'a>>,
     pub channels: usize,
     pub source_pixels: usize,
     pub target_pixels: usize,
@@ -242,9 +259,19 @@ pub(crate) struct Part<'a> {
 }
 
 impl DepthwiseConv<'_> {
+    /// How so many images are cut for so many parts.
+    fn bundles(&self, images: usize, parts: usize) -> Bundles {
+        Bundles::new(self.rows, images, parts, self.scaled.is_some())
+    }
+
+    /// Whether it is better to apply a batch-norm where the source is read than before.
+    pub fn scales(&self) -> bool {
+        Bundles::new(self.rows, 1, 1, true).strings
+    }
+
     /// Values that one of so many parts of so many images needs for its own.
     pub fn scratch_len(&self, images: usize, parts: usize) -> usize {
-        Bundles::new(self.rows, images, parts).strung(self.rows)
+        self.bundles(images, parts).scratch_len(self.rows)
     }
 }
 
@@ -253,7 +280,7 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let DepthwiseConv { rows: table, packed, bias, activation, channels, source_pixels, target_pixels } =
+        let DepthwiseConv { rows: table, packed, bias, activation, scaled, channels, source_pixels, target_pixels } =
             *self.kernel;
         let padded = channels.next_multiple_of(S::LANES);
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
@@ -261,13 +288,11 @@ impl Task for Part<'_> {
         let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
         let mut moments = self.share.moments.is_some().then(|| ChannelMoments::new(padded));
         let lens = [source_pixels, target_pixels].map(|pixels| pixels * channels);
-        // One image's sources are read where they stand, row by row: each is read too seldom.
-        let stay = self.pass.images == 1 && self.pass.scaled.is_none() && channels.is_multiple_of(S::LANES);
-        let (bundles, pitch) = match stay {
-            true => (Bundles::rows(table), channels),
-            false => (Bundles::new(table, self.pass.images, self.share.band.count), S::LANES),
-        };
-        let strung = if stay { &mut [] } else { &mut self.scratch[..bundles.strung(table)] };
+        let vectors = padded / S::LANES;
+        let bundles = self.kernel.bundles(self.pass.images, self.share.band.count);
+        assert!(bundles.strings || scaled.is_none(), "a batch-norm is applied to what is strung together");
+        let strung = &mut self.scratch[..bundles.scratch_len(table)];
+        let pitch = if bundles.strings { S::LANES } else { channels };
         // Behind what is read as it stands lies what is read next, or is likely to be.
         let stored = self.pass.stored;
         let behind = stored.values.as_ptr().wrapping_add(if stored.near { self.pass.source.len() } else { 0 });
@@ -276,33 +301,24 @@ impl Task for Part<'_> {
             let [images, rows] = bundles.at(index);
             let reads = table.reads(rows.clone());
             let stretches = || table.rows[rows.clone()].iter().flatten();
-            let source = self.pass.source.as_ptr().wrapping_add(images.start * lens[0] + reads.start * channels);
+            let source = &self.pass.source[images.start * lens[0]..images.end * lens[0]];
             let target = self.pass.target.0.wrapping_add(images.start * lens[1]);
             let next = behind.wrapping_add((images.end - 1) * lens[0] + reads.end * channels);
             let share = images.len() * lens[0] * rows.len() / table.rows.len();
-            let tasks = padded / S::LANES * table.rows[rows.clone()].iter().map(Vec::len).sum::<usize>();
-            let mut near = Prefetch::new(next, share, tasks);
+            let mut near = Prefetch::new(next, share, table.stretches(rows.clone()) * vectors);
             // What lies behind a whole batch's part is most likely this thread's next one; behind a band it is another's.
             let is_ours = index + 1 < of_part.end || self.share.band == Band::WHOLE;
             let ahead = if is_ours { images.len() * lens[1] * rows.len() / table.rows.len() } else { 0 };
             for channel in (0..channels).step_by(S::LANES) {
                 let lanes = S::LANES.min(channels - channel);
-                let mut first = source.wrapping_add(channel);
-                if !stay {
-                    // The table names pixels inside the images, whose lengths were checked by whoever made the part.
-                    simd.apart(Strung {
-                        source: first,
-                        images: images.len(),
-                        image_len: lens[0],
-                        pixels: reads.len(),
-                        channels,
-                        channel,
-                        lanes,
-                        scaled: self.pass.scaled,
-                        to: &mut *strung,
-                    });
-                    first = strung.as_ptr();
+                if bundles.strings {
+                    let (images, pixels, to) = (images.len(), reads.clone(), &mut *strung);
+                    simd.apart(Strung { source, images, image_len: lens[0], pixels, channels, channel, scaled, to });
                 }
+                let first = match bundles.strings {
+                    true => strung.as_ptr(),
+                    false => source.as_ptr().wrapping_add(reads.start * channels + channel),
+                };
                 for (number, stretch) in stretches().enumerate() {
                     near.advance(simd);
                     let row = Row {
@@ -312,7 +328,7 @@ impl Task for Part<'_> {
                         pitch,
                         target: target.wrapping_add(stretch.first[1] + channel),
                         images: images.len(),
-                        lens: [reads.len() * pitch, lens[1]],
+                        lens: [if bundles.strings { reads.len() * pitch } else { lens[0] }, lens[1]],
                         weights: packed.as_ptr().wrapping_add(channel * weights_of_channel),
                         bias: bias.as_ptr().wrapping_add(channel),
                         epilogue,
@@ -321,8 +337,9 @@ impl Task for Part<'_> {
                     };
                     let sums = moments.as_mut().map(|moments| moments.sums(channel));
                     let sums = sums.map(|sums| ChannelSums { is_first: sums.is_first && number == 0, ..sums });
-                    // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; the sources are whole ones
-                    // or have been strung together, and of a pixel's channels those are written that there are.
+                    // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; the sources have been
+                    // strung together or are pixels inside the images, as the table has them, and of a pixel's channels
+                    // those are read and written that there are.
                     unsafe { row.compute(simd, sums) };
                 }
             }
@@ -361,8 +378,8 @@ impl Row<'_> {
     /// Computes the pixels and counts them in `sums`.
     ///
     /// # Safety
-    /// `lanes` values are writable at every target; whole vectors are readable at every source, at `bias` and at every tap's
-    /// weights, and writable at the places of `sums`.
+    /// `lanes` values are readable at every source and writable at every target; whole vectors are readable at `bias` and at
+    /// every tap's weights, and writable at the places of `sums`.
     #[inline(always)]
     unsafe fn compute<S: Simd>(self, simd: S, sums: Option<ChannelSums>) {
         match (self.lanes == S::LANES, sums) {
@@ -469,7 +486,7 @@ impl<const WHOLE: bool, const SUMS: bool> RowTask<'_, WHOLE, SUMS> {
                 let weight = simd.load(row.weights.add(tap * S::LANES));
                 let source = source.offset(offset * row.pitch as isize);
                 for r in 0..R {
-                    sums[r] = simd.mul_add(simd.load(source.add(r * source_step)), weight, sums[r]);
+                    sums[r] = simd.mul_add(simd.load_lanes(source.add(r * source_step), lanes), weight, sums[r]);
                 }
             }
             for r in 0..R {
@@ -511,25 +528,31 @@ impl Task for Backward<'_> {
     fn run<S: Simd>(self, simd: S) {
         let Self { images, rows: table, channels, taps: all_taps, of_part, out, along, counted } = self;
         let lens = [images.in_size, images.out_size].map(|[height, width]| height * width * channels);
-        let bundles = Bundles::new(table, of_part.len(), 1);
         let [of_input, of_grad_output] = images.readings;
-        let (scaled, of_input) = (of_input.scaled(), of_input.rest());
+        let bundles = Bundles::new(table, of_part.len(), 1, of_input.scaled().is_some());
+        let (scaled, of_input, pitch) = match bundles.strings {
+            true => (of_input.scaled(), of_input.rest(), S::LANES),
+            false => (None, of_input, channels),
+        };
         let mut rooms = [of_input.room(bundles.of[0] * lens[0]), of_grad_output.room(bundles.of[0] * lens[1])];
-        let mut strung = Scratch::new(bundles.strung(table));
+        let mut strung = Scratch::new(bundles.scratch_len(table));
         let at_once = along.map_or(of_part.len().max(1), |along| along.images(bundles.of[0]));
         let mut scratch = along.map(|along| along.scratch(at_once));
         let mut done = of_part.start;
+        let [mut input, mut grad_output]: [&[f32]; 2] = [&[]; 2];
         for index in 0..bundles.len() {
             let [bundle, rows] = bundles.at(index);
             let (first, end) = (of_part.start + bundle.start, of_part.start + bundle.end);
-            let [room_in, room_out] = &mut rooms;
-            let input = of_input.brought(simd, &images.input[first * lens[0]..end * lens[0]], room_in);
-            let grad_output = &images.grad_output[first * lens[1]..end * lens[1]];
-            let grad_output = of_grad_output.brought(simd, grad_output, room_out);
+            if rows.start == 0 {
+                let [room_in, room_out] = rooms.each_mut().map(|room| &mut room[..]);
+                input = of_input.brought(simd, &images.input[first * lens[0]..end * lens[0]], room_in);
+                grad_output = &images.grad_output[first * lens[1]..end * lens[1]];
+                grad_output = of_grad_output.brought(simd, grad_output, room_out);
+            }
             let reads = table.reads(rows.clone());
             let stretches = || table.rows[rows.clone()].iter().flatten();
             // The next bundle's are asked for meanwhile.
-            let tasks = stretches().count() * channels.div_ceil(S::LANES);
+            let tasks = table.stretches(rows.clone()) * channels.div_ceil(S::LANES);
             let next = |values: &[f32], len: usize, behind: usize| {
                 let next = values.as_ptr().wrapping_add((end - 1) * len + behind);
                 Prefetch::new(next, bundle.len() * len * rows.len() / table.rows.len(), tasks)
@@ -540,32 +563,39 @@ impl Task for Backward<'_> {
             ];
             for channel in (0..channels).step_by(S::LANES) {
                 let lanes = S::LANES.min(channels - channel);
-                simd.apart(Strung {
-                    source: input.as_ptr().wrapping_add(reads.start * channels + channel),
-                    images: bundle.len(),
-                    image_len: lens[0],
-                    pixels: reads.len(),
-                    channels,
-                    channel,
-                    lanes,
-                    scaled,
-                    to: &mut strung,
-                });
+                if bundles.strings {
+                    let (images, pixels, to) = (bundle.len(), reads.clone(), &mut strung[..]);
+                    simd.apart(Strung {
+                        source: input,
+                        images,
+                        image_len: lens[0],
+                        pixels,
+                        channels,
+                        channel,
+                        scaled,
+                        to,
+                    });
+                }
+                let first = match bundles.strings {
+                    true => strung.as_ptr(),
+                    false => input.as_ptr().wrapping_add(reads.start * channels + channel),
+                };
                 for stretch in stretches() {
                     near.iter_mut().for_each(|near| near.advance(simd));
                     for taps in table.taps[stretch.taps].chunks(TAPS) {
                         let sums = Sums {
                             stretch,
                             taps,
-                            source: strung.as_ptr().wrapping_add((stretch.first[0] - reads.start) * S::LANES),
+                            source: first.wrapping_add((stretch.first[0] - reads.start) * pitch),
+                            pitch,
                             grad: grad_output.as_ptr().wrapping_add(stretch.first[1] + channel),
                             images: bundle.len(),
-                            lens: [reads.len() * S::LANES, lens[1]],
+                            lens: [if bundles.strings { reads.len() * pitch } else { lens[0] }, lens[1]],
                             lanes,
                             out: &mut out[channel * all_taps..],
                         };
-                        // SAFETY: the sources have been strung together; stretches name pixels inside the image of
-                        // grad-output, of whose channels those are read that there are.
+                        // SAFETY: the sources have been strung together or are pixels inside the images, as the table has
+                        // them; of a pixel's channels those are read that there are.
                         unsafe { sums.compute(simd) };
                     }
                 }
@@ -587,8 +617,10 @@ impl Task for Backward<'_> {
 struct Sums<'a> {
     stretch: &'a Stretch,
     taps: &'a [(usize, isize)],
-    /// The first image's first pixel's; sources are strung together.
+    /// The first image's first pixel's.
     source: *const f32,
+    /// Values from one source pixel to the next.
+    pitch: usize,
     grad: *const f32,
     images: usize,
     /// Values from one image to the next, of source and grad-output.
@@ -602,8 +634,7 @@ impl Sums<'_> {
     /// Adds the sums to `out`.
     ///
     /// # Safety
-    /// Of the stretch's pixels of all images, whole vectors are readable at every source, and `lanes` values at every
-    /// grad-output.
+    /// `lanes` values are readable at every source and grad-output of the stretch's pixels of all images.
     #[inline(always)]
     unsafe fn compute<S: Simd>(self, simd: S) {
         if self.lanes == S::LANES { self.taps::<S, true>(simd) } else { self.taps::<S, false>(simd) }
@@ -634,10 +665,10 @@ impl<const T: usize, const WHOLE: bool> Task for TapSums<'_, T, WHOLE> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Sums { stretch, taps, mut source, mut grad, images, lens, lanes, out } = self.0;
+        let Sums { stretch, taps, mut source, pitch, mut grad, images, lens, lanes, out } = self.0;
         let lanes = if WHOLE { S::LANES } else { lanes };
         assert!(taps.len() == T && taps.iter().all(|&(tap, _)| (tap + 1) * S::LANES <= out.len()));
-        let offsets: [isize; T] = std::array::from_fn(|t| taps[t].1 * S::LANES as isize);
+        let offsets: [isize; T] = std::array::from_fn(|t| taps[t].1 * pitch as isize);
         let mut sums = [simd.splat(0.0); T];
         for _ in 0..images {
             let (mut from, mut to) = (source, grad);
@@ -646,10 +677,10 @@ impl<const T: usize, const WHOLE: bool> Task for TapSums<'_, T, WHOLE> {
                 unsafe {
                     let grad = simd.load_lanes(to, lanes);
                     for t in 0..T {
-                        sums[t] = simd.mul_add(simd.load(from.offset(offsets[t])), grad, sums[t]);
+                        sums[t] = simd.mul_add(simd.load_lanes(from.offset(offsets[t]), lanes), grad, sums[t]);
                     }
                 }
-                from = from.wrapping_add(stretch.steps[0] * S::LANES);
+                from = from.wrapping_add(stretch.steps[0] * pitch);
                 to = to.wrapping_add(stretch.steps[1]);
             }
             source = source.wrapping_add(lens[0]);
@@ -670,20 +701,30 @@ mod tests {
 
     #[test]
     fn bundles_have_every_row_once_and_fit() {
-        for (size, images) in [([4, 4], 37), ([16, 16], 2), ([16, 17], 2), ([40, 9], 3), ([5, 100], 2), ([7, 300], 1)] {
-            for (stride, count) in [(1, 1), (2, 1), (1, 8)] {
+        for (size, images) in [
+            ([4, 4], 37),
+            ([4, 4], 10),
+            ([10, 10], 1),
+            ([10, 10], 2),
+            ([16, 16], 2),
+            ([16, 17], 2),
+            ([40, 9], 3),
+            ([5, 100], 2),
+            ([7, 300], 1),
+        ] {
+            for (stride, count) in [(1, 1), (2, 1), (1, 8), (1, 16)] {
                 let geometry = hetconv_core::Conv2dGeometry::same(3, stride);
                 let out = geometry.output_size(size).unwrap();
                 let axis = |axis: usize| taps::forward_axis(&geometry, axis, size[axis], out[axis]);
                 let table = Rows::new(3, &axis(0), &axis(1), size[1], 1);
-                let bundles = Bundles::new(&table, images, count);
+                let bundles = Bundles::strung(&table, images, count);
                 assert!(bundles.len() >= count.min(images * out[0]));
                 let mut rows = Vec::new();
                 for bundle in 0..bundles.len() {
                     let [of_images, of_rows] = bundles.at(bundle);
                     let strung = of_images.len() * table.reads(of_rows.clone()).len();
-                    assert!(strung * MAX_LANES <= bundles.strung(&table));
-                    assert!(strung <= STRUNG || (of_images.len(), of_rows.len()) == (1, 1), "{size:?}");
+                    assert!(strung * MAX_LANES <= bundles.scratch_len(&table));
+                    assert!(strung <= PIXELS_STRUNG || (of_images.len(), of_rows.len()) == (1, 1), "{size:?}");
                     rows.extend(of_images.flat_map(|image| of_rows.clone().map(move |row| (image, row))));
                 }
                 rows.sort_unstable();

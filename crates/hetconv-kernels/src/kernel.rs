@@ -11,7 +11,7 @@ use crate::direct::{self, DirectConv};
 use crate::fresh::product;
 use crate::isa::Isa;
 use crate::moments::SumsOfParts;
-use crate::norm::{Affine, NormBackward};
+use crate::norm::NormBackward;
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::reading::Reading;
 use crate::scratch::Scratch;
@@ -32,8 +32,6 @@ pub(crate) struct Pass<'a> {
     pub source: &'a [f32],
     /// What the source stands in, or was made of, and what is most likely read after it.
     pub stored: Stored<'a>,
-    /// What a depthwise convolution makes of the source where it reads it.
-    pub scaled: Option<Affine<'a>>,
     /// What is added, as long as the target.
     pub residual: Option<&'a [f32]>,
     /// The first image's target.
@@ -46,7 +44,7 @@ impl<'a> Pass<'a> {
     /// Of some images, with nothing known of what comes next.
     pub fn new(images: usize, source: &'a [f32], target: Target) -> Self {
         let stored = Stored { values: source, near: false, behind: 0 };
-        Self { images, source, stored, scaled: None, residual: None, target, ahead: &[] }
+        Self { images, source, stored, residual: None, target, ahead: &[] }
     }
 }
 
@@ -222,6 +220,13 @@ impl Kernel<'_> {
         target: &mut [MaybeUninit<f32>],
         count: Count<'_>,
     ) -> Vec<f64> {
+        if let (Self::Depthwise(kernel), Some(scaled)) = (self, reading.scaled())
+            && kernel.scaled.is_none()
+            && kernel.scales()
+        {
+            let kernel = Kernel::Depthwise(depthwise::DepthwiseConv { scaled: Some(scaled), ..*kernel });
+            return kernel.run(isa, batch, source, reading.rest(), target, count);
+        }
         let ([source_len, target_len], channels) = (self.lens(), self.target_channels());
         assert_eq!([source.len(), target.len()], [source_len, target_len].map(|len| product([batch, len])), "lengths");
         if let Count::Norm(norm) = count {
@@ -231,10 +236,6 @@ impl Kernel<'_> {
         if target.is_empty() {
             return vec![0.0; 2 * counted];
         }
-        let (scaled, reading) = match self {
-            Self::Depthwise(_) => (reading.scaled(), reading.rest()),
-            _ => (None, reading),
-        };
         let near = match self {
             Self::Depthwise(_) => source_len.max(target_len),
             Self::Direct(_) => source_len,
@@ -278,7 +279,7 @@ impl Kernel<'_> {
                 let source = reading.brought_alone(isa, source, room);
                 // SAFETY: the target has `batch` images.
                 let target = unsafe { target.add(first * target_len) };
-                let pass = Pass { stored, scaled, ..Pass::new(images, source, target) };
+                let pass = Pass { stored, ..Pass::new(images, source, target) };
                 let (moments, norm) = match count {
                     Count::Nothing => (None, None),
                     Count::Moments => (sums, None),

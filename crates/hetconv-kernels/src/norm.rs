@@ -453,7 +453,6 @@ impl<const GATE: u8> Task for GradSums<'_, GATE> {
         let channels = data.channels;
         assert!(grad.len() == data.x.len() && mean.len() == channels && sums.len() == 2 * channels);
         let (sum, sum_x) = sums.split_at_mut(channels);
-        // The sums of some rows stay in registers.
         for rows in (0..data.x.len()).step_by(ROWS * channels) {
             let rows = (rows..data.x.len().min(rows + ROWS * channels)).step_by(channels);
             for channel in (0..channels).step_by(S::LANES) {

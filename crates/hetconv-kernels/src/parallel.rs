@@ -30,7 +30,7 @@ impl Target {
 /// A part's data should stay in a core's second-level cache. Small images are at least as many as a tile has `rows`: a
 /// region that has one pixel an image then fills a tile.
 pub(crate) fn images_per_part(images: usize, bytes: usize, rows: usize) -> usize {
-    const CACHE: usize = 4 * cache::SECOND / 2;
+    const CACHE: usize = cache::HALF_SECOND_BYTES;
     let cached = (CACHE / bytes.max(1)).max(1).min(images.div_ceil(PARTS).max(1));
     let fills = if bytes * rows <= 3 * CACHE { rows } else { 1 };
     cached.next_multiple_of(fills).min(images.max(1))

@@ -14,7 +14,7 @@ pub enum Input<'a> {
     Plain(&'a [f32]),
     /// The result of a batch-norm, and of a ReLU behind it, which is not kept: it is made where it is read, in memory for the
     /// time being. That is a few images at a time, which stay in a core's second-level cache, or, where the images are few or
-    /// the blocks of filters are many, all of them.
+    /// the blocks of filters are many, all of them; of a depthwise layer a vector of channels of some rows, in the first.
     Scaled {
         /// What the batch-norm reads.
         x: &'a [f32],

@@ -16,7 +16,8 @@ fn passes(value: f32) -> bool {
     value > 0.0 || value.is_nan()
 }
 
-/// act(x·scale) of `x` `[images, pixels, channels]` and `scale` `[images, channels]`; act is ReLU or nothing.
+/// act(x·scale) of `x` `[images, pixels, channels]` and `scale` `[images, channels]`; act is ReLU or nothing. Threads share the
+/// images out.
 ///
 /// # Panics
 /// If the lengths don't fit.

@@ -143,6 +143,11 @@ impl Rows {
         Self { taps, rows: of_rows, reads }
     }
 
+    /// Stretches of some target rows.
+    pub fn stretches(&self, rows: Range<usize>) -> usize {
+        self.rows[rows].iter().map(Vec::len).sum()
+    }
+
     /// The source pixels of some target rows, from the first to the last.
     pub fn reads(&self, rows: Range<usize>) -> Range<usize> {
         let mut all = 0..0;

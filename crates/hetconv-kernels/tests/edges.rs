@@ -70,7 +70,7 @@ fn edges_of_depthwise_rows() {
 #[test]
 fn edges_of_depthwise_bundles() {
     each_isa("depthwise bundles", |isa| {
-        let channels = isa.lanes() + 3;
+        let widths = [isa.lanes() + 3, 2 * isa.lanes()];
         for (seed, (batch, size)) in [
             (37, [4, 4]),
             (70, [2, 2]),
@@ -82,11 +82,12 @@ fn edges_of_depthwise_bundles() {
             (2, [40, 3]),
             (2, [4, 100]),
             (1, [2, 300]),
+            (2, [5, 130]),
         ]
         .into_iter()
         .enumerate()
         {
-            for stride in [1, 2] {
+            for (stride, channels) in [(1, widths[0]), (2, widths[0]), (1, widths[1])] {
                 let geometry = Conv2dGeometry::same(3, stride);
                 let spec = ConvSpec::natural(channels, channels, geometry, ConvKind::Grouped(channels));
                 check(&spec, isa, batch, size, seed as u64);
@@ -271,10 +272,18 @@ fn nothing_is_read_or_written_outside() {
             (3, 33, ConvKind::Standard),
             (31, 5, ConvKind::Standard),
             (40, 40, ConvKind::Grouped(40)),
+            (32, 32, ConvKind::Grouped(32)),
         ] {
             // The window of 1×1 last: HetConv has a centre alone there.
-            let windows =
-                [(3, 1, [5, 6]), (3, 2, [5, 6]), (3, 1, [1, 1]), (3, 1, [8, 8]), (1, 1, [7, 7]), (1, 2, [7, 7])];
+            let windows = [
+                (3, 1, [5, 6]),
+                (3, 2, [5, 6]),
+                (3, 1, [1, 1]),
+                (3, 1, [17, 18]),
+                (3, 1, [8, 8]),
+                (1, 1, [7, 7]),
+                (1, 2, [7, 7]),
+            ];
             let closed = [Closed::Before, Closed::Behind];
             for ((kernel, stride, size), closed) in windows.into_iter().flat_map(|w| closed.map(|closed| (w, closed))) {
                 let guarded = |values: &[f32]| Guarded::new(closed, values);

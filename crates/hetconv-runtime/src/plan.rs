@@ -55,7 +55,7 @@ pub(crate) struct Input {
 pub struct Layer {
     /// Its node's name.
     pub name: String,
-    /// `direct`, `winograd` or `depthwise`.
+    /// How it is computed.
     pub algorithm: Algorithm,
     /// Bytes of its packed weights and bias.
     pub packed_bytes: usize,

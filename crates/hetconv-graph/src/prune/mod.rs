@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use crate::name::PRUNED;
 use crate::{Graph, GraphError, Node, Op, Shape, ValueId, WeightError, WeightTensor, Weights};
 use slice::Kept;
-use ties::{Ties, is_depthwise};
+use ties::{Ties, reads_one_of_several};
 
 /// How much is removed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -232,7 +232,10 @@ fn distinct(classes: &[usize]) -> HashSet<usize> {
 fn rank(graph: &Graph, weights: &Weights, shapes: &[Shape], ties: &Ties, id: ValueId) -> Option<Ranking> {
     let node = &graph.nodes[id];
     // A depthwise filter goes with the channel it reads.
-    if !matches!(node.op, Op::Conv2d { .. }) || is_depthwise(&node.op) || shapes[node.inputs[0]].size() == [1, 1] {
+    if !matches!(node.op, Op::Conv2d { .. })
+        || reads_one_of_several(&node.op)
+        || shapes[node.inputs[0]].size() == [1, 1]
+    {
         return None;
     }
     let norms: Vec<f64> = (0..shapes[id].channels()).map(|filter| l1_norm(weights, &node.name, filter)).collect();

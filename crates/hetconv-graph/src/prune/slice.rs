@@ -21,7 +21,9 @@ impl Kept<'_> {
                 match kind {
                     ConvKind::Standard => {}
                     // The only groups that lose channels are those of one channel each.
-                    ConvKind::Grouped(groups) if groups == in_channels => *groups = inputs,
+                    kind @ ConvKind::Grouped(_) if kind.reads_one_channel(*in_channels) => {
+                        *kind = ConvKind::Grouped(inputs);
+                    }
                     ConvKind::Grouped(_) => {}
                     ConvKind::Het(pattern) => *pattern = self.pattern(pattern)?,
                 }

@@ -33,7 +33,7 @@ impl Ties {
             let input = |i: usize| values[node.inputs[i]].clone();
             let value = match &node.op {
                 Op::Input { .. } => union.fresh(channels, Root { fixed: true, ranked: 0 }),
-                op @ Op::Conv2d { in_channels, .. } if is_depthwise(op) => {
+                op @ Op::Conv2d { in_channels, .. } if reads_one_of_several(op) => {
                     let each = channels / in_channels;
                     (0..channels).map(|filter| values[node.inputs[0]][filter / each]).collect()
                 }
@@ -105,8 +105,8 @@ impl Ties {
 }
 
 /// Whether each filter of a convolution reads one channel of several.
-pub(super) fn is_depthwise(op: &Op) -> bool {
-    matches!(op, Op::Conv2d { in_channels, kind: ConvKind::Grouped(groups @ 2..), .. } if groups == in_channels)
+pub(super) fn reads_one_of_several(op: &Op) -> bool {
+    matches!(op, Op::Conv2d { in_channels: channels @ 2.., kind, .. } if kind.reads_one_channel(*channels))
 }
 
 /// Sets that are united, each known by one of its members.

@@ -30,7 +30,8 @@ pub enum Algorithm {
     /// A sum of products, one pass over the output. A value that is not finite reaches the outputs whose windows hold it;
     /// where a vector covers several classes, also those of the other classes.
     Direct,
-    /// As [`Algorithm::Direct`], where no two channels meet: then nothing else is possible.
+    /// A sum of products where no two channels meet, with lanes over channels: the one algorithm of depthwise layers whose
+    /// channels stand in the same order on both sides, and of those alone.
     Depthwise,
     /// F(4×4, 3×3): 36 products where the direct pass has 144, for 3×3 taps at stride 1. Results differ by rounding, some
     /// 10⁻⁶ of their rms, and a value that is not finite spreads over a 6×6 neighbourhood.
@@ -299,6 +300,7 @@ impl Conv {
                 packed,
                 bias,
                 activation,
+                scaled: None,
                 channels: m,
                 source_pixels,
                 target_pixels,

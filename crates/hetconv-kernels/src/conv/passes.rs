@@ -249,16 +249,16 @@ impl Conv {
         isa: Isa,
         algorithm: Algorithm,
         images: &Images<'_>,
-        then: impl FnOnce(WeightGradient<'_>) -> T,
+        then: impl FnOnce(AnyGradWeight<'_>) -> T,
     ) -> T {
         assert!(self.algorithms().contains(&algorithm), "{algorithm:?} cannot compute this layer");
         if algorithm == Algorithm::Depthwise {
             let kernel = Depthwise::new(&self.spec, isa);
-            return then(WeightGradient::Depthwise { kernel, rows: self.rows(Direction::Forward), images });
+            return then(AnyGradWeight::Depthwise { kernel, rows: self.rows(Direction::Forward), images });
         }
         let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
         let cut = || Cut::new(&self.spec, &self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
-        then(WeightGradient::Products(GradWeight {
+        then(AnyGradWeight::Products(GradWeight {
             algorithm,
             layout: &layout,
             // Without a dense centre Winograd's algorithm leaves nothing to pairs of pixels.
@@ -267,7 +267,6 @@ impl Conv {
             images,
             spec: &self.spec,
             classes: &self.classes,
-            along: None,
         }))
     }
 
@@ -299,12 +298,12 @@ impl Conv {
 }
 
 /// A prepared grad-weight of either kernel.
-pub(super) enum WeightGradient<'a> {
+pub(super) enum AnyGradWeight<'a> {
     Depthwise { kernel: Depthwise<'a>, rows: &'a Rows, images: &'a Images<'a> },
     Products(GradWeight<'a>),
 }
 
-impl WeightGradient<'_> {
+impl AnyGradWeight<'_> {
     /// Whether every thread has images of its own, so that grad-input may be computed along.
     fn takes_along(&self) -> bool {
         match self {
@@ -320,7 +319,7 @@ impl WeightGradient<'_> {
                 kernel.grad_weight(isa, images, rows, grad, along)
             }
             (Self::Depthwise { .. }, _) => unreachable!("a depthwise layer is no HetConv"),
-            (Self::Products(grad_weight), grad) => GradWeight { along, ..*grad_weight }.run(isa, grad),
+            (Self::Products(grad_weight), grad) => grad_weight.run(isa, grad, along),
         }
     }
 }

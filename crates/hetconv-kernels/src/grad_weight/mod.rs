@@ -54,8 +54,6 @@ pub(crate) struct GradWeight<'a> {
     pub images: &'a Images<'a>,
     pub spec: &'a ConvSpec,
     pub classes: &'a Classes,
-    /// What is computed along; see [`GradWeight::takes_along`].
-    pub along: Option<&'a Along<'a>>,
 }
 
 impl GradWeight<'_> {
@@ -65,15 +63,16 @@ impl GradWeight<'_> {
         groups == 1 && parts_of_blocks(self.images.batch, groups, self.layout.len) >= PARTS
     }
 
-    /// Overwrites `grad`, and returns what is counted along, `[2, channels]`.
-    pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>) -> Vec<f64> {
+    /// Overwrites `grad`, and returns what is counted of what is computed along, `[2, channels]`; see
+    /// [`GradWeight::takes_along`].
+    pub fn run(&self, isa: Isa, grad: ConvWeightsMut<'_>, along: Option<&Along<'_>>) -> Vec<f64> {
         let is_stored = self.images.readings[1].is_plain();
-        assert!(self.along.is_none() || self.takes_along() && is_stored, "parts that share images");
+        assert!(along.is_none() || self.takes_along() && is_stored, "parts that share images");
         let batch = self.images.batch;
         let groups = self.groups_of_blocks();
         if groups.len() > FEW_GROUPS && !self.images.readings.iter().all(Reading::is_plain) {
             // Each group would make the same values.
-            return self.images.brought(isa, |images| GradWeight { images, ..*self }.run(isa, grad));
+            return self.images.brought(isa, |images| GradWeight { images, ..*self }.run(isa, grad, None));
         }
         let parts = parts_of_blocks(batch, groups.len(), self.layout.len);
         let of_part = |part: usize| part * batch / parts..(part + 1) * batch / parts;
@@ -89,21 +88,21 @@ impl GradWeight<'_> {
             // What a thread has summed it unpacks while it is near.
             groups.into_par_iter().zip(rows).for_each(|(blocks, rows)| {
                 let mut out = Aligned::zeroed(len(blocks));
-                isa.run(Part { grad: self, images: of_part(0), blocks, out: &mut out, counted: &mut [] });
+                isa.run(Part { grad: self, images: of_part(0), blocks, out: &mut out, along: None, counted: &mut [] });
                 unpack(blocks, rows, &out);
             });
             return Vec::new();
         }
         let stride = self.layout.len.next_multiple_of(16);
         let mut partial = Aligned::zeroed_by_all(parts * stride);
-        let mut counted = SumsOfParts::new(parts, self.along.map_or(0, Along::counted));
+        let mut counted = SumsOfParts::new(parts, along.map_or(0, Along::counted));
         let mut of_parts = counted.parts();
         let mut work = Vec::new();
         for (part, mut packed) in partial.chunks_mut(stride.max(1)).enumerate() {
             for &blocks in &groups {
                 let (out, others) = packed.split_at_mut(len(blocks));
                 let counted = of_parts.next().unwrap_or_default();
-                work.push(Part { grad: self, images: of_part(part), blocks, out, counted });
+                work.push(Part { grad: self, images: of_part(part), blocks, out, along, counted });
                 packed = others;
             }
         }
@@ -156,6 +155,7 @@ struct Part<'a> {
     images: Range<usize>,
     blocks: &'a [Block],
     out: &'a mut [f32],
+    along: Option<&'a Along<'a>>,
     /// `[2, channels]`, if that is counted.
     counted: &'a mut [f64],
 }
@@ -165,7 +165,8 @@ impl Task for Part<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let GradWeight { algorithm, images, spec, cut, layout, along, .. } = *self.grad;
+        let GradWeight { algorithm, images, spec, cut, layout, .. } = *self.grad;
+        let along = self.along;
         let [of_input, of_grad_output] = images.readings;
         let mut sums = (algorithm == Algorithm::Winograd).then(|| Sums::new(self.grad, self.blocks));
         let group = cut.map_or(1, |cut| cut.group);

@@ -24,7 +24,7 @@ use crate::winograd::{self, Grid, IN, OUT, POINTS, target_points, transform_sour
 const OUTPUTS: usize = 128;
 const INPUTS: usize = 128;
 /// Bytes of pieces that are transformed together, and how many pieces that are at least and at most.
-const TOGETHER: usize = 4 * cache::SECOND / 2;
+const TOGETHER: usize = cache::HALF_SECOND_BYTES;
 const PIECES: [usize; 2] = [16, 512];
 
 /// Blocks that are worked on together: of one range, or of as many whole ranges as are narrow.

@@ -55,7 +55,8 @@ impl Layout {
         while start < outputs.len() {
             let block = match algorithm {
                 Algorithm::Winograd => choice.cheapest_transformed(start),
-                Algorithm::Direct | Algorithm::Depthwise => choice.cheapest(start),
+                Algorithm::Direct => choice.cheapest(start),
+                Algorithm::Depthwise => unreachable!("a depthwise layer has no blocks"),
             };
             let block = layout.place(block, choice.taps);
             start = block.outputs.end;

@@ -146,7 +146,7 @@ impl Room {
     /// With their products, pieces stay in a core's second-level cache, if the weights that they share do as well;
     /// otherwise more of them share each read of the weights.
     fn new(winograd: &Winograd<'_>, blocks: Range<usize>, pieces: usize) -> Self {
-        const CACHE: usize = 4 * cache::SECOND / 2;
+        const CACHE: usize = cache::HALF_SECOND_BYTES;
         let weights = winograd.weights;
         let (mut depth, mut width) = (0, 0);
         let mut left = blocks;
