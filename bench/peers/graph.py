@@ -27,7 +27,7 @@ ACTIVATIONS = {
     "silu": nn.SiLU,
 }
 # Operators whose backward pass does not read their own result: what follows may overwrite it.
-OVERWRITABLE = {"conv2d", "batch_norm", "linear", "add"}
+OVERWRITABLE = {"conv2d", "batch_norm", "linear", "add", "identity"}
 
 
 def read(path):

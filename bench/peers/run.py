@@ -94,8 +94,8 @@ def training(options):
 
 def layers(options):
     """The contenders for all layers."""
-    ours = (options.hetconv, *"benchmark --kernels --format json".split())
     parts = ",".join(map(str, options.parts))
+    ours = (options.hetconv, *"benchmark --kernels --format json --parts".split(), parts)
     yield [
         Contender("hetconv", "", ours, lambda out: kernel_cases(json.loads(out), options)),
         *torch_peers(
@@ -161,7 +161,8 @@ def forms(file):
 def export(file, form, batch):
     """The model as an ONNX file."""
     onnx = CACHE / f"{file.stem}-{form}-b{batch}.onnx"
-    if onnx.exists() and onnx.stat().st_mtime > file.stat().st_mtime:
+    made_from = [file, HERE / "engine_torch.py", HERE / "graph.py"]
+    if onnx.exists() and onnx.stat().st_mtime > max(source.stat().st_mtime for source in made_from):
         return onnx
     command = [install.python(), HERE / "engine_torch.py", "export", "--file", file, "--onnx", onnx, "--form", form]
     subprocess.run([*command, "--batch", str(batch), "--threads", "1"], check=True, capture_output=True)

@@ -227,7 +227,9 @@ def train(arguments, device):
     optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
     run = Run(arguments.out, arguments)
     step = run.load(network, optimizer, device) if arguments.resume else 0
-    model = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    # All processes have the same running means and variances already.
+    devices = [device] if device.type == "cuda" else None
+    model = DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
     for epoch in range(step // steps, arguments.epochs):
         batches = Batches(images, arguments.batch, epoch, step % steps, arguments.seed)

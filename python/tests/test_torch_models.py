@@ -256,6 +256,34 @@ def test_uneven_padding_survives_a_conversion(tmp_path):
     agrees()
 
 
+def test_decompose_where_padding_and_classes_are_uneven():
+    geometry = {"kernel": [3, 3], "stride": [2, 2], "padding": [0, 0, 1, 1], "dilation": [1, 1]}
+    classes = {"channels": [0, 0, 0, 1, 2], "filters": [0, 1, 2, 2]}
+    pattern = {"in_channels": 5, "out_channels": 4, "arrangement": {"assigned": classes}}
+    operator = {"op": "conv2d", "in_channels": 5, "out_channels": 4, "geometry": geometry, "bias": True}
+    layer = HetConv2d.from_operator({**operator, "kind": {"het": pattern}})
+    x = torch.randn(2, 5, 9, 8)
+    torch.testing.assert_close(decompose(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norms_are_updated_as_pytorch_updates_them():
+    net = network("small-cifar_p4")
+    images = torch.randn(12, 3, 32, 32) * 2 + 1
+    torch.optim.swa_utils.update_bn(images.split(4), net)
+    # Means of the means of all batches: what the first batch-norm reads has the mean of all its values.
+    norm, seen = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)), []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    net.eval()(images)
+    torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_as_many_inputs_as_the_network_has():
+    net, image = network("small-cifar").eval(), torch.randn(1, 3, 32, 32)
+    for images in [(), (image, image)]:
+        with pytest.raises(TypeError, match="for a network that has 1"):
+            net(*images)
+
+
 def test_networks_of_another_image_size(tmp_path):
     net = network("small-cifar_p4", image_size=(40, 24)).eval()
     assert net.input_shape == (3, 40, 24)

@@ -44,7 +44,8 @@ impl<'a> Images<'a> {
     ) -> Result<(), CalibrateError> {
         let (graph, weights) = up_to(graph, weights, values);
         // Winograd's rounding would be fitted, too.
-        let plan = Plan::compile(&graph, &weights, &Options { batch: self.batch, exact: true, ..Options::default() })?;
+        let plan =
+            Plan::compile_owned(&graph, weights, &Options { batch: self.batch, exact: true, ..Options::default() })?;
         let plan = Arc::new(plan);
         let team = Arc::new(Team::new(rayon::current_num_threads()));
         let mut session: Option<Session> = None;

@@ -120,9 +120,11 @@ fn what_hetconv_can_do_is_found() {
 fn the_same_whatever_the_threads() {
     let model = model("small-cifar");
     let (options, how) = (ConvertOptions::new(2), Options::default());
-    let reference = calibrated(&model, &options, &how);
-    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    assert!(alone.install(|| calibrated(&model, &options, &how)) == reference);
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| calibrated(&model, &options, &how))
+    };
+    assert!(on(1) == on(3));
 }
 
 #[test]

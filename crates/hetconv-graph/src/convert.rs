@@ -393,7 +393,11 @@ pub fn convert(model: &ModelFile, options: &ConvertOptions) -> Result<(ModelFile
             }
         }
     }
-    converted.graph.name = format!("{}-het{}", model.graph.name, options.parts);
+    let mut parts: Vec<usize> = layers.iter().filter_map(|layer| layer.parts).collect();
+    parts.sort_unstable();
+    parts.dedup();
+    let parts = if let [parts] = parts[..] { parts.to_string() } else { String::new() };
+    converted.graph.name = format!("{}-het{parts}", model.graph.name);
     let after = costs(&converted)?;
     layers.iter_mut().for_each(|layer| layer.after = after.get(&layer.name).copied().unwrap_or_default());
     converted.weights.check(&converted.graph)?;

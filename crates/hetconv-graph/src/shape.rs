@@ -122,7 +122,9 @@ impl Graph {
         for node in &mut graph.nodes {
             match &mut node.op {
                 Op::Input { shape } => *shape = input,
-                Op::Conv2d { in_channels, kind: ConvKind::Standard, .. } if node.inputs.iter().any(is_input) => {
+                Op::Conv2d { in_channels, kind: ConvKind::Standard | ConvKind::Grouped(1), .. }
+                    if node.inputs.iter().any(is_input) =>
+                {
                     *in_channels = input[0];
                 }
                 _ => {}

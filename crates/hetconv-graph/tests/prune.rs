@@ -5,8 +5,8 @@ mod common;
 use common::{distinct_weights, random_graph, random_image, run};
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{
-    Activation, ConvKind, Graph, GraphBuilder, GraphError, Op, PruneAmount, PruneError, Pruned, WeightTensor, Weights,
-    prune, zoo,
+    Activation, ConvKind, Graph, GraphBuilder, GraphError, Node, Op, PruneAmount, PruneError, Pruned, WeightTensor,
+    Weights, prune, zoo,
 };
 use proptest::prelude::*;
 
@@ -216,6 +216,8 @@ fn what_cannot_be_pruned_is_said() {
     for ratio in [0.0, 1.0, -0.5, f64::NAN] {
         assert!(matches!(error(PruneAmount::Ratio(ratio)), PruneError::Ratio(_)));
     }
+    // No layer has as many filters.
+    assert!(matches!(error(PruneAmount::Ratio(1e-3)), PruneError::TooLittle { .. }));
     for macs in [40_551_040, 1_000] {
         let error = error(PruneAmount::Macs(macs));
         assert!(matches!(error, PruneError::Macs { macs: 40_551_040, .. }), "{error}");
@@ -242,6 +244,14 @@ proptest! {
         let graph = random_graph(seed);
         let weights = distinct_weights(&graph, seed);
         match prune(&graph, &weights, PruneAmount::Ratio(f64::from(share) / 100.0)) {
+            Err(PruneError::TooLittle { .. }) => {
+                let filters = |node: &Node| match node.op {
+                    Op::Conv2d { out_channels, .. } => Some(out_channels),
+                    _ => None,
+                };
+                let least = graph.nodes.iter().filter_map(filters).min().unwrap();
+                prop_assert!((share as usize) * least < 100, "{} % of {}", share, least);
+            }
             Err(error) => prop_assert!(matches!(error, PruneError::Nothing { .. }), "{}", error),
             Ok(pruned) => {
                 prop_assert_eq!(pruned.weights.check(&pruned.graph), Ok(()));

@@ -43,12 +43,14 @@ pub struct ExportOptions {
     pub opset: i64,
     /// Whether batch-norms become part of the convolution or linear layer before them. Results differ by rounding.
     pub fold_batch_norm: bool,
+    /// Whether the file says how pixels are normalised: not where that is but a guess.
+    pub states_normalisation: bool,
 }
 
 impl Default for ExportOptions {
-    /// Standard operators of set 17, batch-norms folded.
+    /// Standard operators of set 17, batch-norms folded, normalisation stated.
     fn default() -> Self {
-        Self { style: Style::Standard, opset: 17, fold_batch_norm: true }
+        Self { style: Style::Standard, opset: 17, fold_batch_norm: true, states_normalisation: true }
     }
 }
 
@@ -91,7 +93,7 @@ fn export_model(model: &ModelFile, options: &ExportOptions) -> Result<ModelProto
     for id in 0..graph.nodes.len() {
         exporter.node(id)?;
     }
-    let metadata_props = metadata::write(model, &exporter.layers);
+    let metadata_props = metadata::write(model, &exporter.layers, options.states_normalisation);
     let (graph, functions) = exporter.finish();
     let domains = [("", options.opset)].into_iter().chain((!functions.is_empty()).then_some((het::DOMAIN, 1)));
     let opset =

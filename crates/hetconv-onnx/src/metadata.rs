@@ -15,13 +15,16 @@ const LAYERS: &str = "hetconv.layers";
 const CLASSES: &str = "hetconv.classes";
 const NORMALISATION: &str = "hetconv.normalisation";
 
-/// The entries for a model with these HetConv layers.
-pub(crate) fn write(model: &ModelFile, layers: &BTreeMap<String, HetPattern>) -> Vec<StringStringEntryProto> {
-    let entries = [
-        (LAYERS, serde_json::to_string(layers)),
-        (CLASSES, serde_json::to_string(&model.classes)),
-        (NORMALISATION, serde_json::to_string(&model.normalisation)),
-    ];
+/// The entries for a model with these HetConv layers, with its normalisation or without.
+pub(crate) fn write(
+    model: &ModelFile,
+    layers: &BTreeMap<String, HetPattern>,
+    states_normalisation: bool,
+) -> Vec<StringStringEntryProto> {
+    let mut entries = vec![(LAYERS, serde_json::to_string(layers)), (CLASSES, serde_json::to_string(&model.classes))];
+    if states_normalisation {
+        entries.push((NORMALISATION, serde_json::to_string(&model.normalisation)));
+    }
     let entry = |(key, value): (&str, serde_json::Result<String>)| {
         Some(StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.ok()?) })
     };

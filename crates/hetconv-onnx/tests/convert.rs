@@ -364,6 +364,26 @@ fn automatic_padding() {
 }
 
 #[test]
+fn windows_that_make_no_sense_are_kept() {
+    let attributes: [(&str, &[i64]); 3] = [("pads", &[-1, 1, 1, 1, 1]), ("strides", &[-2, 1, 1]), ("dilations", &[1])];
+    for (name, value) in attributes {
+        let bytes = changed(|model| {
+            let graph = model.graph.as_mut().unwrap();
+            let wide = graph.node.iter_mut().find(|node| node.name() == "wide").unwrap();
+            wide.attribute.retain(|attribute| attribute.name() != name);
+            wide.attribute.push(hetconv_onnx::proto::AttributeProto {
+                name: Some(name.to_owned()),
+                ints: value.to_vec(),
+                r#type: Some(7),
+                ..Default::default()
+            });
+        });
+        let converted = convert(&bytes, None, &ConvertOptions::new(2)).unwrap();
+        assert_eq!(layer(&converted.report.layers, "wide").kept, Some(KeptReason::Malformed), "{name} {value:?}");
+    }
+}
+
+#[test]
 fn external_data_is_brought_in() {
     let folder = tempfile::tempdir().unwrap();
     let plain = file();

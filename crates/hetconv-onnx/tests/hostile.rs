@@ -352,23 +352,38 @@ fn images_without_a_channel_axis() {
     }
 }
 
+fn add_batch_norm(graph: &mut GraphProto, attribute: Vec<AttributeProto>) {
+    for name in ["a", "b", "c", "d"] {
+        let (dims, name, float_data) = (vec![16], Some(name.to_owned()), vec![1.0; 16]);
+        graph.initializer.push(TensorProto { dims, data_type: Some(1), name, float_data, ..Default::default() });
+    }
+    add_node(graph, "BatchNormalization", &["conv1", "a", "b", "c", "d"], attribute);
+}
+
+#[test]
+fn a_batch_norm_without_a_root() {
+    let with = |epsilon: f32| {
+        let epsilon = AttributeProto {
+            name: Some("epsilon".to_owned()),
+            r#type: Some(1),
+            f: Some(epsilon),
+            ..Default::default()
+        };
+        move |_: &mut ModelProto, graph: &mut GraphProto| add_batch_norm(graph, vec![epsilon])
+    };
+    for epsilon in [-1e-3, f32::NAN, f32::INFINITY] {
+        let found = unsupported(with(epsilon));
+        assert!(found[0].reason.contains("epsilon"), "{found:?}");
+    }
+    assert!(errors(with(0.0))[0].is_none(), "0 is a little more than that");
+}
+
 #[test]
 fn a_batch_norm_that_is_trained() {
     // Before operator set 14 further results say so, read or not.
     let found = unsupported(|model, graph| {
         model.opset_import[0].version = Some(12);
-        for name in ["a", "b", "c", "d"] {
-            let data = vec![1.0; 16];
-            let (name, float_data) = (Some(name.to_owned()), data);
-            graph.initializer.push(TensorProto {
-                dims: vec![16],
-                data_type: Some(1),
-                name,
-                float_data,
-                ..Default::default()
-            });
-        }
-        add_node(graph, "BatchNormalization", &["conv1", "a", "b", "c", "d"], vec![]);
+        add_batch_norm(graph, vec![]);
         graph.node.last_mut().unwrap().output.extend(["mean".to_owned(), "var".to_owned()]);
     });
     assert!(found[0].reason.contains("training mode"), "{found:?}");

@@ -52,7 +52,7 @@ proptest! {
         let model = model(random_graph(seed), seed);
         for style in STYLES {
             for fold_batch_norm in [true, false] {
-                let options = ExportOptions { style, opset: 19, fold_batch_norm };
+                let options = ExportOptions { style, opset: 19, fold_batch_norm, ..ExportOptions::default() };
                 let imported = round_trip(&model, &options);
                 assert_same_result(&model, &imported.model, seed);
             }
@@ -187,7 +187,7 @@ fn outputs_of_every_kind() {
 #[test]
 fn functions_need_a_format_that_has_them() {
     let model = model(random_graph(1), 1);
-    let options = ExportOptions { style: Style::Function, opset: 14, fold_batch_norm: true };
+    let options = ExportOptions { style: Style::Function, opset: 14, ..ExportOptions::default() };
     assert!(matches!(export(&model, &options), Err(hetconv_onnx::OnnxError::Opset { found: 14, first: 15, .. })));
 }
 

@@ -289,7 +289,10 @@ impl Compiler<'_> {
             let mut fastest: Option<(Duration, Prepared)> = None;
             for &algorithm in conv.algorithms() {
                 let prepared = prepare(make()?, algorithm);
-                let time = time(&prepared, self.options.batch.max(1));
+                let batch = self.options.batch.max(1);
+                let Some(time) = time(&prepared, batch) else {
+                    return Err(CompileError::TooLarge { node: node.name.clone(), batch });
+                };
                 if fastest.as_ref().is_none_or(|(least, _)| time < *least) {
                     fastest = Some((time, prepared));
                 }
@@ -331,21 +334,24 @@ pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String
     Fusion::new(graph, &orders).chains(takes).iter().filter(is_layer).map(of_chain).collect()
 }
 
-/// The least time of some passes on this thread.
-fn time(prepared: &Prepared, batch: usize) -> Duration {
+/// The least time of some passes on this thread; nothing if there is no memory for them.
+fn time(prepared: &Prepared, batch: usize) -> Option<Duration> {
     let conv = prepared.conv();
-    let len = |size: [usize; 2], channels: usize| batch * size[0] * size[1] * channels;
-    let mut source = Aligned::zeroed(len(conv.in_size(), conv.spec().in_channels));
+    let zeroed = |[height, width]: [usize; 2], channels: usize| {
+        let len = [height, width, channels].iter().try_fold(batch, |len, &size| len.checked_mul(size))?;
+        Aligned::try_zeroed(len)
+    };
+    let mut source = zeroed(conv.in_size(), conv.spec().in_channels)?;
     source.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f32 / 8.0 - 1.0);
-    let mut target = Aligned::zeroed(len(conv.out_size(), prepared.pitch()));
-    let mut scratch = Aligned::zeroed(prepared.scratch_len(batch));
+    let mut target = zeroed(conv.out_size(), prepared.pitch())?;
+    let mut scratch = Aligned::try_zeroed(prepared.scratch_len(batch))?;
     let mut pass = || {
         let started = Instant::now();
         prepared.run_alone(&mut scratch, batch, &source, None, &mut target);
         started.elapsed()
     };
     pass();
-    (0..5).map(|_| pass()).min().unwrap_or_default()
+    (0..5).map(|_| pass()).min()
 }
 
 /// A convolution's or linear layer's shape.

@@ -43,6 +43,14 @@ pub enum CompileError {
         /// Its running variance.
         variance: f32,
     },
+    /// More images than there is memory to time a layer with.
+    #[error("node `{node}`: there is no memory to time it on {batch} images")]
+    TooLarge {
+        /// The node.
+        node: String,
+        /// Number of images.
+        batch: usize,
+    },
 }
 
 /// Why a session cannot be made or run.

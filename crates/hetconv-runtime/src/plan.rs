@@ -110,11 +110,6 @@ impl Plan {
         self.inputs.iter().map(|input| input.name.as_str())
     }
 
-    /// `[channels, height, width]` of every output; features have one pixel.
-    pub fn output_shapes(&self) -> impl Iterator<Item = [usize; 3]> {
-        self.outputs.iter().map(|value| [value.channels, value.size[0], value.size[1]])
-    }
-
     /// Every convolution and linear layer, in the order in which they are computed.
     pub fn layers(&self) -> &[Layer] {
         &self.layers

@@ -67,6 +67,16 @@ fn graphs_and_weights_that_do_not_fit() {
 }
 
 #[test]
+fn batches_that_no_layer_can_be_timed_on() {
+    let (graph, weights) = network();
+    for batch in [1 << 44, usize::MAX / 8] {
+        let options = Options { tune: true, batch, ..Options::default() };
+        let error = Plan::compile(&graph, &weights, &options).unwrap_err();
+        assert_eq!(error, CompileError::TooLarge { node: "conv".to_owned(), batch });
+    }
+}
+
+#[test]
 fn batches_and_inputs_that_do_not_fit() {
     let (graph, weights) = network();
     let plan = Arc::new(Plan::compile(&graph, &weights, &Options::default()).unwrap());

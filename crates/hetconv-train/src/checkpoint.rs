@@ -10,9 +10,10 @@ use hetconv_graph::{FileFault, ModelFile, WeightTensor, Weights, atomic_write};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::HashMap;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// The metadata key.
@@ -100,6 +101,9 @@ pub enum CheckpointFault {
     /// A model that does not fit together.
     #[error("its model: {0}")]
     Model(#[from] FileFault),
+    /// Other tensors than those that were written.
+    #[error("its tensors are not those that were written")]
+    Damaged,
     /// A tensor that is neither a weight nor a velocity, or not of 32-bit floats.
     #[error("tensor `{name}` does not belong into a checkpoint")]
     Stray {
@@ -123,13 +127,30 @@ struct Metadata {
     model: Value,
     progress: Progress,
     config_digest: String,
+    /// SHA-256 of all tensors; older files have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tensors: Option<String>,
+}
+
+/// SHA-256, in hexadecimal, of tensors: their names in order, and their bytes.
+fn digest<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let tensors: BTreeMap<&str, &[u8]> = tensors.collect();
+    let mut digest = Sha256::new();
+    for (name, bytes) in tensors {
+        digest.update((name.len() as u64).to_le_bytes());
+        digest.update(name);
+        digest.update((bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Checkpoint {
     /// Writes the checkpoint into a folder, which is made if need be, and removes all older ones but the newest.
     ///
     /// # Errors
-    /// A model that does not fit together, or what the file system reports; older checkpoints are then all still there.
+    /// A model that does not fit together, or what the file system reports; older checkpoints are then all still there. One
+    /// that cannot be removed is no error, but a warning.
     pub fn save(&self, folder: &Path) -> Result<PathBuf, CheckpointError> {
         let path = folder.join(format!("step-{:08}.safetensors", self.progress.steps));
         let write = || {
@@ -142,7 +163,12 @@ impl Checkpoint {
         // Later ones than this can only be unreadable ones that were passed over; they are not in the way.
         let older = list(folder)?.into_iter().filter(|&(steps, _)| steps <= self.progress.steps);
         for (_, old) in older.skip(KEPT) {
-            fs::remove_file(&old).map_err(|e| CheckpointError { path: old, fault: e.into() })?;
+            match fs::remove_file(&old) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    tracing::warn!("{} cannot be removed: {error}", old.display());
+                }
+                _ => {}
+            }
         }
         Ok(path)
     }
@@ -183,12 +209,6 @@ impl Checkpoint {
         let model_bytes = self.model.to_bytes()?;
         self.check()?;
         let description = metadata(&model_bytes, MODEL_KEY)?;
-        let metadata = serde_json::to_string(&Metadata {
-            format: FORMAT,
-            model: serde_json::from_str(&description)?,
-            progress: self.progress,
-            config_digest: self.config_digest.clone(),
-        })?;
         let model_tensors = SafeTensors::deserialize(&model_bytes)?;
         let mut views: Vec<(String, TensorView<'_>)> =
             model_tensors.iter().map(|(name, view)| (format!("weights/{name}"), view)).collect();
@@ -203,6 +223,13 @@ impl Checkpoint {
         for (name, shape, bytes) in &bytes {
             views.push((name.clone(), TensorView::new(Dtype::F32, shape.to_vec(), bytes)?));
         }
+        let metadata = serde_json::to_string(&Metadata {
+            format: FORMAT,
+            model: serde_json::from_str(&description)?,
+            progress: self.progress,
+            config_digest: self.config_digest.clone(),
+            tensors: Some(digest(views.iter().map(|(name, view)| (name.as_str(), view.data())))),
+        })?;
         Ok(safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata)])))?)
     }
 
@@ -221,7 +248,11 @@ impl Checkpoint {
         if let Some(progress) = metadata.get_mut("progress").and_then(Value::as_object_mut) {
             progress.remove("seed");
         }
-        let Metadata { model, progress, config_digest, .. } = serde_json::from_value(metadata)?;
+        let Metadata { model, progress, config_digest, tensors: stated, .. } = serde_json::from_value(metadata)?;
+        let all = tensors.iter();
+        if stated.is_some_and(|stated| stated != digest(all.map(|(name, view)| (name, view.data())))) {
+            return Err(CheckpointFault::Damaged);
+        }
 
         let (mut weights, mut velocity) = (Vec::new(), Vec::new());
         for (name, view) in tensors.iter() {
@@ -395,6 +426,18 @@ mod tests {
     }
 
     #[test]
+    fn a_bit_that_changed_is_noticed() {
+        let bytes = checkpoint(7).to_bytes().unwrap();
+        let tensors = bytes.len() - 8 - u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+        for behind in [1, tensors / 3, tensors / 2, tensors] {
+            let mut bytes = bytes.clone();
+            let at = bytes.len() - behind;
+            bytes[at] ^= 1;
+            assert!(matches!(Checkpoint::from_bytes(&bytes), Err(CheckpointFault::Damaged)), "{behind} from the end");
+        }
+    }
+
+    #[test]
     fn a_model_file_is_no_checkpoint() {
         let bytes = checkpoint(1).model.to_bytes().unwrap();
         assert!(matches!(Checkpoint::from_bytes(&bytes), Err(CheckpointFault::NoMetadata)));
@@ -413,9 +456,10 @@ mod tests {
     fn tampered(change: impl FnOnce(&mut Vec<(String, TensorView<'_>)>, &mut Value)) -> CheckpointFault {
         let bytes = checkpoint(1).to_bytes().unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let mut views = tensors.iter().map(|(name, view)| (name.to_owned(), view)).collect();
-        let mut json = serde_json::from_str(&metadata(&bytes, KEY).unwrap()).unwrap();
+        let mut views: Vec<_> = tensors.iter().map(|(name, view)| (name.to_owned(), view)).collect();
+        let mut json: Value = serde_json::from_str(&metadata(&bytes, KEY).unwrap()).unwrap();
         change(&mut views, &mut json);
+        json["tensors"] = digest(views.iter().map(|(name, view)| (name.as_str(), view.data()))).into();
         let description = HashMap::from([(KEY.to_owned(), json.to_string())]);
         Checkpoint::from_bytes(&safetensors::serialize(views, Some(description)).unwrap()).unwrap_err()
     }

@@ -72,7 +72,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> MetricsError {
 /// # Errors
 /// A file that cannot be read, other columns than those of [`EpochMetrics`], or a value that is no number.
 pub fn read_metrics(path: &Path) -> Result<Vec<EpochMetrics>, MetricsError> {
-    let (rows, fault) = read_until_fault(path)?;
+    let (rows, fault) = read_until_fault(&fs::read(path).map_err(io_error(path))?);
     fault.map_or(Ok(rows), |fault| Err(MetricsError::Malformed { path: path.to_owned(), fault }))
 }
 
@@ -81,20 +81,22 @@ pub fn read_metrics(path: &Path) -> Result<Vec<EpochMetrics>, MetricsError> {
 /// # Errors
 /// A file that cannot be read.
 pub fn read_whole_metrics(path: &Path) -> Result<Vec<EpochMetrics>, MetricsError> {
-    read_until_fault(path).map(|(rows, _)| rows)
+    let bytes = fs::read(path).map_err(io_error(path))?;
+    // What is left of a torn line may make sense by itself.
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    Ok(read_until_fault(&bytes[..whole]).0)
 }
 
 /// The lines before the first that makes no sense, and what is wrong with that one.
-fn read_until_fault(path: &Path) -> Result<(Vec<EpochMetrics>, Option<String>), MetricsError> {
-    let bytes = fs::read(path).map_err(io_error(path))?;
+fn read_until_fault(bytes: &[u8]) -> (Vec<EpochMetrics>, Option<String>) {
     let mut rows = Vec::new();
-    for row in csv::Reader::from_reader(bytes.as_slice()).deserialize() {
+    for row in csv::Reader::from_reader(bytes).deserialize() {
         match row {
             Ok(row) => rows.push(row),
-            Err(error) => return Ok((rows, Some(error.to_string()))),
+            Err(error) => return (rows, Some(error.to_string())),
         }
     }
-    Ok((rows, None))
+    (rows, None)
 }
 
 /// Appends lines to a `metrics.csv`, each on the disk before the next epoch begins.
@@ -122,7 +124,7 @@ impl MetricsWriter {
         if epochs == 0 {
             return Self::create(path);
         }
-        let (mut rows, fault) = read_until_fault(path)?;
+        let (mut rows, fault) = read_until_fault(&fs::read(path).map_err(io_error(path))?);
         rows.truncate(usize::try_from(epochs).unwrap_or(usize::MAX));
         let found = (1..).zip(&rows).take_while(|(epoch, row)| row.epoch == *epoch).count() as u64;
         if found < epochs {
@@ -290,6 +292,16 @@ mod tests {
         assert_eq!(read_metrics(&path).unwrap(), [row(1), row(2)]);
         MetricsWriter::resume(&path, 0).unwrap();
         assert_eq!(read_metrics(&path).unwrap(), []);
+    }
+
+    #[test]
+    fn the_rest_of_a_torn_line_is_no_line() {
+        let (_folder, path) = file_with(2);
+        let text = fs::read_to_string(&path).unwrap();
+        for bytes in 1..=text.lines().last().unwrap().len() {
+            fs::write(&path, &text[..text.len() - bytes]).unwrap();
+            assert_eq!(read_whole_metrics(&path).unwrap(), [row(1)], "{bytes} bytes less");
+        }
     }
 
     #[test]

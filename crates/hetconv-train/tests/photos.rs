@@ -107,6 +107,11 @@ fn a_share_is_held_out_only_where_it_can_be() {
     assert!(matches!(error, DataError::AlreadySplit { .. }), "{error}");
     let error = Dataset::open("synthetic", &options(20)).map(drop).unwrap_err();
     assert!(matches!(error, DataError::AlreadySplit { .. }), "{error}");
+    // A class may be called so.
+    let vehicles: Vec<_> =
+        files().into_iter().map(|(name, bytes)| (name.replace("photos/n03/", "photos/train/"), bytes)).collect();
+    zip(&path, &vehicles);
+    assert_eq!(open(&path, &options(20)).unwrap().classes, ["n00", "n01", "n02", "n04", "train"]);
 }
 
 #[test]

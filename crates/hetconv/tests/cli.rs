@@ -210,6 +210,15 @@ fn a_run_that_cannot_be_done_is_2_and_leaves_nothing() {
     }
     let error = failure(here.path(), 2, &["train", "--model", "vgg16", "--out", "run"]);
     assert!(error.contains("vgg16 does not take images of 3×32×32"), "{error}");
+    let error = failure(here.path(), 2, &["train", "--model", "small-cifar", "--cutout", "32", "--out", "run"]);
+    assert!(error.contains("--cutout 32 leaves nothing"), "{error}");
+    let error = failure(here.path(), 2, &["compare", "--model", "small-cifar_pruned", "--out", "run"]);
+    assert!(error.contains("is a variant already"), "{error}");
+    let error = failure(here.path(), 2, &["export", "small-cifar", "-o", "run.safetensors"]);
+    assert!(error.contains("run.safetensors is the name of a model file"), "{error}");
+    let error = failure(here.path(), 2, &["data", "prepare", "synthetic", "--image-size", "64"]);
+    assert!(error.contains("--image-size 64 is for image files"), "{error}");
+    assert!(failure(here.path(), 1, &["export", "small-cifar", "-o", "no/run.onnx"]).contains("no/run.onnx"));
     #[cfg(not(feature = "cuda"))]
     {
         let error = failure(here.path(), 2, &["train", "--model", "small-cifar", "--device", "cuda", "--out", "run"]);
@@ -432,6 +441,23 @@ fn a_run_leaves_its_files_and_can_be_used() {
     assert_eq!(written["runs"], 1);
     assert!(std::fs::read_to_string(here.path().join("page.html")).unwrap().contains("small-cifar"));
     assert!(failure(here.path(), 1, &["report", "run/checkpoints"]).contains("no finished run"));
+}
+
+#[test]
+fn a_network_that_overflows_predicts_nothing() {
+    let here = here();
+    let path = here.path().join("net.safetensors");
+    let mut file = model_file(&path);
+    file.classes.clear();
+    let weight = file.weights.get_mut("conv2.center").unwrap();
+    weight.data.iter_mut().for_each(|value| *value = 1e38);
+    file.save(&path).unwrap();
+    image_file(&here.path().join("image.bmp"));
+    for args in [&["predict", "net.safetensors", "image.bmp"][..], &["eval", "net.safetensors", "--data", "synthetic"]]
+    {
+        let error = failure(here.path(), 1, args);
+        assert!(error.contains("its weights or the normalisation are too large"), "{error}");
+    }
 }
 
 #[test]

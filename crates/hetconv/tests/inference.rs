@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use hetconv::burn::GraphModule;
-use hetconv::graph::{Graph, Weights, zoo};
+use hetconv::graph::{Graph, Op, Weights, zoo};
 use hetconv::runtime::{Options, Plan, Session};
 
 /// Numbers in -1..1, none like the other.
@@ -21,9 +21,13 @@ fn numbers(seed: u64) -> impl FnMut() -> f32 {
 fn weights(graph: &Graph) -> Weights {
     let (mut weights, mut next) = (Weights::init(graph, 3).unwrap(), numbers(5));
     for (name, tensor) in weights.iter_mut() {
-        let centre = match name.rsplit('.').next() {
-            Some("running_var") => 1.0,
-            Some("running_mean" | "bias") => 0.0,
+        let (node, suffix) = name.rsplit_once('.').unwrap();
+        let is_norm = || matches!(graph.nodes[graph.find(node).unwrap()].op, Op::BatchNorm { .. });
+        let centre = match suffix {
+            "running_var" => 1.0,
+            // Small enough for the values of deep networks not to grow.
+            "weight" if is_norm() => 0.7,
+            "running_mean" | "bias" => 0.0,
             _ => continue,
         };
         tensor.data.iter_mut().for_each(|value| *value = centre + 0.3 * next());

@@ -187,14 +187,15 @@ fn a_checkpoint_that_cannot_be_written_leaves_the_good_ones() {
 #[test]
 fn threads_change_no_bit() {
     let folder = tempfile::tempdir().expect("a folder");
-    for name in ["small-cifar", "small-cifar_p4", "small-cifar_gwc4_pwc", "small-cifar_dwc_pwc"] {
+    let variants = ["", "_p4", "_p4_se", "_gwc4_pwc", "_dwc_pwc"].map(|variant| format!("small-cifar{variant}"));
+    for name in variants.iter().map(String::as_str).chain(["resnet20_p4"]) {
         let run = |threads: &str| {
             let out = folder.path().join(name).join(threads);
             let done = finish(train_network(name, &out, threads, &["--epochs", "1"]));
             assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
             model(&out)
         };
-        assert!(run("1") == run("2"), "{name}: two threads give another model than one");
+        assert!(run("1") == run("3"), "{name}: three threads give another model than one");
     }
 }
 
@@ -211,6 +212,20 @@ fn a_diverging_run_stops_and_keeps_its_last_good_checkpoint() {
         Checkpoint::latest(&out.join("checkpoints")).expect("readable checkpoints").expect("a checkpoint from before");
     assert!(error.contains(&path.display().to_string()), "{error}");
     assert!(checkpoint.model.weights.iter().all(|(_, tensor)| tensor.data.iter().all(|v| v.is_finite())));
+}
+
+#[test]
+fn a_run_whose_network_overflows_is_no_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("run");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hetconv"));
+    command.args(["train", "--model", "small-cifar", "--data", "synthetic", "--epochs", "1", "--lr", "1e20"]);
+    command.args(["--limit-train", "100", "--batch-size", "100", "--out"]).arg(&out).stderr(Stdio::piped());
+    let done = finish(command);
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{error}");
+    assert!(error.contains("diverged: the held-out loss is NaN in epoch 1, step 1"), "{error}");
+    assert!(!out.join("summary.json").exists());
 }
 
 #[test]

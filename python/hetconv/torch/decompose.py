@@ -7,6 +7,7 @@ import copy
 from torch import Tensor, nn
 
 from .layer import HetConv2d, select_channels
+from .network import UnevenlyPaddedConv2d
 from .replace import replace_modules
 
 __all__ = ["Decomposed", "decompose"]
@@ -60,22 +61,23 @@ def decompose(model: nn.Module) -> nn.Module:
 
 
 def _decomposed(layer: HetConv2d) -> nn.Module:
-    symmetric = layer.padding[:2] == layer.padding[2:]
     if layer._groups is not None and layer._pad is None:
         return Decomposed(layer).train(layer.training)
-    if not symmetric:
-        raise ValueError(f"padding {layer.padding} is not the same on both sides")
+    top, left, bottom, right = layer.padding
+    symmetric = (top, left) == (bottom, right)
     dense = nn.Conv2d(
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
         layer.stride,
-        layer.padding[:2],
+        (top, left) if symmetric else 0,
         layer.dilation,
         bias=layer.bias is not None,
         padding_mode=layer.padding_mode,
         device="meta",
     )
+    if not symmetric:
+        dense.__class__, dense.margins = UnevenlyPaddedConv2d, (left, right, top, bottom)
     _set(dense, layer.dense_weight(), layer.bias)
     return dense.train(layer.training)
 

@@ -51,6 +51,7 @@ class Network(nn.Module):
             if value not in outputs:
                 self._dead[index].append(value)
         self._with_weights = {name for name, _ in modules}
+        self._inputs = sum(node["op"]["op"] == "input" for node in nodes)
 
     def _place(self, name: str, module: nn.Module) -> None:
         parent: nn.Module = self
@@ -79,6 +80,8 @@ class Network(nn.Module):
     def forward(self, *images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The network's results for its inputs, `[batch, channels, height, width]` each."""
         graph, values, inputs = self.description["graph"], [], iter(images)
+        if len(images) != self._inputs:
+            raise TypeError(f"{len(images)} inputs for a network that has {self._inputs}")
         for node, dead in zip(graph["nodes"], self._dead):
             if node["op"]["op"] == "input":
                 values.append(next(inputs))
@@ -92,11 +95,11 @@ class Network(nn.Module):
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """Batch-norm of images or features, without a count of batches, which model files have not."""
+    """Batch-norm of images or features. Its count of batches, which model files have not, is not part of its state."""
 
     def __init__(self, channels: int, epsilon: float) -> None:
         super().__init__(channels, eps=epsilon)
-        self.num_batches_tracked = None
+        self.register_buffer("num_batches_tracked", self.num_batches_tracked, persistent=False)
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass

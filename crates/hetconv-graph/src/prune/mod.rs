@@ -62,6 +62,14 @@ pub enum PruneError {
         /// The network.
         name: String,
     },
+    /// A share that takes no filter of any layer.
+    #[error("a share of {ratio} is less than one filter in every layer of {name}")]
+    TooLittle {
+        /// The network.
+        name: String,
+        /// The share.
+        ratio: f64,
+    },
     /// A cost that is not below the network's own, or not reached.
     #[error("{asked} MACs cannot be reached by removing filters of {name}: it has {macs}, and at least {least}")]
     Macs {
@@ -105,6 +113,11 @@ pub fn prune(graph: &Graph, weights: &Weights, amount: PruneAmount) -> Result<Pr
         PruneAmount::Macs(asked) => pruning.ratio_for(asked)?,
     };
     let removed = pruning.removed(ratio);
+    if removed.is_empty() {
+        let name = graph.name.clone();
+        let asked = pruning.rankings.iter().any(|ranking| share(ratio, ranking.filters.len()) > 0);
+        return Err(if asked { PruneError::Nothing { name } } else { PruneError::TooLittle { name, ratio } });
+    }
     let layer = |ranking: &Ranking| {
         let node = &graph.nodes[ranking.node];
         let classes = pruning.ties.classes(ranking.node);

@@ -68,8 +68,8 @@ fn geometry(node: &NodeProto, kernel: [usize; 2]) -> Result<Conv2dGeometry, Kept
         let Some(found) = node.attribute.iter().find(|attribute| attribute.name() == name) else {
             return Ok([default; LENGTH]);
         };
-        let sizes: Vec<usize> = found.ints.iter().filter_map(|&size| usize::try_from(size).ok()).collect();
-        sizes.try_into().map_err(|_| KeptReason::Malformed)
+        let sizes: Result<Vec<usize>, _> = found.ints.iter().map(|&size| usize::try_from(size)).collect();
+        sizes.ok().and_then(|sizes| sizes.try_into().ok()).ok_or(KeptReason::Malformed)
     }
     let (stride, dilation): ([usize; 2], [usize; 2]) = (sizes(node, "strides", 1)?, sizes(node, "dilations", 1)?);
     let auto_pad = node.attribute.iter().find(|attribute| attribute.name() == "auto_pad").map_or(&[][..], |a| a.s());

@@ -64,8 +64,12 @@ impl<'a> Importer<'a> {
         for (index, suffix) in suffixes.into_iter().enumerate() {
             parameters.push(per_channel(&*self.constant_operand(node, index + 1, suffix)?, channels, suffix)?);
         }
-        // The graph asks for more than 0; the smallest of all floats changes nothing.
-        let epsilon = attributes.float("epsilon", 1e-5).max(f32::MIN_POSITIVE);
+        let epsilon = match attributes.float("epsilon", 1e-5) {
+            // The graph asks for more; the smallest of all floats changes nothing.
+            0.0 => f32::MIN_POSITIVE,
+            epsilon if epsilon > 0.0 && epsilon.is_finite() => epsilon,
+            epsilon => return Err(Refusal::because(format!("its epsilon is {epsilon}"))),
+        };
         let id = self.network.push(node_name(node), Op::BatchNorm { channels, epsilon }, &[of])?;
         for (suffix, data) in suffixes.into_iter().zip(parameters) {
             self.network.set_weight(id, suffix, &[channels], data);

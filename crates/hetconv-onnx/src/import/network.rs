@@ -116,7 +116,7 @@ impl Network {
             return Err(Refusal::because("multiplies or adds a number that is not finite"));
         }
         // 6 · 1/6 in floats.
-        if (scale - 1.0).abs() < 1e-6 && shift.abs() < 1e-12 {
+        if (scale - 1.0).abs() <= 2.0 * f32::EPSILON && shift == 0.0 {
             return Ok(of);
         }
         let channels = self.shapes[of].channels();

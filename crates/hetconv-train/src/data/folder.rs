@@ -86,7 +86,9 @@ fn unsplit<'a>(
     path: &Path,
     percent: u8,
 ) -> Result<(Vec<String>, Labelled<'a>, Labelled<'a>), DataError> {
-    let classes = match top(files.entries()) {
+    // A class may be called `train`, too: there are no class folders in it.
+    let holds_classes = |top: &String| split_classes(files, &format!("{top}train")).is_ok();
+    let classes = match top(files.entries()).filter(holds_classes) {
         Some(top) => {
             for other in ["test", "val"] {
                 match split_classes(files, &format!("{top}{other}")) {

@@ -246,6 +246,11 @@ impl<'a> Run<'a> {
         let batch = self.job.recipe.batch_size;
         let mut watch = |done, images| observer.evaluation(done, images);
         let evaluation = evaluate(&self.network, &self.job.data.test, &self.normalisation, batch, &mut watch)?;
+        if !evaluation.loss.is_finite() {
+            let Position { epoch, step } = self.progress.position;
+            let last = Position { epoch, step: step.saturating_sub(1) };
+            return Err(self.diverged(last, format!("the held-out loss is {}", evaluation.loss)));
+        }
         let report = self.report();
         let sums = std::mem::take(&mut self.progress.sums);
         self.progress.seconds += sums.seconds;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
-use hetconv::graph::{ModelFile, Op, Shape};
+use anyhow::{Result, bail};
+use hetconv::graph::{Graph, Op, Shape, Weights};
 use hetconv::runtime::{Options, Plan, Session, Team};
 
 use super::usage::bad_usage;
@@ -18,9 +18,9 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    /// Of a model file, for so many images at a time.
-    pub fn new(file: &ModelFile, batch: usize, exact: bool) -> Result<Self> {
-        let mut graph = file.graph.clone();
+    /// Of a network and its weights, for so many images at a time.
+    pub fn new(graph: &Graph, weights: Weights, batch: usize, exact: bool) -> Result<Self> {
+        let mut graph = graph.clone();
         let shapes = graph.shapes()?;
         let inputs = graph.nodes.iter().filter(|node| matches!(node.op, Op::Input { .. })).count();
         let (1, &[output]) = (inputs, graph.outputs.as_slice()) else {
@@ -32,7 +32,7 @@ impl Classifier {
         if graph.nodes[output].op == Op::Softmax {
             graph.outputs = graph.nodes[output].inputs.clone();
         }
-        let plan = Plan::compile(&graph, &file.weights, &Options { batch, exact, ..Options::default() })?;
+        let plan = Plan::compile_owned(&graph, weights, &Options { batch, exact, ..Options::default() })?;
         let team = Arc::new(Team::new(rayon::current_num_threads()));
         Ok(Self { plan: Arc::new(plan), team, session: None, classes })
     }
@@ -50,7 +50,11 @@ impl Classifier {
         };
         let session = self.session.insert(session);
         let channels = self.plan.input_shapes().next().map_or(1, |[channels, ..]| channels);
-        Ok(session.run(&planes(pixels, images, channels))?.to_vec())
+        let logits = session.run(&planes(pixels, images, channels))?;
+        if let Some(value) = logits.iter().find(|value| !value.is_finite()) {
+            bail!("{} gives {value} for an image: its weights or the normalisation are too large", self.plan.name());
+        }
+        Ok(logits.to_vec())
     }
 }
 

@@ -141,7 +141,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 
 fn candidates(args: &Args) -> Result<Vec<Candidate>> {
     let base: ModelName = args.model.parse()?;
-    if base.substitution != Substitution::Standard {
+    if base.substitution != Substitution::Standard || base.pruned {
         bad_usage!(
             "--model {} is a variant already; give the architecture, {}, and name variants with --variants",
             args.model,

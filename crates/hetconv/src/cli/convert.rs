@@ -130,7 +130,7 @@ fn named_parts(given: &str) -> Result<(Regex, usize), String> {
 struct Done {
     model: String,
     /// Where it was written, unless nothing was to be.
-    file: Option<PathBuf>,
+    file: Option<String>,
     /// Images it was calibrated on.
     calibration_images: usize,
     macs_reduction_percent: Option<f64>,
@@ -170,6 +170,16 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let macs_reduction_percent =
         report.before.macs.zip(report.after.macs).map(|(before, after)| reduction(after, before));
     let model = args.file.display().to_string();
+    let file = file.map(|file| file.display().to_string());
+    let asked = (args.parts.is_empty() && options.arrangement == ArrangementKind::Blocked).then_some(options.parts);
+    let is_less = |layer: &&ConvertedLayer| asked.is_some_and(|asked| layer.parts.is_some_and(|parts| parts < asked));
+    let less = report.converted().filter(is_less).count();
+    if less > 0 {
+        tracing::warn!(
+            "P = {} does not divide the channels of {less} layers, which have a smaller one; --arrangement shifted takes any",
+            options.parts
+        );
+    }
     output.result(&Done { model, file, calibration_images, macs_reduction_percent, report }, text)
 }
 
@@ -335,7 +345,7 @@ fn text(done: &Done) -> String {
         |cost: &ConvCost| cost.macs.map_or("unknown".to_owned(), |macs| format!("{} ({})", grouped(macs), count(macs)));
     let fewer = done.macs_reduction_percent.map_or(String::new(), |percent| format!(", {percent:.2} % fewer"));
     let written = match &done.file {
-        Some(file) => format!("Written to {}", file.display()),
+        Some(file) => format!("Written to {file}"),
         None => "Nothing was written".to_owned(),
     };
     let calibrated = match done.calibration_images {

@@ -113,6 +113,16 @@ pub fn open_data(data: &str, options: &LoadOptions) -> Result<Dataset> {
     Ok(Dataset::open_watched(data, options, &mut |done, images| progress.at(done, images))?)
 }
 
+/// As [`open_data`]; a size of images that the data set does not have is an error.
+pub fn open_data_at_size(data: &str, options: &LoadOptions) -> Result<Dataset> {
+    let set = open_data(data, options)?;
+    let [height, width, _] = set.train.shape();
+    if let Some(size) = options.image_size.filter(|&size| [size, size] != [height, width]) {
+        bad_usage!("--image-size {size} is for image files; the images of {} are {height}×{width}", set.name);
+    }
+    Ok(set)
+}
+
 /// What `prepare` found.
 #[derive(Serialize)]
 struct Prepared {
@@ -161,7 +171,7 @@ impl Half {
 }
 
 fn prepare(data: &str, options: &LoadOptions, output: &Output) -> Result<()> {
-    let set = open_data(data, options)?;
+    let set = open_data_at_size(data, options)?;
     let bytes: usize =
         [&set.train, &set.test].iter().filter_map(|split| split.images()).map(|i| i.pixels().len()).sum();
     let images = set.train.len() + set.test.len();

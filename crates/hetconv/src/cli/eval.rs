@@ -1,5 +1,6 @@
 //! `hetconv eval`
 
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -64,7 +65,7 @@ struct Evaluated {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     give_memory_back();
-    let Opened { file, states_normalisation } = model::open_file(&args.file, args.image_size.get())?;
+    let Opened { mut file, states_normalisation } = model::open_file(&args.file, args.image_size.get())?;
     let input = file.graph.input_shape().unwrap_or_default();
     // Image files are seen as the network takes them; other data sets have a size of their own.
     let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
@@ -81,7 +82,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     let normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
     let batch = args.batch_size as usize;
-    let mut network = Classifier::new(&file, batch, !args.fast)?;
+    let mut network = Classifier::new(&file.graph, mem::take(&mut file.weights), batch, !args.fast)?;
     same_classes(&args.file, &file.classes, network.classes(), &data)?;
     let classes = network.classes();
     let mut progress = StepProgress::new(&file.graph.name, "images");

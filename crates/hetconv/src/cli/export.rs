@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hetconv::graph::{ModelFile, Normalisation, Weights, atomic_write};
 use hetconv::onnx::{self, ExportOptions, Style};
 use serde::Serialize;
 
 use super::images::ImageSize;
-use super::model::{self, Model};
+use super::model::{self, Model, Opened};
 use super::output::Output;
+use super::usage::bad_usage;
 
 /// Write a network as an ONNX file
 #[derive(clap::Args)]
@@ -56,19 +57,24 @@ enum StyleName {
 #[derive(Serialize)]
 struct Exported {
     model: String,
-    file: PathBuf,
+    file: String,
     bytes: usize,
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let size = args.image_size.get();
-    let model = match model::open(&args.model, size)? {
-        Model::File(file) => *file,
+    if args.output.extension().is_some_and(|extension| extension == "safetensors") {
+        bad_usage!("{} is the name of a model file; an ONNX file is written", args.output.display());
+    }
+    let Opened { file: model, states_normalisation } = match model::open(&args.model, size)? {
+        Model::File(opened) => *opened,
         Model::Name(name) => {
             let graph = model::at_size(model::build(&name, name.usual_classes(), None)?, size)?;
             let channels = graph.input_shape().map_or(0, |[channels, ..]| channels);
             let weights = Weights::init(&graph, args.seed)?;
-            ModelFile { graph, weights, classes: Vec::new(), normalisation: Normalisation::identity(channels) }
+            let normalisation = Normalisation::identity(channels);
+            let file = ModelFile { graph, weights, classes: Vec::new(), normalisation };
+            Opened { file, states_normalisation: false }
         }
     };
     let style = match args.style {
@@ -76,11 +82,11 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         StyleName::Dense => Style::Dense,
         StyleName::Function => Style::Function,
     };
-    let options = ExportOptions { style, fold_batch_norm: !args.keep_batch_norm, ..ExportOptions::default() };
+    let fold_batch_norm = !args.keep_batch_norm;
+    let options = ExportOptions { style, fold_batch_norm, states_normalisation, ..ExportOptions::default() };
     let bytes = onnx::export(&model, &options)?;
-    atomic_write(&args.output, |file| file.write_all(&bytes))?;
-    let exported = Exported { model: model.graph.name, file: args.output.clone(), bytes: bytes.len() };
-    output.result(&exported, |exported| {
-        format!("{}: {}, {} bytes", exported.file.display(), exported.model, exported.bytes)
-    })
+    let file = args.output.display().to_string();
+    atomic_write(&args.output, |to| to.write_all(&bytes)).with_context(|| format!("cannot write {file}"))?;
+    let exported = Exported { model: model.graph.name, file, bytes: bytes.len() };
+    output.result(&exported, |exported| format!("{}: {}, {} bytes", exported.file, exported.model, exported.bytes))
 }

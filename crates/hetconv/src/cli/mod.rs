@@ -27,7 +27,7 @@ mod train;
 mod usage;
 
 use std::io::IsTerminal;
-use std::num::NonZeroUsize;
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -48,9 +48,12 @@ struct Cli {
     format: Format,
 
     /// Threads to compute with; all cores unless given
-    #[arg(long, global = true, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_THREADS))]
+    threads: Option<u16>,
 }
+
+/// More threads than any machine has cores.
+const MOST_THREADS: i64 = 1024;
 
 #[derive(Subcommand)]
 enum Command {
@@ -91,7 +94,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let mut pool = rayon::ThreadPoolBuilder::new();
     if let Some(threads) = cli.threads {
-        pool = pool.num_threads(threads.get());
+        pool = pool.num_threads(threads.into());
     }
     pool.build_global().context("cannot start the threads")?;
     // On one of the threads itself: work then starts and ends without waking or waiting for another.

@@ -18,7 +18,7 @@ pub struct Opened {
 /// A network with or without weights.
 pub enum Model {
     Name(ModelName),
-    File(Box<ModelFile>),
+    File(Box<Opened>),
 }
 
 /// The height and width that images are to have.
@@ -48,7 +48,7 @@ pub fn open(model: &str, size: Size) -> Result<Model> {
     // No network's name looks like this, so a file is meant even if it isn't there.
     let is_file = is_onnx(path) || path.extension().is_some_and(|extension| extension == "safetensors");
     if is_file || path.exists() || path.components().count() > 1 {
-        return open_file(path, size).map(|opened| Model::File(Box::new(opened.file)));
+        return open_file(path, size).map(|opened| Model::File(Box::new(opened)));
     }
     Ok(Model::Name(model.parse()?))
 }
@@ -161,6 +161,6 @@ pub fn with_weights(model: &str, size: Size) -> Result<(Graph, Weights)> {
             let weights = Weights::init(&graph, 0)?;
             Ok((graph, weights))
         }
-        Model::File(file) => Ok((file.graph, file.weights)),
+        Model::File(opened) => Ok((opened.file.graph, opened.file.weights)),
     }
 }

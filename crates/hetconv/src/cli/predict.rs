@@ -1,5 +1,6 @@
 //! `hetconv predict`
 
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -59,7 +60,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let Opened { mut file, states_normalisation } = model::open_file(&args.file, args.image_size.get())?;
     let channels = file.graph.input_shape().map_or(0, |[channels, ..]| channels);
     file.normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
-    let mut network = Classifier::new(&file, 1, true)?;
+    let mut network = Classifier::new(&file.graph, mem::take(&mut file.weights), 1, true)?;
     let predictions: Vec<Predicted> =
         args.images.iter().map(|image| predict(&file, &mut network, image, args.top.into())).collect::<Result<_>>()?;
     output.result(&predictions, |predictions| {

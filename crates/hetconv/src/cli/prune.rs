@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::eval::same_classes;
 use super::output::{Output, table};
 use super::progress::TrainingProgress;
-use super::runs::FinishedRun;
+use super::runs::{self, FinishedRun};
 use super::train::{self, RunArgs, data_of};
 use super::usage::bad_usage;
 use super::{model, summary::reduction};
@@ -116,6 +116,11 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let Some(from) = &config.pruned else {
         bad_usage!("{} holds a run of a whole network; go on with it by `hetconv train --resume`", out.display());
     };
+    let path = out.join(REPORT);
+    if args.run.resume && runs::is_finished(&out) && path.is_file() {
+        let summary = Summary::load(&out.join(run_files::SUMMARY))?;
+        return output.result(&load_report(&path)?, |report| text(report, &summary, &out));
+    }
     let file = PathBuf::from(&from.file);
     let whole = model::load(&file)?;
     let Pruned { graph, weights, ratio, layers } = prune(&whole.graph, &whole.weights, amount(from)?)?;
@@ -151,7 +156,6 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         fine_tuning,
         total: training.map(|training| training.plus(fine_tuning)),
     };
-    let path = out.join(REPORT);
     let json = serde_json::to_string_pretty(&report)?;
     atomic_write(&path, |file| writeln!(file, "{json}")).with_context(|| format!("cannot write {}", path.display()))?;
     output.result(&report, |report| text(report, &summary, &out))
@@ -315,14 +319,16 @@ fn text(report: &Report, summary: &Summary, out: &Path) -> String {
             cost.map_or_else(unknown, |cost| [duration(cost.seconds), count(cost.images), count(cost.macs)]);
         costs.add_row([name.to_owned(), time, images, macs]);
     }
+    let filters = |of: fn(&Layer) -> usize| report.layers.iter().map(of).sum::<usize>();
+    let [all, kept] = [filters(|layer| layer.filters), filters(|layer| layer.kept)];
     let before = report.top1_before.map(|top1| format!("Before: top-1 {:.2} %\n", 100.0 * top1)).unwrap_or_default();
     format!(
-        "{layers}\n\n{costs}\n\n{} of {} MACs, {:.2} % fewer; {:.2} % of the filters of each of these layers removed\n\
+        "{layers}\n\n{costs}\n\n{} of {} MACs, {:.2} % fewer; {:.2} % of the filters of these layers removed\n\
          {before}{}",
         count(report.macs),
         count(report.macs_before),
         reduction(report.macs, report.macs_before),
-        100.0 * report.ratio,
+        100.0 * (all - kept) as f64 / all as f64,
         train::text(summary, out)
     )
 }

@@ -46,8 +46,8 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
-    report: &'a PathBuf,
+struct Written {
+    report: String,
     runs: usize,
 }
 
@@ -62,9 +62,9 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         results::add(folder, &runs)?;
     }
     files::write_text(&args.out, &report(&runs, (!args.no_timing).then_some(args.batch as usize))?.page())?;
-    output.result(&Written { report: &args.out, runs: runs.len() }, |written| {
+    output.result(&Written { report: args.out.display().to_string(), runs: runs.len() }, |written| {
         let runs = if written.runs == 1 { "run" } else { "runs" };
-        format!("{} {runs} in {}", written.runs, written.report.display())
+        format!("{} {runs} in {}", written.runs, written.report)
     })
 }
 

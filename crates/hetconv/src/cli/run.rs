@@ -61,10 +61,12 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         Some(&[_, _, height, width]) => Size::IfOpen([height, width]),
         _ => Size::Own,
     };
-    let Model::File(file) = model::open(&args.file.to_string_lossy(), size)? else {
-        bad_usage!("{} is a network's name; a model file or an ONNX file is needed", args.file.display());
+    let opened = match args.file.to_str().map(|name| model::open(name, size)).transpose()? {
+        Some(Model::File(opened)) => *opened,
+        Some(Model::Name(name)) => bad_usage!("{name} is a network's name; a model file or an ONNX file is needed"),
+        None => model::open_file(&args.file, size)?,
     };
-    let file = *file;
+    let file = opened.file;
     let names: Vec<&str> = {
         let inputs = file.graph.nodes.iter().filter(|node| matches!(node.op, hetconv::graph::Op::Input { .. }));
         inputs.map(|node| node.name.as_str()).collect()

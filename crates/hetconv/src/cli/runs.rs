@@ -38,27 +38,43 @@ pub fn load_model(folder: &Path) -> Result<ModelFile> {
     model::load(&folder.join(run_files::MODEL))
 }
 
+/// Whether a folder holds a run that was begun, and has not come to its end.
+fn is_unfinished(folder: &Path) -> bool {
+    folder.join(run_files::CONFIG).is_file() && !is_finished(folder)
+}
+
 /// The folders of finished runs in and below these, in the order of their names, each once.
 pub fn find(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    search(folders, is_finished)
+}
+
+/// As [`find`], of unfinished runs.
+pub fn find_unfinished(folders: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    search(folders, is_unfinished)
+}
+
+fn search(folders: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for folder in folders {
-        walk(folder, 4, &mut found).with_context(|| format!("cannot read {}", folder.display()))?;
+        walk(folder, 4, wanted, &mut found).with_context(|| format!("cannot read {}", folder.display()))?;
     }
     let mut places = HashSet::new();
     found.retain(|folder| places.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())));
     Ok(found)
 }
 
-fn walk(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    if is_finished(folder) {
+fn walk(folder: &Path, depth: usize, wanted: fn(&Path) -> bool, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    if wanted(folder) {
         found.push(folder.to_owned());
+    }
+    if is_finished(folder) {
         return Ok(());
     }
     let entries = std::fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
     let mut below: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     below.sort();
     if depth > 0 {
-        below.iter().try_for_each(|path| walk(path, depth - 1, found))?;
+        below.iter().try_for_each(|path| walk(path, depth - 1, wanted, found))?;
     }
     Ok(())
 }

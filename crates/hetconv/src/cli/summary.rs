@@ -78,9 +78,9 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             model::build(&name, classes, input)?
         }
         Model::File(_) if args.classes.is_some() => bad_usage!("--classes is for names; a model file has its own"),
-        Model::File(file) => match input {
-            Some(input) => model::with_input(&file.graph, input)?,
-            None => file.graph,
+        Model::File(opened) => match input {
+            Some(input) => model::with_input(&opened.file.graph, input)?,
+            None => opened.file.graph,
         },
     };
     let summary = summarise(&graph, images as u64, args.count_additions)?;

@@ -7,7 +7,7 @@ use hetconv::graph::Graph;
 use hetconv::train::{Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, run_files, train};
 use hetconv::units::{count, duration, grouped, rate};
 
-use super::data::open_data;
+use super::data::open_data_at_size;
 use super::model;
 use super::output::Output;
 use super::progress::TrainingProgress;
@@ -154,10 +154,10 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 /// Opens a run's data set.
 pub fn data_of(config: &RunConfig) -> Result<Dataset> {
     let &RunConfig { image_size, limit_train, hold_out, .. } = config;
-    let data = open_data(&config.data, &LoadOptions { image_size, limit_train, hold_out })?;
+    let data = open_data_at_size(&config.data, &LoadOptions { image_size, limit_train, hold_out })?;
     let [height, width, _] = data.train.shape();
-    if let Some(size) = image_size.filter(|&size| [size, size] != [height, width]) {
-        bad_usage!("--image-size {size} is for image files; the images of {} are {height}×{width}", data.name);
+    if let Some(side) = config.cutout.filter(|&side| side >= height.min(width)) {
+        bad_usage!("--cutout {side} leaves nothing of images of {height}×{width}; a smaller square is needed");
     }
     Ok(data)
 }

@@ -43,7 +43,12 @@ fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
         || matches!(cause.downcast_ref(), Some(GraphError::Pruned { .. }))
         || matches!(
             cause.downcast_ref(),
-            Some(PruneError::Ratio(_) | PruneError::Nothing { .. } | PruneError::Macs { .. })
+            Some(
+                PruneError::Ratio(_)
+                    | PruneError::TooLittle { .. }
+                    | PruneError::Nothing { .. }
+                    | PruneError::Macs { .. }
+            )
         )
         || matches!(cause.downcast_ref(), Some(DataError::UnknownName { .. } | DataError::ImageSize { .. }))
         || matches!(cause.downcast_ref(), Some(DataError::HoldOut { .. } | DataError::AlreadySplit { .. }))

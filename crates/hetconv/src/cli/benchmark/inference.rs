@@ -38,13 +38,14 @@ pub fn run(
     let inputs = random_inputs(&session);
     let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
     let times = time(&mut session, &inputs, runs)?;
-    let layers = match of_layers {
-        true => Some(layers::measure(&mut session, &inputs, times.len(), fma_peak_gflops)?),
-        false => None,
-    };
     let executed: usize = plan.layers().iter().map(|layer| layer.executed_macs).sum();
     let macs = [macs, executed as u64].map(|macs| macs * batch as u64);
+    // Before the yardsticks of the layers take memory of their own.
     let whole = Benchmark::new(graph.name, batch, times, macs, fma_peak_gflops, isa);
+    let layers = match of_layers {
+        true => Some(layers::measure(&mut session, &inputs, whole.steps, fma_peak_gflops)?),
+        false => None,
+    };
     let [arena_bytes, alive_bytes] = plan.arena_bytes(batch);
     let (packed_bytes, scratch_bytes) = (plan.packed_bytes(), session.scratch_bytes());
     let found = Inference { whole, compile_ms, packed_bytes, arena_bytes, alive_bytes, scratch_bytes, layers };

@@ -50,8 +50,8 @@ pub fn filters([channels, filters, parts]: [usize; 3]) -> Result<Entry> {
     let text =
         format!("channels →, filters ↓; ■ a 3×3 kernel, · a 1×1 kernel\n\n{}", rows.collect::<Vec<_>>().join("\n"));
     let about = format!(
-        "M = {channels} channels, N = {filters} filters, P = {parts}: of its {channels} kernels a filter keeps every \
-         {parts}th 3×3, one channel further from filter to filter."
+        "M = {channels} channels, N = {filters} filters, P = {parts}: of its {channels} kernels a filter keeps one in \
+         {parts} 3×3, one channel further from filter to filter."
     );
     let drawing = filter_bank(&pattern, 3, MOST_DRAWN);
     let part = Part::Text("Drawn from the pattern that the kernels compute.".into());

@@ -128,9 +128,15 @@ impl Results {
         let mut results = Self::default();
         if run_folders.is_dir() {
             for folder in runs::find(&[run_folders.to_owned()])? {
-                let run = runs::load(&folder)?;
-                let origin = folder.join(run_files::SUMMARY).display().to_string();
-                results.add_run(StoredRun { line: RunLine::of(&run)?, epochs: run.epochs, origin });
+                let stored = || {
+                    let run = runs::load(&folder)?;
+                    let origin = folder.join(run_files::SUMMARY).display().to_string();
+                    anyhow::Ok(StoredRun { line: RunLine::of(&run)?, epochs: run.epochs, origin })
+                };
+                match stored() {
+                    Ok(run) => results.add_run(run),
+                    Err(error) => tracing::warn!("passing over the run in {}: {error:#}", folder.display()),
+                }
             }
             results.unfinished = unfinished(run_folders)?;
         }
@@ -180,9 +186,20 @@ pub fn add(folder: &Path, found: &[FinishedRun]) -> Result<()> {
         epochs.extend(run.epochs.iter().map(|epoch| EpochLine::new(&line.run, epoch)));
         lines.push(line);
     }
-    let is_new = |run: &str| lines.iter().any(|line| line.run == run);
     let (runs_path, epochs_path) = (folder.join(RUNS), folder.join(EPOCHS));
-    let old: Vec<RunLine> = read_csv(&runs_path)?.into_iter().filter(|line: &RunLine| !is_new(&line.run)).collect();
+    let mut old: Vec<RunLine> = read_csv(&runs_path)?;
+    for (new, old) in lines.iter().flat_map(|new| old.iter().map(move |old| (new, old))) {
+        if new.run == old.run && new.images() != old.images() {
+            let ([train, eval], [old_train, old_eval]) = (new.images(), old.images());
+            bail!(
+                "{} has {} of {old_train} and {old_eval} images, not {train} and {eval}: another data set of that name",
+                runs_path.display(),
+                old.run
+            );
+        }
+    }
+    let is_new = |run: &str| lines.iter().any(|line| line.run == run);
+    old.retain(|line| !is_new(&line.run));
     let old_epochs = read_csv(&epochs_path)?.into_iter().filter(|line: &EpochLine| !is_new(&line.run));
     epochs.extend(old_epochs.collect::<Vec<_>>());
     lines.extend(old);
@@ -205,24 +222,28 @@ pub fn add_measurements(folder: &Path, found: Vec<Measurement>) -> Result<()> {
     write_csv(&path, &lines)
 }
 
-/// The runs below a folder that were begun and not finished.
+/// The runs below a folder that were begun and not finished; settings of other versions or programs are passed over with a
+/// warning.
 fn unfinished(folder: &Path) -> Result<Vec<UnfinishedRun>> {
     let mut found = Vec::new();
-    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    for entry in entries {
-        let run = entry?.path();
-        let config = run.join(run_files::CONFIG);
-        if config.is_file() && !runs::is_finished(&run) {
-            let config = RunConfig::load(&config)?;
-            // A line that a kill tore stands at the end of what was done.
-            let done = read_whole_metrics(&run.join(run_files::METRICS)).map_or(0, |epochs| epochs.len());
-            found.push(UnfinishedRun { model: config.model, epochs: config.epochs, done });
+    for run in runs::find_unfinished(&[folder.to_owned()])? {
+        match RunConfig::load(&run.join(run_files::CONFIG)) {
+            Ok(RunConfig { model, epochs, .. }) => {
+                let done = read_whole_metrics(&run.join(run_files::METRICS)).map_or(0, |epochs| epochs.len());
+                found.push(UnfinishedRun { model, epochs, done });
+            }
+            Err(error) => tracing::warn!("passing over {}: {error}", run.display()),
         }
     }
     Ok(found)
 }
 
 impl RunLine {
+    /// Training and held-out images: data sets of one name may be different ones.
+    pub fn images(&self) -> [usize; 2] {
+        [self.train_images, self.eval_images]
+    }
+
     /// What its setting has besides data, recipe and epochs.
     pub fn more_settings(&self) -> String {
         let usual = format!("{}-e{}", self.recipe, self.epochs);
@@ -272,19 +293,41 @@ pub fn without_folders(data: &str) -> String {
 /// Settings by their flags of the command line, as far as they are not those that a recipe has by itself.
 pub fn changed_settings(config: &RunConfig) -> Result<Vec<(&'static str, String)>> {
     let own = RunConfig::new(&config.model, &config.data, config.recipe)?;
+    // All of them by name, so that none is forgotten.
+    let RunConfig {
+        // Told otherwise.
+        model: _,
+        data: _,
+        recipe: _,
+        epochs: _,
+        seed: _,
+        // Changes no result.
+        checkpoint_every: _,
+        batch_size,
+        lr,
+        accumulate,
+        limit_train,
+        image_size,
+        hold_out,
+        cutout,
+        no_flip,
+        device,
+        pruned,
+    } = config;
     let changed = |is_changed: bool, value: String| is_changed.then_some(value);
+    let from = pruned.as_ref();
     let settings = [
-        ("batch-size", changed(config.batch_size != own.batch_size, config.batch_size.to_string())),
-        ("lr", changed(config.lr != own.lr, config.lr.to_string())),
-        ("accumulate", changed(config.accumulate != own.accumulate, config.accumulate.to_string())),
-        ("limit-train", config.limit_train.map(|images| images.to_string())),
-        ("image-size", config.image_size.map(|pixels| pixels.to_string())),
-        ("hold-out", config.hold_out.map(|percent| percent.to_string())),
-        ("cutout", config.cutout.map(|pixels| pixels.to_string())),
-        ("no-flip", changed(config.no_flip, String::new())),
-        ("device", changed(config.device != own.device, config.device.to_string())),
-        ("ratio", config.pruned.as_ref().and_then(|from| from.ratio).map(|ratio| ratio.to_string())),
-        ("macs", config.pruned.as_ref().and_then(|from| from.macs).map(|macs| macs.to_string())),
+        ("batch-size", changed(*batch_size != own.batch_size, batch_size.to_string())),
+        ("lr", changed(*lr != own.lr, lr.to_string())),
+        ("accumulate", changed(*accumulate != own.accumulate, accumulate.to_string())),
+        ("limit-train", limit_train.map(|images| images.to_string())),
+        ("image-size", image_size.map(|pixels| pixels.to_string())),
+        ("hold-out", hold_out.map(|percent| percent.to_string())),
+        ("cutout", cutout.map(|pixels| pixels.to_string())),
+        ("no-flip", changed(*no_flip, String::new())),
+        ("device", changed(*device != own.device, device.to_string())),
+        ("ratio", from.and_then(|from| from.ratio).map(|ratio| ratio.to_string())),
+        ("macs", from.and_then(|from| from.macs).map(|macs| macs.to_string())),
     ];
     Ok(settings.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect())
 }

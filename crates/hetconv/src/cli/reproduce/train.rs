@@ -8,7 +8,7 @@ use hetconv::train::{Dataset, name_of, train};
 use hetconv::train::{EpochMetrics, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, run_files};
 
 use super::paper::{Network, Table};
-use super::results::{self, Results, RunLine};
+use super::results::{self, Results, RunLine, StoredRun};
 use crate::cli::progress::TrainingProgress;
 use crate::cli::train::{data_of, network};
 use crate::cli::{runs, train::Settings};
@@ -40,12 +40,18 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
         }
     }
     let mut wanted: Vec<(RunConfig, PathBuf)> = Vec::new();
+    let mut data: Option<Dataset> = None;
     for &seed in order.seeds {
         for name in &names {
             let config = RunConfig { seed, ..order.settings.config(name, order.data, RecipeName::OneCycle)? };
             config.validate()?;
-            match known(&config, results)? {
-                Some(origin) => eprintln!("{name} seed {seed}: already trained, {origin}"),
+            let run = known(&config, results)?;
+            if run.is_some() && data.is_none() {
+                data = Some(data_of(&config)?);
+            }
+            let images = data.as_ref().map(|data| [data.train.len(), data.test.len()]);
+            match run.filter(|run| Some(run.line.images()) == images) {
+                Some(run) => eprintln!("{name} seed {seed}: already trained, {}", run.origin),
                 None => {
                     let folder = order.folder.join(format!("{name}-s{seed}-e{}", config.epochs));
                     check_stored(&config, &folder)?;
@@ -55,7 +61,7 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
         }
     }
     let Some((first, _)) = wanted.first() else { return Ok(()) };
-    let data = data_of(first)?;
+    let data = data.map_or_else(|| data_of(first), Ok)?;
     for (done, (config, folder)) in wanted.iter().enumerate() {
         let name = format!("{} seed {} ({} of {})", config.model, config.seed, done + 1, wanted.len());
         if until.is_some_and(|until| Instant::now() >= until) || !one(config, folder, &data, &name, until)? {
@@ -68,11 +74,11 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
     Ok(())
 }
 
-/// Where a run of these settings is, if there is one.
-fn known<'a>(config: &RunConfig, results: &'a Results) -> Result<Option<&'a str>> {
+/// The run of these settings on data of this name, if there is one.
+fn known<'a>(config: &RunConfig, results: &'a Results) -> Result<Option<&'a StoredRun>> {
     let setting = results::setting(config, &name_of(&config.data))?;
     let is_same = |line: &RunLine| line.model == config.model && line.setting == setting && line.seed == config.seed;
-    Ok(results.runs.iter().find(|run| is_same(&run.line)).map(|run| run.origin.as_str()))
+    Ok(results.runs.iter().find(|run| is_same(&run.line)))
 }
 
 /// Whether the run in a folder, if there is one, has these very settings: said before hours are spent on others.
