@@ -5,8 +5,8 @@ mod common;
 use common::{distinct_weights, random_graph, random_image, run};
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{
-    Activation, ConvKind, Graph, GraphBuilder, GraphError, Node, Op, PruneAmount, PruneError, Pruned, WeightTensor,
-    Weights, prune, zoo,
+    Activation, ConvKind, Graph, GraphBuilder, GraphError, Op, PruneAmount, PruneError, Pruned, WeightTensor, Weights,
+    prune, zoo,
 };
 use proptest::prelude::*;
 
@@ -244,13 +244,10 @@ proptest! {
         let graph = random_graph(seed);
         let weights = distinct_weights(&graph, seed);
         match prune(&graph, &weights, PruneAmount::Ratio(f64::from(share) / 100.0)) {
-            Err(PruneError::TooLittle { .. }) => {
-                let filters = |node: &Node| match node.op {
-                    Op::Conv2d { out_channels, .. } => Some(out_channels),
-                    _ => None,
-                };
-                let least = graph.nodes.iter().filter_map(filters).min().unwrap();
-                prop_assert!((share as usize) * least < 100, "{} % of {}", share, least);
+            // Half as much is too little all the more.
+            Err(PruneError::TooLittle { ratio, .. }) => {
+                let less = prune(&graph, &weights, PruneAmount::Ratio(ratio / 2.0));
+                prop_assert!(matches!(less, Err(PruneError::TooLittle { .. })), "{:?}", less);
             }
             Err(error) => prop_assert!(matches!(error, PruneError::Nothing { .. }), "{}", error),
             Ok(pruned) => {

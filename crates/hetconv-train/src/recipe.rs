@@ -92,7 +92,6 @@ impl Schedule {
     pub fn lr(&self, step: u64, steps_per_epoch: u64, total_steps: u64) -> f64 {
         match self {
             Schedule::Steps { initial, factor, milestones } => {
-                // Not powi, whose result may differ between machines: a run must be repeatable.
                 (0..milestones.passed(step, steps_per_epoch)).fold(*initial, |rate, _| rate * factor)
             }
             // A single step is not the last one only, but the first as well.

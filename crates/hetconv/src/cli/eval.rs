@@ -3,7 +3,7 @@
 use std::mem;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hetconv::train::{Dataset, LoadOptions, evaluate_with};
 use hetconv::units::{duration, grouped};
 use serde::Serialize;
@@ -82,7 +82,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     let normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
     let batch = args.batch_size as usize;
-    let mut network = Classifier::new(&file.graph, mem::take(&mut file.weights), batch, !args.fast)?;
+    let network = Classifier::new(&file.graph, mem::take(&mut file.weights), batch, !args.fast);
+    let mut network = network.with_context(|| args.file.display().to_string())?;
     same_classes(&args.file, &file.classes, network.classes(), &data)?;
     let classes = network.classes();
     let mut progress = StepProgress::new(&file.graph.name, "images");

@@ -3,7 +3,7 @@
 use std::mem;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hetconv::graph::ModelFile;
 use hetconv::train::{Augment, Images, PixelTable, Split, fill_batch};
 use serde::Serialize;
@@ -60,7 +60,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let Opened { mut file, states_normalisation } = model::open_file(&args.file, args.image_size.get())?;
     let channels = file.graph.input_shape().map_or(0, |[channels, ..]| channels);
     file.normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
-    let mut network = Classifier::new(&file.graph, mem::take(&mut file.weights), 1, true)?;
+    let network = Classifier::new(&file.graph, mem::take(&mut file.weights), 1, true);
+    let mut network = network.with_context(|| args.file.display().to_string())?;
     let predictions: Vec<Predicted> =
         args.images.iter().map(|image| predict(&file, &mut network, image, args.top.into())).collect::<Result<_>>()?;
     output.result(&predictions, |predictions| {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hetconv::runtime::{Options, Plan, Session, Team};
 use serde::Serialize;
 
@@ -79,7 +79,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         bad_usage!("the network has {} outputs, but {} files were named", file.graph.outputs.len(), args.output.len());
     }
     let options = Options { batch: batch.max(1), exact: args.exact, ..Options::default() };
-    let plan = Arc::new(Plan::compile_owned(&file.graph, file.weights, &options)?);
+    let plan = Plan::compile_owned(&file.graph, file.weights, &options);
+    let plan = Arc::new(plan.with_context(|| args.file.display().to_string())?);
     for (array, [channels, height, width]) in arrays.iter().zip(plan.input_shapes()) {
         if batch == 0 || array.shape != [batch, channels, height, width] {
             bad_usage!("an array of shape {:?} for an input of (images, {channels}, {height}, {width})", array.shape);

@@ -87,7 +87,9 @@ fn to_goal(line: &Line) -> Cell {
     let text = match (line.standard_top1, line.epochs_to_standard_top1, line.seconds_to_standard_top1) {
         (None, ..) => String::new(),
         (Some(_), None, _) => "not reached".to_owned(),
+        (Some(_), Some(1), None) => "1 epoch".to_owned(),
         (Some(_), Some(epochs), None) => format!("{epochs} epochs"),
+        (Some(_), Some(1), Some(seconds)) => format!("{} (1 epoch)", duration(seconds)),
         (Some(_), Some(epochs), Some(seconds)) => format!("{} ({epochs} epochs)", duration(seconds)),
     };
     Cell { text, value: line.seconds_to_standard_top1, is_prose: false }
