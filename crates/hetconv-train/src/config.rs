@@ -2,7 +2,7 @@
 
 use crate::recipe::{Recipe, RecipeName};
 use hetconv_graph::zoo::{self, Architecture};
-use hetconv_graph::{ModelName, NameError, atomic_write};
+use hetconv_graph::{ModelName, NameError, Normalisation, atomic_write};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io;
@@ -38,7 +38,7 @@ impl std::fmt::Display for Device {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
-    /// The network's name, such as `vgg16-cifar_p4`.
+    /// The network's name, such as `vgg16-cifar_p4`; any name if it is the one of a file.
     pub model: String,
     /// The data set, as [`crate::Dataset::open`] takes it.
     pub data: String,
@@ -76,7 +76,13 @@ pub struct RunConfig {
     /// Where to compute.
     #[serde(default)]
     pub device: Device,
-    /// What the network was made from, if it is a pruned one. A table, hence the last.
+    /// The model file or ONNX file whose network and weights the run begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// How images are normalised, if the file that the run begins with does not say so. A table, like what follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalisation: Option<Normalisation>,
+    /// What the network was made from, if it is a pruned one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned: Option<PrunedFrom>,
 }
@@ -151,8 +157,17 @@ impl RunConfig {
     /// ```
     pub fn new(model: &str, data: &str, recipe: RecipeName) -> Result<Self, NameError> {
         let name: ModelName = model.parse()?;
-        let own = Recipe::named(recipe, architecture(&name));
-        Ok(Self {
+        Ok(Self::with(model, data, recipe, &Recipe::named(recipe, architecture(&name))))
+    }
+
+    /// The same for a run that begins with the network of a file, whatever its name: a recipe's own settings are then
+    /// those of [`Recipe::further`].
+    pub fn from_file(file: &str, model: &str, data: &str, recipe: RecipeName) -> Self {
+        Self { from: Some(file.to_owned()), ..Self::with(model, data, recipe, &Recipe::further(recipe)) }
+    }
+
+    fn with(model: &str, data: &str, recipe: RecipeName, own: &Recipe) -> Self {
+        Self {
             model: model.to_owned(),
             data: data.to_owned(),
             recipe,
@@ -166,19 +181,23 @@ impl RunConfig {
             hold_out: None,
             cutout: None,
             no_flip: false,
-            pruned: None,
             checkpoint_every: None,
             device: Device::Cpu,
-        })
+            from: None,
+            normalisation: None,
+            pruned: None,
+        }
     }
 
     /// The recipe with this run's epochs, batch size and learning rate.
     ///
     /// # Errors
-    /// A name that means no network.
+    /// A name that means no network, unless the network is a file's.
     pub fn complete_recipe(&self) -> Result<Recipe, NameError> {
-        let name: ModelName = self.model.parse()?;
-        let own = Recipe::named(self.recipe, architecture(&name));
+        let own = match self.from {
+            Some(_) => Recipe::further(self.recipe),
+            None => Recipe::named(self.recipe, architecture(&self.model.parse()?)),
+        };
         let schedule = own.schedule.with_peak(self.lr);
         Ok(Recipe { epochs: self.epochs, batch_size: self.batch_size, schedule, ..own })
     }

@@ -5,6 +5,9 @@
 //! a cosine; `finetune` is Li et al.'s for a network that has been pruned: the paper's at a small constant rate. Weight
 //! decay pulls on the kernels of convolutions and linear layers only; published runs that also decay biases and
 //! batch-norm differ from this by little.
+//!
+//! The network of a file, which has learned already and may be any, learns as ResNets on ImageNet do, in batches of 64 and
+//! at a quarter of their rates.
 
 use hetconv_graph::zoo::{Architecture, Family, Images};
 use serde::{Deserialize, Serialize};
@@ -171,49 +174,60 @@ impl FromStr for RecipeName {
 impl Recipe {
     /// A built-in recipe for an architecture.
     pub fn named(name: RecipeName, architecture: &Architecture) -> Self {
+        Self::of_kind(name, architecture.family, architecture.images)
+    }
+
+    /// A built-in recipe for training the network of a file further.
+    pub fn further(name: RecipeName) -> Self {
+        let own = Self::of_kind(name, Family::ResNet, Images::ImageNet);
+        let peak = own.schedule.peak() / 4.0;
+        Self { batch_size: own.batch_size / 4, schedule: own.schedule.with_peak(peak), ..own }
+    }
+
+    fn of_kind(name: RecipeName, family: Family, images: Images) -> Self {
         match name {
-            RecipeName::Paper => Self::paper(architecture),
-            RecipeName::OneCycle => Self::onecycle(architecture),
-            RecipeName::FineTune => Self::finetune(architecture),
+            RecipeName::Paper => Self::paper(family, images),
+            RecipeName::OneCycle => Self::onecycle(family, images),
+            RecipeName::FineTune => Self::finetune(family, images),
         }
     }
 
-    /// The paper's recipe for an architecture; He et al.'s for ResNets.
-    pub fn paper(architecture: &Architecture) -> Self {
-        let (weight_decay, milestones, epochs) = match (architecture.images, architecture.family) {
+    /// The paper's recipe; He et al.'s for ResNets.
+    fn paper(family: Family, images: Images) -> Self {
+        let (weight_decay, milestones, epochs) = match (images, family) {
             (Images::ImageNet, _) => (1e-4, Milestones::EveryEpochs(30), 90),
             (Images::Cifar, Family::ResNet) => (1e-4, Milestones::Iterations(vec![32_000, 48_000]), 164),
             (Images::Cifar, Family::Vgg | Family::MobileNet) => (5e-4, Milestones::EveryEpochs(50), 200),
         };
         Self {
             epochs,
-            batch_size: batch_size(architecture),
+            batch_size: batch_size(images),
             label_smoothing: 0.0,
             optimizer: Sgd { momentum: 0.9, nesterov: false, weight_decay },
             schedule: Schedule::Steps { initial: 0.1, factor: 0.1, milestones },
         }
     }
 
-    /// Li et al.'s recipe after pruning: as [`Recipe::paper`], but at a constant rate of 0.001 for 40 epochs, for ImageNet
+    /// Li et al.'s recipe after pruning: as `paper`, but at a constant rate of 0.001 for 40 epochs, for ImageNet
     /// 20.
-    pub fn finetune(architecture: &Architecture) -> Self {
+    fn finetune(family: Family, images: Images) -> Self {
         let never = Milestones::Iterations(Vec::new());
         Self {
-            epochs: if architecture.images == Images::ImageNet { 20 } else { 40 },
+            epochs: if images == Images::ImageNet { 20 } else { 40 },
             schedule: Schedule::Steps { initial: 0.001, factor: 1.0, milestones: never },
-            ..Self::paper(architecture)
+            ..Self::paper(family, images)
         }
     }
 
-    /// The short recipe for an architecture: Nesterov momentum 0.9, weight decay 5·10⁻⁴, label smoothing 0.1.
-    pub fn onecycle(architecture: &Architecture) -> Self {
-        let peak = match (architecture.images, architecture.family) {
+    /// The short recipe: Nesterov momentum 0.9, weight decay 5·10⁻⁴, label smoothing 0.1.
+    fn onecycle(family: Family, images: Images) -> Self {
+        let peak = match (images, family) {
             (Images::Cifar, Family::Vgg) => 0.2,
             _ => 0.4,
         };
         Self {
             epochs: 10,
-            batch_size: batch_size(architecture),
+            batch_size: batch_size(images),
             label_smoothing: 0.1,
             optimizer: Sgd { momentum: 0.9, nesterov: true, weight_decay: 5e-4 },
             schedule: Schedule::OneCycle { peak, warmup_fraction: 0.25 },
@@ -221,8 +235,8 @@ impl Recipe {
     }
 }
 
-fn batch_size(architecture: &Architecture) -> usize {
-    match architecture.images {
+fn batch_size(images: Images) -> usize {
+    match images {
         Images::Cifar => 128,
         Images::ImageNet => 256,
     }
@@ -230,11 +244,12 @@ fn batch_size(architecture: &Architecture) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::RecipeName::{FineTune, OneCycle, Paper};
     use super::*;
     use hetconv_graph::zoo;
 
-    fn of(name: &str) -> &'static Architecture {
-        zoo::architecture(name).unwrap()
+    fn named(recipe: RecipeName, architecture: &str) -> Recipe {
+        Recipe::named(recipe, zoo::architecture(architecture).unwrap())
     }
 
     fn rates(recipe: &Recipe, steps_per_epoch: u64, steps: &[u64]) -> Vec<f64> {
@@ -248,20 +263,20 @@ mod tests {
 
     #[test]
     fn papers_recipes() {
-        let vgg = Recipe::paper(of("vgg16-cifar"));
+        let vgg = named(Paper, "vgg16-cifar");
         assert_eq!((vgg.batch_size, vgg.epochs, vgg.optimizer.weight_decay), (128, 200, 5e-4));
         assert!(!vgg.optimizer.nesterov && vgg.label_smoothing == 0.0);
         let at = [0, 50 * 390 - 1, 50 * 390, 100 * 390, 199 * 390];
         assert_close(&rates(&vgg, 390, &at), &[0.1, 0.1, 0.01, 0.001, 0.0001]);
-        assert_eq!(Recipe::paper(of("mobilenet-cifar")), vgg);
+        assert_eq!(named(Paper, "mobilenet-cifar"), vgg);
 
         for name in ["resnet20", "resnet56"] {
-            let resnet = Recipe::paper(of(name));
+            let resnet = named(Paper, name);
             assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (128, 164, 1e-4));
             assert_close(&rates(&resnet, 390, &[31_999, 32_000, 47_999, 48_000]), &[0.1, 0.01, 0.01, 0.001]);
         }
         for name in ["resnet34", "resnet50"] {
-            let resnet = Recipe::paper(of(name));
+            let resnet = named(Paper, name);
             assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (256, 90, 1e-4));
             let at = [0, 30 * 5000 - 1, 30 * 5000, 60 * 5000];
             assert_close(&rates(&resnet, 5000, &at), &[0.1, 0.1, 0.01, 0.001]);
@@ -270,13 +285,13 @@ mod tests {
 
     #[test]
     fn onecycle_rises_linearly_and_falls_as_a_cosine() {
-        let recipe = Recipe { epochs: 1, ..Recipe::onecycle(of("resnet20")) };
+        let recipe = Recipe { epochs: 1, ..named(OneCycle, "resnet20") };
         // 100 steps: 25 up, 75 down; halfway down is half the peak.
         assert_close(&rates(&recipe, 100, &[0, 4, 24, 99]), &[0.016, 0.08, 0.4, 0.0]);
         let schedule = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.2 };
         assert_close(&[schedule.lr(59, 10, 100), schedule.lr(99, 10, 100)], &[0.5, 0.0]);
-        assert_eq!(Recipe::onecycle(of("vgg16-cifar")).schedule.peak(), 0.2);
-        assert_eq!(Recipe::onecycle(of("small-cifar")).schedule.peak(), 0.2);
+        assert_eq!(named(OneCycle, "vgg16-cifar").schedule.peak(), 0.2);
+        assert_eq!(named(OneCycle, "small-cifar").schedule.peak(), 0.2);
         assert_eq!(recipe.schedule.with_peak(0.3).peak(), 0.3);
         let none = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.0 };
         assert!(none.lr(5, 0, 0).is_finite());
@@ -285,10 +300,19 @@ mod tests {
 
     #[test]
     fn fine_tuning_is_the_papers_at_one_small_rate() {
-        let recipe = Recipe::finetune(of("vgg16-cifar"));
+        let recipe = named(FineTune, "vgg16-cifar");
         assert_eq!((recipe.epochs, recipe.batch_size, recipe.optimizer.weight_decay), (40, 128, 5e-4));
         assert_close(&rates(&recipe, 390, &[0, 39 * 390]), &[0.001, 0.001]);
-        assert_eq!((Recipe::finetune(of("resnet56")).epochs, Recipe::finetune(of("resnet34")).epochs), (40, 20));
+        assert_eq!((named(FineTune, "resnet56").epochs, named(FineTune, "resnet34").epochs), (40, 20));
+    }
+
+    #[test]
+    fn the_network_of_a_file_learns_as_a_resnet_in_small_batches() {
+        for (name, rate, epochs) in [(Paper, 0.025, 90), (OneCycle, 0.1, 10), (FineTune, 0.00025, 20)] {
+            let recipe = Recipe::further(name);
+            assert_eq!((recipe.schedule.peak(), recipe.epochs, recipe.batch_size), (rate, epochs, 64));
+            assert_eq!(recipe.optimizer, named(name, "resnet50").optimizer);
+        }
     }
 
     #[test]
@@ -303,7 +327,7 @@ mod tests {
 
     #[test]
     fn recipes_have_names() {
-        for name in [RecipeName::Paper, RecipeName::OneCycle, RecipeName::FineTune] {
+        for name in [Paper, OneCycle, FineTune] {
             assert_eq!(name.to_string().parse(), Ok(name));
         }
         assert!("fast".parse::<RecipeName>().unwrap_err().to_string().contains("onecycle"));

@@ -165,7 +165,8 @@ fn candidates(args: &Args) -> Result<Vec<Candidate>> {
 
 /// The settings of one network's runs, one for each seed.
 fn configs(args: &Args, candidate: &Candidate) -> Result<Vec<RunConfig>> {
-    let mut config = args.settings.config(&candidate.name.to_string(), &args.data, RecipeName::OneCycle)?;
+    let own = |recipe| Ok(RunConfig::new(&candidate.name.to_string(), &args.data, recipe)?);
+    let mut config = args.settings.config(RecipeName::OneCycle, own)?;
     if args.data == "synthetic" && args.settings.epochs.is_none() && args.settings.recipe.is_none() {
         config.epochs = SYNTHETIC_EPOCHS;
     }
@@ -214,7 +215,7 @@ fn train_or_reuse(job: TrainJob<'_>, name: &str) -> Result<FinishedRun> {
     if runs::is_finished(out) {
         eprintln!("{name}: already trained, in {}", out.display());
     } else {
-        train_one(job, name)?;
+        train_one(job, None, name)?;
     }
     runs::load(out)
 }
@@ -253,7 +254,7 @@ fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>)
     let threads = rayon::current_num_threads();
     let seeds: Vec<String> = args.seeds.iter().map(u64::to_string).collect();
     // Batch and rate are told in any case.
-    let mut more = changed_settings(config)?;
+    let mut more = changed_settings(config);
     more.retain(|(flag, _)| !["batch-size", "lr"].contains(flag));
     let setup = [
         (

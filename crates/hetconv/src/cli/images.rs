@@ -32,11 +32,11 @@ impl ImageSize {
 pub struct Normalise {
     /// Mean of each channel, of pixels from 0 to 1, where the file does not say how images are to be normalised
     #[arg(long, value_name = "M,…", value_delimiter = ',', requires = "std")]
-    mean: Vec<f32>,
+    pub mean: Vec<f32>,
 
     /// Standard deviation of each channel
     #[arg(long, value_name = "S,…", value_delimiter = ',', requires = "mean")]
-    std: Vec<f32>,
+    pub std: Vec<f32>,
 }
 
 impl Normalise {
@@ -48,14 +48,13 @@ impl Normalise {
     /// What was given, or else what the file has, for images of so many channels; `is_stated` tells whether it says so
     /// itself.
     pub fn or(&self, file: &Normalisation, is_stated: bool, channels: usize) -> Result<Normalisation> {
+        Ok(or_stated(self.given(channels)?, file, is_stated))
+    }
+
+    /// What was given, for images of so many channels.
+    pub fn given(&self, channels: usize) -> Result<Option<Normalisation>> {
         if !self.is_given() {
-            if !is_stated {
-                tracing::warn!(
-                    "the file does not say how pixels are normalised, so they are numbers from 0 to 1; \
-                     --mean and --std say otherwise"
-                );
-            }
-            return Ok(file.clone());
+            return Ok(None);
         }
         let given = Normalisation { mean: self.mean.clone(), std: self.std.clone() };
         if !given.fits(channels) {
@@ -64,10 +63,22 @@ impl Normalise {
                 "--mean {mean} --std {std}: a finite number for each of the {channels} channels is needed, std more than 0"
             );
         }
-        Ok(given)
+        Ok(Some(given))
     }
 }
 
-fn join(numbers: &[f32]) -> String {
+/// What was given, or else what a file has, with a warning if it does not say so itself.
+pub fn or_stated(given: Option<Normalisation>, file: &Normalisation, is_stated: bool) -> Normalisation {
+    if given.is_none() && !is_stated {
+        tracing::warn!(
+            "the file does not say how pixels are normalised, so they are numbers from 0 to 1; --mean and --std say \
+             otherwise"
+        );
+    }
+    given.unwrap_or_else(|| file.clone())
+}
+
+/// Numbers as `--mean` takes them.
+pub fn join(numbers: &[f32]) -> String {
     numbers.iter().map(f32::to_string).collect::<Vec<_>>().join(",")
 }

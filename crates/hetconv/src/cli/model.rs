@@ -91,6 +91,12 @@ fn is_onnx(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "onnx")
 }
 
+/// Number of outputs of a classifier.
+pub fn outputs(graph: &Graph) -> usize {
+    let shapes = graph.shapes().unwrap_or_default();
+    graph.outputs.first().and_then(|&output| shapes.get(output)).map_or(0, |shape| shape.channels())
+}
+
 /// Builds a network for images of `[channels, height, width]`, and says where P or G did not fit.
 pub fn build(name: &ModelName, classes: usize, input: Option<[usize; 3]>) -> Result<Graph> {
     let (graph, notes) = zoo::build_with_notes(name, classes)?;

@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hetconv::graph::{Graph, ModelFile, PruneAmount, Pruned, atomic_write, prune};
-use hetconv::train::{PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, fine_tune, run_files};
+use hetconv::train::{PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, run_files};
 use hetconv::units::{count, duration};
 use serde::{Deserialize, Serialize};
 
 use super::eval::same_classes;
 use super::output::{Output, table};
-use super::progress::TrainingProgress;
 use super::runs::{self, FinishedRun};
-use super::train::{self, RunArgs, data_of};
+use super::train::{self, RunArgs, as_trained, data_of, nothing, train_one};
 use super::usage::bad_usage;
 use super::{model, summary::reduction};
 
@@ -125,16 +124,14 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let whole = model::load(&file)?;
     let Pruned { graph, weights, ratio, layers } = prune(&whole.graph, &whole.weights, amount(from)?)?;
     let data = data_of(&config)?;
-    same_classes(&file, &whole.classes, outputs(&graph), &data)?;
+    same_classes(&file, &whole.classes, model::outputs(&graph), &data)?;
     let start = ModelFile { graph: graph.clone(), weights, ..whole.clone() };
     let recipe = config.complete_recipe()?;
     let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: args.run.resume };
-    let mut progress = TrainingProgress::new(config.model.as_str());
-    let summary = fine_tune(job, &start, &mut progress).with_context(|| train::failed(&config.model, &out))?;
-    drop(progress);
+    let summary = train_one(job, Some(&start), &config.model)?;
 
     let before = whole.graph.cost()?;
-    let (training, top1_before) = history(&file)?.unzip();
+    let (training, top1_before) = history(&file)?;
     let fine_tuning = TrainingCost::of(&summary);
     let layer = |layer: &hetconv::graph::PrunedLayer| {
         let (name, filters) = (layer.name.clone(), layer.filters);
@@ -172,7 +169,7 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     };
     let macs = match (&args.amount.like, &whole) {
         (Some(like), Some(whole)) => {
-            let like = model::build(&like.parse()?, outputs(&whole.graph), whole.graph.input_shape())?;
+            let like = model::build(&like.parse()?, model::outputs(&whole.graph), whole.graph.input_shape())?;
             Some(like.cost()?.macs)
         }
         (Some(_), None) => bad_usage!("--match needs FILE, whose classes and image size the other network gets"),
@@ -180,7 +177,7 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     };
     let file = args.file.as_ref().map(|file| file.display().to_string());
     let of = |get: fn(&PrunedFrom) -> Option<String>| {
-        move |config: &RunConfig| config.pruned.as_ref().and_then(get).unwrap_or_else(|| "nothing".to_owned())
+        move |config: &RunConfig| config.pruned.as_ref().and_then(get).unwrap_or_else(nothing)
     };
     let (of_file, of_ratio, of_macs) = (
         of(|from| Some(from.file.clone())),
@@ -200,38 +197,9 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     };
     let from = PrunedFrom { file, ratio: args.amount.ratio, macs };
     amount(&from)?;
-    let config = RunConfig { pruned: Some(from), ..args.run.config(&name, RecipeName::FineTune)? };
-    Ok((as_trained(config)?, out))
-}
-
-/// The same settings, with images split and seen as FILE's own run did on the same data: else the pruned network would be
-/// judged by images that the whole one learned from.
-fn as_trained(mut config: RunConfig) -> Result<RunConfig> {
-    let file = config.pruned.as_ref().map(|from| PathBuf::from(&from.file)).unwrap_or_default();
-    let Some(own) = own_folder(&file).map(|folder| folder.join(run_files::CONFIG)).filter(|path| path.is_file()) else {
-        return Ok(config);
-    };
-    let own = RunConfig::load(&own)?;
-    let place = |data: &str| Path::new(data).canonicalize().unwrap_or_else(|_| PathBuf::from(data));
-    if place(&own.data) == place(&config.data) {
-        let given = config.hold_out.or(own.hold_out);
-        if given != own.hold_out {
-            let text = |percent: Option<u8>| percent.map_or("none".to_owned(), |percent| percent.to_string());
-            let (file, given, own) = (file.display(), text(given), text(own.hold_out));
-            bad_usage!(
-                "--hold-out {given}, but {file} was trained with {own}: it has learned from images held out now"
-            );
-        }
-        config.hold_out = own.hold_out;
-        config.image_size = config.image_size.or(own.image_size);
-        config.no_flip |= own.no_flip;
-    }
-    Ok(config)
-}
-
-/// The folder of the run that made a model file, if it still lies where the run left it.
-fn own_folder(file: &Path) -> Option<&Path> {
-    file.parent().filter(|_| file.file_name().is_some_and(|name| name == run_files::MODEL))
+    let own = |data: &str, recipe| Ok(RunConfig::new(&name, data, recipe)?);
+    let config = as_trained(args.run.config(RecipeName::FineTune, own)?, Path::new(&from.file))?;
+    Ok((RunConfig { pruned: Some(from), ..config }, out))
 }
 
 /// How much is to be removed.
@@ -250,26 +218,22 @@ fn pruned_name(graph: &Graph) -> Result<String> {
     Ok(name.to_string())
 }
 
-/// Number of outputs of a classifier.
-fn outputs(graph: &Graph) -> usize {
-    let shapes = graph.shapes().unwrap_or_default();
-    graph.outputs.first().and_then(|&output| shapes.get(output)).map_or(0, |shape| shape.channels())
+/// What it took to train a model file, and its accuracy, as far as the files of its run say so.
+fn history(file: &Path) -> Result<(Option<TrainingCost>, Option<f64>)> {
+    let Some(folder) = runs::folder_of(file).filter(|folder| runs::is_finished(folder)) else {
+        return Ok((None, None));
+    };
+    let run = runs::load(folder)?;
+    Ok((whole_cost(&run)?, Some(run.summary.eval_top1)))
 }
 
-/// What it took to train a model file, and its accuracy, if they stand beside it.
-fn history(file: &Path) -> Result<Option<(TrainingCost, f64)>> {
-    let Some(folder) = own_folder(file).filter(|folder| folder.join(run_files::SUMMARY).is_file()) else {
-        return Ok(None);
-    };
-    let summary = Summary::load(&folder.join(run_files::SUMMARY))?;
-    let mut cost = TrainingCost::of(&summary);
-    // It may have been pruned before.
-    let path = folder.join(REPORT);
-    if path.is_file() {
-        let Some(total) = load_report(&path)?.total else { return Ok(None) };
-        cost = total;
+/// What all training of a run's network took, what came before it was pruned included; nothing if that is not known.
+fn whole_cost(run: &FinishedRun) -> Result<Option<TrainingCost>> {
+    match run.config {
+        RunConfig { from: Some(_), .. } => Ok(None),
+        RunConfig { pruned: Some(_), .. } => Ok(report_of(run)?.and_then(|report| report.total)),
+        _ => Ok(Some(TrainingCost::of(&run.summary))),
     }
-    Ok(Some((cost, summary.eval_top1)))
 }
 
 fn load_report(path: &Path) -> Result<Report> {
@@ -279,10 +243,7 @@ fn load_report(path: &Path) -> Result<Report> {
 
 /// MACs that all training of a run's network took, what came before it was pruned included; nothing if that is not known.
 pub fn training_macs(run: &FinishedRun) -> Result<Option<u64>> {
-    match run.config.pruned {
-        None => Ok(Some(TrainingCost::of(&run.summary).macs)),
-        Some(_) => Ok(report_of(run)?.and_then(|report| report.total).map(|total| total.macs)),
-    }
+    Ok(whole_cost(run)?.map(|cost| cost.macs))
 }
 
 /// MACs of the network that a run's was pruned from, if it was and that is known.

@@ -69,7 +69,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 }
 
 /// What a run was made with, its network and seed left out: names and values.
-fn settings(run: &FinishedRun) -> Result<Vec<(&'static str, String)>> {
+fn settings(run: &FinishedRun) -> Vec<(&'static str, String)> {
     let Summary { data, recipe, epochs, batch_size, train_images, .. } = &run.summary;
     let always = [
         ("data", results::without_folders(data)),
@@ -79,41 +79,50 @@ fn settings(run: &FinishedRun) -> Result<Vec<(&'static str, String)>> {
         ("training images", train_images.to_string()),
     ];
     let told = ["batch-size", "limit-train"];
-    let changed = results::changed_settings(&run.config)?.into_iter().filter(|(flag, _)| !told.contains(flag));
-    let from = run.config.pruned.as_ref().map(|from| ("pruned from", results::folder_name(from)));
-    Ok(always.into_iter().chain(changed).chain(from).collect())
+    let changed = results::changed_settings(&run.config).into_iter().filter(|(flag, _)| !told.contains(flag));
+    let pruned = run.config.pruned.as_ref().map(|from| ("pruned from", results::source_name(&from.file)));
+    let from = run.config.from.as_ref().map(|file| ("trained on from", results::source_name(file)));
+    always.into_iter().chain(changed).chain(pruned).chain(from).collect()
 }
 
-/// The network's name, short if all networks are of one architecture.
-fn network(name: &ModelName, one_architecture: bool) -> String {
-    match (one_architecture, name.pruned, name.substitution) {
-        (false, ..) => name.to_string(),
-        (true, false, substitution) => substitution.to_string(),
-        (true, true, Substitution::Standard) => "pruned".to_owned(),
-        (true, true, substitution) => format!("{substitution} pruned"),
+/// A network's name, if it is one of the zoo's; a file's may be called like one and be another.
+fn zoo_name(run: &FinishedRun) -> Option<ModelName> {
+    run.config.from.is_none().then(|| run.summary.model.parse().ok()).flatten()
+}
+
+/// Its name among networks of one architecture.
+fn short_name(name: &ModelName) -> String {
+    match (name.pruned, name.substitution) {
+        (false, substitution) => substitution.to_string(),
+        (true, Substitution::Standard) => "pruned".to_owned(),
+        (true, substitution) => format!("{substitution} pruned"),
     }
 }
 
 /// The report; inference is measured in batches of so many images, or not at all.
 fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
-    let names: Vec<ModelName> = runs.iter().map(|run| Ok(run.summary.model.parse()?)).collect::<Result<_>>()?;
-    let settings: Vec<_> = runs.iter().map(settings).collect::<Result<_>>()?;
+    let settings: Vec<_> = runs.iter().map(settings).collect();
+    let names: Vec<Option<ModelName>> = runs.iter().map(zoo_name).collect();
     let architecture = |name: &ModelName| (name.architecture.clone(), name.se);
-    let one_architecture = names.iter().all(|name| architecture(name) == architecture(&names[0]));
+    let of_architecture: Option<Vec<&ModelName>> = names.iter().map(Option::as_ref).collect();
+    // The names, if all networks are of one architecture.
+    let of_architecture =
+        of_architecture.filter(|names| names.iter().all(|name| architecture(name) == architecture(names[0])));
     let is_common = |setting: &&(&str, String)| settings.iter().all(|other| other.contains(setting));
 
     // Runs that differ in their seed only have the same name.
     let mut groups: Vec<(String, Vec<&FinishedRun>)> = Vec::new();
     // The first run of each group, and the groups with standard networks.
     let (mut firsts, mut standards): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
-    for (i, ((run, name), own)) in runs.iter().zip(&names).zip(&settings).enumerate() {
+    for (i, (run, own)) in runs.iter().zip(&settings).enumerate() {
         let varying = own.iter().filter(|setting| !is_common(setting));
         let varying: String = varying.map(|(name, value)| format!(", {name} {value}")).collect();
-        let label = format!("{}{varying}", network(name, one_architecture));
+        let name = of_architecture.as_ref().map(|names| names[i]);
+        let label = format!("{}{varying}", name.map_or_else(|| run.summary.model.clone(), short_name));
         match groups.iter_mut().find(|(known, _)| *known == label) {
             Some((_, group)) => group.push(run),
             None => {
-                if one_architecture && name.substitution == Substitution::Standard && !name.pruned {
+                if name.is_some_and(|name| name.substitution == Substitution::Standard && !name.pruned) {
                     standards.push(groups.len());
                 }
                 groups.push((label, vec![run]));
@@ -122,7 +131,8 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
         }
     }
     // What was trained otherwise is not compared in words; a pruned network has settings of its own for good.
-    let is_alike = |a: usize, b: usize| match names[a].pruned || names[b].pruned {
+    let is_pruned = |i: usize| runs[i].config.pruned.is_some();
+    let is_alike = |a: usize, b: usize| match is_pruned(a) || is_pruned(b) {
         true => runs[a].summary.data == runs[b].summary.data,
         false => settings[a] == settings[b],
     };
@@ -130,9 +140,9 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
         [only] => Some(only).filter(|&only| firsts.iter().all(|&first| is_alike(first, firsts[only]))),
         _ => None,
     };
-    let title = match one_architecture {
-        true => format!("{} with several convolutions", names[0].architecture),
-        false => "Training runs".to_owned(),
+    let title = match &of_architecture {
+        Some(names) => format!("{} with several convolutions", names[0].architecture),
+        None => "Training runs".to_owned(),
     };
     let common = settings[0].iter().filter(is_common);
     let mut setup: Vec<(String, String)> = common.map(|(name, value)| ((*name).to_owned(), value.clone())).collect();

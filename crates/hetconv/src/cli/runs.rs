@@ -24,6 +24,11 @@ pub fn is_finished(folder: &Path) -> bool {
     folder.join(run_files::SUMMARY).is_file()
 }
 
+/// The folder of the run that made a model file, if it still lies where the run left it.
+pub fn folder_of(file: &Path) -> Option<&Path> {
+    file.parent().filter(|_| file.file_name().is_some_and(|name| name == run_files::MODEL))
+}
+
 /// Reads a finished run.
 pub fn load(folder: &Path) -> Result<FinishedRun> {
     let config = RunConfig::load(&folder.join(run_files::CONFIG))?;

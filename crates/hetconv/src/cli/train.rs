@@ -3,14 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hetconv::graph::Graph;
-use hetconv::train::{Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, run_files, train};
+use hetconv::graph::{Graph, ModelFile};
+use hetconv::train::{
+    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, fine_tune, run_files, train,
+};
 use hetconv::units::{count, duration, grouped, rate};
 
 use super::data::open_data_at_size;
-use super::model;
+use super::eval::same_classes;
+use super::images::{Normalise, join, or_stated};
+use super::model::{self, Opened, Size};
 use super::output::Output;
 use super::progress::TrainingProgress;
+use super::runs;
 use super::usage::bad_usage;
 
 /// Train a network
@@ -22,14 +27,26 @@ model.safetensors. A run that was stopped, however roughly, goes on with --resum
 Photos of any size, with --image-size: training sees a random part of each (8 to 100 % of its area), mirrored every other
 time, evaluation seven eighths of the middle; a step learns from --batch-size times --accumulate of them.
 
+With --from the network of a file is trained further, such as one that `hetconv convert` has made cheaper: its weights are
+where the run begins, and images are normalised as they were for them. Batches are smaller then, of 64 images, and rates
+lower. FILE is needed until the run has come to its end.
+
 Examples:
   hetconv train --model resnet20_p4 --data cifar10 --epochs 10
   hetconv train --resume --out runs/resnet20_p4
-  hetconv train --model resnet50_p4 --data imagenet --image-size 224 --recipe paper --batch-size 32 --accumulate 8")]
+  hetconv train --model resnet50_p4 --data imagenet --image-size 224 --recipe paper --batch-size 32 --accumulate 8
+  hetconv train --from cheaper.onnx --data photos.zip --image-size 224 --epochs 5 --out runs/cheaper")]
 pub struct Args {
     /// The network (see `hetconv list`)
-    #[arg(long, value_name = "NAME", required_unless_present = "resume")]
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["resume", "from"])]
     model: Option<String>,
+
+    /// Begin with the network and the weights of a model file or an ONNX file
+    #[arg(long, value_name = "FILE", conflicts_with = "model", requires = "out")]
+    from: Option<PathBuf>,
+
+    #[command(flatten)]
+    normalise: Normalise,
 
     #[command(flatten)]
     run: RunArgs,
@@ -121,9 +138,9 @@ fn parse_device(text: &str) -> Result<Device, String> {
 }
 
 impl Settings {
-    /// A run's configuration, with the recipe's own settings where none are given.
-    pub fn config(&self, model: &str, data: &str, recipe: RecipeName) -> Result<RunConfig> {
-        let own = RunConfig::new(model, data, self.recipe.unwrap_or(recipe))?;
+    /// A run's configuration, with those of its recipe, `own`, where no settings are given.
+    pub fn config(&self, recipe: RecipeName, own: impl FnOnce(RecipeName) -> Result<RunConfig>) -> Result<RunConfig> {
+        let own = own(self.recipe.unwrap_or(recipe))?;
         Ok(RunConfig {
             epochs: self.epochs.unwrap_or(own.epochs),
             batch_size: self.batch_size.unwrap_or(own.batch_size),
@@ -139,16 +156,30 @@ impl Settings {
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
-    let (config, out) = configure(args)?;
+    let Configured { config, out, opened } = configure(args)?;
     config.validate()?;
     if config.pruned.is_some() {
         bad_usage!("{} holds a run of a pruned network; go on with it by `hetconv prune --resume`", out.display());
     }
     let data = data_of(&config)?;
-    let (graph, recipe) = (network(&config, &data)?, config.complete_recipe()?);
+    let start = opened.map(|opened| start(&config, opened, &data)).transpose()?;
+    let graph = match &start {
+        Some(start) => start.graph.clone(),
+        None => network(&config, &data)?,
+    };
+    let recipe = config.complete_recipe()?;
     let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: args.run.resume };
-    let summary = train_one(job, &config.model)?;
+    let summary = train_one(job, start.as_ref(), &config.model)?;
     output.result(&summary, |summary| text(summary, &out))
+}
+
+/// What a run begins with: the network of its file, for its data.
+fn start(config: &RunConfig, opened: Opened, data: &Dataset) -> Result<ModelFile> {
+    let Opened { file, states_normalisation } = opened;
+    let path = Path::new(config.from.as_deref().unwrap_or_default());
+    same_classes(path, &file.classes, model::outputs(&file.graph), data)?;
+    let normalisation = or_stated(config.normalisation.clone(), &file.normalisation, states_normalisation);
+    Ok(ModelFile { normalisation, ..file })
 }
 
 /// Opens a run's data set.
@@ -168,46 +199,119 @@ pub fn network(config: &RunConfig, data: &Dataset) -> Result<Graph> {
     model::build(&config.model.parse()?, data.classes.len(), Some([channels, height, width]))
 }
 
-/// Trains one network, with progress under this name.
-pub fn train_one(job: TrainJob<'_>, name: &str) -> Result<Summary> {
-    let out = job.out;
-    train(job, &mut TrainingProgress::new(name)).with_context(|| failed(name, out))
+/// Trains one network, from fresh weights or those of `start`, with progress under this name.
+pub fn train_one(job: TrainJob<'_>, start: Option<&ModelFile>, name: &str) -> Result<Summary> {
+    let (out, mut progress) = (job.out, TrainingProgress::new(name));
+    let summary = match start {
+        None => train(job, &mut progress),
+        Some(start) => fine_tune(job, start, &mut progress),
+    };
+    summary.with_context(|| format!("training {name} in {} failed", out.display()))
 }
 
-/// What stands before the error of a run.
-pub fn failed(name: &str, out: &Path) -> String {
-    format!("training {name} in {} failed", out.display())
+/// A run to do.
+struct Configured {
+    config: RunConfig,
+    out: PathBuf,
+    /// The file that it begins with.
+    opened: Option<Opened>,
 }
 
-/// The settings of the run, and its folder.
-fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
+/// The settings of the run.
+fn configure(args: &Args) -> Result<Configured> {
     let out = match (&args.run.out, &args.model) {
         (Some(out), _) => out.clone(),
         (None, Some(model)) => Path::new("runs").join(model),
         (None, None) => bad_usage!("--out or --model is needed to find the run's folder"),
     };
-    if let Some(config) = args.run.stored(&out, &[("--model", args.model.clone(), &|config| config.model.clone())])? {
-        return Ok((config, out));
+    let from = args.from.as_ref().map(|file| file.display().to_string());
+    let [mean, std] = [&args.normalise.mean, &args.normalise.std].map(|given| (!given.is_empty()).then(|| join(given)));
+    let given: [Given<'_>; 4] = [
+        ("--model", args.model.clone(), &|config| match &config.from {
+            None => config.model.clone(),
+            Some(file) => format!("--from {file}"),
+        }),
+        ("--from", from.clone(), &|config| config.from.clone().unwrap_or_else(nothing)),
+        ("--mean", mean, &|config| config.normalisation.as_ref().map_or_else(nothing, |given| join(&given.mean))),
+        ("--std", std, &|config| config.normalisation.as_ref().map_or_else(nothing, |given| join(&given.std))),
+    ];
+    if let Some(config) = args.run.stored(&out, &given)? {
+        let opened = config.from.as_deref().map(|file| open(Path::new(file), config.image_size)).transpose()?;
+        return Ok(Configured { config, out, opened });
     }
-    let Some(model) = &args.model else {
-        bad_usage!("there is no run in {} to go on with; to begin one, give its --model", out.display());
+    if args.from.is_none() && args.normalise.is_given() {
+        bad_usage!("--mean and --std are for the network of a file, --from; fresh ones get those of the data");
+    }
+    let (config, opened) = match (&args.model, from) {
+        (Some(model), _) => {
+            let own = |data: &str, recipe| Ok(RunConfig::new(model, data, recipe)?);
+            (args.run.config(RecipeName::OneCycle, own)?, None)
+        }
+        (None, Some(file)) => {
+            let opened = open(Path::new(&file), args.run.settings.image_size)?;
+            let graph = &opened.file.graph;
+            let own = |data: &str, recipe| Ok(RunConfig::from_file(&file, &graph.name, data, recipe));
+            let config = as_trained(args.run.config(RecipeName::OneCycle, own)?, Path::new(&file))?;
+            let [channels, ..] = graph.input_shape().unwrap_or_default();
+            (RunConfig { normalisation: args.normalise.given(channels)?, ..config }, Some(opened))
+        }
+        (None, None) => {
+            bad_usage!("there is no run in {} to go on with; to begin one, give its --model or --from", out.display())
+        }
     };
-    Ok((args.run.config(model, RecipeName::OneCycle)?, out))
+    Ok(Configured { config, out, opened })
+}
+
+/// The file that a run begins with.
+fn open(file: &Path, image_size: Option<usize>) -> Result<Opened> {
+    model::open_file(file, image_size.map_or(Size::Own, |side| Size::Exactly([side; 2])))
+}
+
+/// What is said of a setting that a run does not have.
+pub fn nothing() -> String {
+    "nothing".to_owned()
+}
+
+/// The same settings, with images split and seen as they were by the run that `file` comes from, if it is on the same data:
+/// else the network would be judged by images that it learned from.
+pub fn as_trained(mut config: RunConfig, file: &Path) -> Result<RunConfig> {
+    let own = runs::folder_of(file).map(|folder| folder.join(run_files::CONFIG)).filter(|path| path.is_file());
+    let Some(own) = own else { return Ok(config) };
+    let own = RunConfig::load(&own)?;
+    let place = |data: &str| Path::new(data).canonicalize().unwrap_or_else(|_| PathBuf::from(data));
+    if place(&own.data) == place(&config.data) {
+        let given = config.hold_out.or(own.hold_out);
+        if given != own.hold_out {
+            let text = |percent: Option<u8>| percent.map_or("none".to_owned(), |percent| percent.to_string());
+            let (file, given, own) = (file.display(), text(given), text(own.hold_out));
+            bad_usage!(
+                "--hold-out {given}, but {file} was trained with {own}: it has learned from images held out now"
+            );
+        }
+        config.hold_out = own.hold_out;
+        config.image_size = config.image_size.or(own.image_size);
+        config.no_flip |= own.no_flip;
+    }
+    Ok(config)
 }
 
 /// A flag that not all commands have, the value given, and what a run's settings say.
 pub type Given<'a> = (&'static str, Option<String>, &'a dyn Fn(&RunConfig) -> String);
 
 impl RunArgs {
-    /// The settings of a new run.
-    pub fn config(&self, model: &str, recipe: RecipeName) -> Result<RunConfig> {
+    /// The settings of a new run, over those that `own` gives for its data and recipe.
+    pub fn config(
+        &self,
+        recipe: RecipeName,
+        own: impl FnOnce(&str, RecipeName) -> Result<RunConfig>,
+    ) -> Result<RunConfig> {
         let data = self.data.as_deref().unwrap_or("synthetic");
         Ok(RunConfig {
             seed: self.seed.unwrap_or(0),
             accumulate: self.accumulate.unwrap_or(1),
             checkpoint_every: self.checkpoint_every,
             device: self.device.unwrap_or_default(),
-            ..self.settings.config(model, data, recipe)?
+            ..self.settings.config(recipe, |recipe| own(data, recipe))?
         })
     }
 
@@ -259,7 +363,7 @@ fn agree(settings: impl Iterator<Item = Setting>, stored: &Path) -> Result<()> {
         if let Some(given) = given
             && Some(&given) != stored_value.as_ref()
         {
-            let stored_value = stored_value.unwrap_or_else(|| "nothing".to_owned());
+            let stored_value = stored_value.unwrap_or_else(nothing);
             bad_usage!(
                 "{flag} {given}, but {} says {stored_value}; leave it out, or begin another run in another --out",
                 stored.display()

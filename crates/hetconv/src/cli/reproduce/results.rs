@@ -4,11 +4,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use hetconv::train::{EpochMetrics, PrunedFrom, RunConfig, read_whole_metrics, run_files};
+use hetconv::train::{EpochMetrics, RunConfig, read_whole_metrics, run_files};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::checks::cpu_name;
 use crate::cli::files::{read_csv, write_csv};
+use crate::cli::images::join;
 use crate::cli::prune;
 use crate::cli::runs::{self, FinishedRun};
 
@@ -253,7 +254,7 @@ impl RunLine {
 
     fn of(run: &FinishedRun) -> Result<Self> {
         let FinishedRun { config, summary, .. } = run;
-        let setting = setting(config, &summary.data)?;
+        let setting = setting(config, &summary.data);
         Ok(Self {
             run: format!("{}-{setting}-s{}", summary.model, summary.seed),
             setting,
@@ -280,7 +281,7 @@ impl RunLine {
             threads: summary.threads,
             device: summary.device.clone(),
             machine: cpu_name(),
-            command: command(config, &summary.data)?,
+            command: command(config, &summary.data),
         })
     }
 }
@@ -291,12 +292,14 @@ pub fn without_folders(data: &str) -> String {
 }
 
 /// Settings by their flags of the command line, as far as they are not those that a recipe has by itself.
-pub fn changed_settings(config: &RunConfig) -> Result<Vec<(&'static str, String)>> {
-    let own = RunConfig::new(&config.model, &config.data, config.recipe)?;
+pub fn changed_settings(config: &RunConfig) -> Vec<(&'static str, String)> {
+    // The network may be one of a file's.
+    let own = RunConfig::from_file("", &config.model, &config.data, config.recipe);
     // All of them by name, so that none is forgotten.
     let RunConfig {
         // Told otherwise.
         model: _,
+        from: _,
         data: _,
         recipe: _,
         epochs: _,
@@ -312,6 +315,7 @@ pub fn changed_settings(config: &RunConfig) -> Result<Vec<(&'static str, String)
         cutout,
         no_flip,
         device,
+        normalisation,
         pruned,
     } = config;
     let changed = |is_changed: bool, value: String| is_changed.then_some(value);
@@ -326,10 +330,12 @@ pub fn changed_settings(config: &RunConfig) -> Result<Vec<(&'static str, String)
         ("cutout", cutout.map(|pixels| pixels.to_string())),
         ("no-flip", changed(*no_flip, String::new())),
         ("device", changed(*device != own.device, device.to_string())),
+        ("mean", normalisation.as_ref().map(|given| join(&given.mean))),
+        ("std", normalisation.as_ref().map(|given| join(&given.std))),
         ("ratio", from.and_then(|from| from.ratio).map(|ratio| ratio.to_string())),
         ("macs", from.and_then(|from| from.macs).map(|macs| macs.to_string())),
     ];
-    Ok(settings.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect())
+    settings.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect()
 }
 
 /// Settings as the command line takes them, each behind a space; a flag without a value has an empty one.
@@ -340,34 +346,42 @@ pub fn as_flags(settings: &[(&str, String)]) -> String {
 
 /// What a run's setting on some data is called: data, recipe, epochs, and whatever is not the recipe's own. Runs of one
 /// setting differ in network and seed only.
-pub fn setting(config: &RunConfig, data: &str) -> Result<String> {
+pub fn setting(config: &RunConfig, data: &str) -> String {
     let data = without_folders(data);
     let data = data.strip_suffix(".zip").unwrap_or(&data);
-    let more = changed_settings(config)?.into_iter().map(|(flag, value)| format!("-{flag}{value}"));
-    let from = config.pruned.as_ref().map(|from| format!("-of-{}", folder_name(from))).unwrap_or_default();
-    Ok(format!("{data}-{}-e{}{}{from}", config.recipe, config.epochs, more.collect::<String>()))
+    let more = changed_settings(config).into_iter().map(|(flag, value)| format!("-{flag}{value}"));
+    let from = match (&config.pruned, &config.from) {
+        (Some(from), _) => format!("-of-{}", source_name(&from.file)),
+        (None, Some(file)) => format!("-from-{}", source_name(file)),
+        (None, None) => String::new(),
+    };
+    format!("{data}-{}-e{}{}{from}", config.recipe, config.epochs, more.collect::<String>())
 }
 
-/// The name of the run's folder that a pruned network came from.
-pub fn folder_name(from: &PrunedFrom) -> String {
-    let folder = Path::new(&from.file).parent().map(|folder| folder.to_string_lossy());
-    without_folders(&folder.unwrap_or_default())
+/// What the file is called that a network came from: the model file of a run goes by the run's folder.
+pub fn source_name(file: &str) -> String {
+    match runs::folder_of(Path::new(file)) {
+        Some(folder) => without_folders(&folder.to_string_lossy()),
+        None => without_folders(file),
+    }
 }
 
 /// The command that makes a run.
-fn command(config: &RunConfig, data: &str) -> Result<String> {
+fn command(config: &RunConfig, data: &str) -> String {
     let RunConfig { model, recipe, epochs, seed, .. } = config;
-    let what = match &config.pruned {
-        None => format!("train --model {model}"),
-        // The run that it was pruned from is known by its folder.
-        Some(from) => {
-            let file = Path::new(&folder_name(from)).join(without_folders(&from.file));
-            format!("prune {}", file.display())
-        }
+    // The run that a file comes from is known by its folder.
+    let short = |file: &str| match runs::folder_of(Path::new(file)) {
+        Some(_) => Path::new(&source_name(file)).join(run_files::MODEL).display().to_string(),
+        None => without_folders(file),
+    };
+    let what = match (&config.pruned, &config.from) {
+        (Some(from), _) => format!("prune {}", short(&from.file)),
+        (None, Some(file)) => format!("train --from {}", short(file)),
+        (None, None) => format!("train --model {model}"),
     };
     let data = without_folders(data);
-    let more = as_flags(&changed_settings(config)?);
-    Ok(format!("hetconv {what} --data {data} --recipe {recipe} --epochs {epochs} --seed {seed}{more}"))
+    let more = as_flags(&changed_settings(config));
+    format!("hetconv {what} --data {data} --recipe {recipe} --epochs {epochs} --seed {seed}{more}")
 }
 
 impl EpochLine {

@@ -43,7 +43,8 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
     let mut data: Option<Dataset> = None;
     for &seed in order.seeds {
         for name in &names {
-            let config = RunConfig { seed, ..order.settings.config(name, order.data, RecipeName::OneCycle)? };
+            let own = |recipe| Ok(RunConfig::new(name, order.data, recipe)?);
+            let config = RunConfig { seed, ..order.settings.config(RecipeName::OneCycle, own)? };
             config.validate()?;
             let run = known(&config, results)?;
             if run.is_some() && data.is_none() {
@@ -76,7 +77,7 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
 
 /// The run of these settings on data of this name, if there is one.
 fn known<'a>(config: &RunConfig, results: &'a Results) -> Result<Option<&'a StoredRun>> {
-    let setting = results::setting(config, &name_of(&config.data))?;
+    let setting = results::setting(config, &name_of(&config.data));
     let is_same = |line: &RunLine| line.model == config.model && line.setting == setting && line.seed == config.seed;
     Ok(results.runs.iter().find(|run| is_same(&run.line)))
 }
