@@ -5,20 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
-use hetconv_core::{Conv2dGeometry, ConvKind, GeometryError, HetPattern};
+use hetconv_core::{ArrangementKind, Conv2dGeometry, ConvKind, GeometryError, HetPattern};
 use hetconv_kernels::{Conv, ConvSpec};
 
 use crate::ops::{ConvOp, ConvTensors};
 use crate::{Implementation, LayerError};
-
-/// How channels and filters are assigned to the P classes.
-#[derive(Config, Debug, PartialEq, Eq, Copy)]
-pub enum HetArrangement {
-    /// The paper's figure 3: channel `c` and filter `f` have the classes `c mod P` and `f mod P`.
-    Shifted,
-    /// Contiguous classes; P must divide the numbers of channels and of filters.
-    Blocked,
-}
 
 /// Configuration of a [`HetConv2d`] layer.
 ///
@@ -59,9 +50,9 @@ pub struct HetConv2dConfig {
     /// Whether one number per filter is added to the result. Default true.
     #[config(default = true)]
     pub bias: bool,
-    /// How classes are assigned. Default [`HetArrangement::Shifted`].
-    #[config(default = "HetArrangement::Shifted")]
-    pub arrangement: HetArrangement,
+    /// How classes are assigned. Default [`ArrangementKind::Shifted`].
+    #[config(default = "ArrangementKind::Shifted")]
+    pub arrangement: ArrangementKind,
 }
 
 /// Applies a heterogeneous convolution: filter `f` has a K×K kernel on the channels of its class and a 1×1 kernel on
@@ -137,10 +128,7 @@ impl HetConv2dConfig {
             return Err(LayerError::PointwiseKernel);
         }
         let [channels, filters] = self.channels;
-        let pattern = match self.arrangement {
-            HetArrangement::Shifted => HetPattern::shifted(channels, filters, self.parts)?,
-            HetArrangement::Blocked => HetPattern::blocked(channels, filters, self.parts)?,
-        };
+        let pattern = self.arrangement.pattern(channels, filters, self.parts)?;
         let same = |axis: usize| self.dilation[axis].saturating_mul(self.kernel_size[axis] / 2);
         let [vertical, horizontal] = self.padding.unwrap_or([same(0), same(1)]);
         let geometry = Conv2dGeometry {

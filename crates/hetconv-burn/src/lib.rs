@@ -22,8 +22,9 @@ mod program;
 mod selection;
 
 pub use error::{LayerError, ModuleError, VelocityError};
+pub use hetconv_core::ArrangementKind;
 pub use implementation::Implementation;
-pub use layer::{HetArrangement, HetConv2d, HetConv2dConfig};
+pub use layer::{HetConv2d, HetConv2dConfig};
 pub use module::{GraphModule, StepOutput, TrainingPass};
 pub use optim::{DecayScope, Sgd, SgdConfig};
 pub use parameters::Gradients;

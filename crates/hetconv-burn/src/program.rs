@@ -121,7 +121,7 @@ pub(crate) struct RunningIds {
 impl Program {
     pub fn new(graph: &Graph, implementation: Implementation) -> Result<Self, ModuleError> {
         let shapes = graph.shapes()?;
-        let inputs: Vec<[usize; 3]> = graph.nodes.iter().filter_map(|node| input_shape(&node.op)).collect();
+        let inputs: Vec<[usize; 3]> = graph.inputs().map(|(_, shape)| shape).collect();
         let &[input] = inputs.as_slice() else { return Err(ModuleError::Inputs(inputs.len())) };
         let &[output] = graph.outputs.as_slice() else { return Err(outputs(graph, &shapes)) };
         if !matches!(shapes[output], Shape::Features(_)) {
@@ -335,13 +335,6 @@ fn activate(function: Activation, x: Tensor<4>) -> Tensor<4> {
         Activation::HardSigmoid => activation::hard_sigmoid(x, 1.0 / 6.0, 0.5),
         Activation::HardSwish => activation::hard_swish(x),
         Activation::Silu => activation::silu(x),
-    }
-}
-
-fn input_shape(op: &Op) -> Option<[usize; 3]> {
-    match op {
-        Op::Input { shape } => Some(*shape),
-        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{assert_close, wide};
 use hetconv_burn::ops::{ConvOp, ConvTensors};
-use hetconv_burn::{HetArrangement, HetConv2dConfig, Implementation};
+use hetconv_burn::{ArrangementKind, HetConv2dConfig, Implementation};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_graph::GraphBuilder;
 use hetconv_kernels::{Conv, ConvSpec};
@@ -19,7 +19,7 @@ struct Case {
     name: String,
     pattern: HetPattern,
     geometry: Conv2dGeometry,
-    arrangement: HetArrangement,
+    arrangement: ArrangementKind,
     parts: usize,
     macs: u64,
     tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
@@ -84,8 +84,8 @@ fn read(bytes: &[u8]) -> Case {
     let tensors = file.tensors().into_iter().map(|(name, view)| (name, view.shape().to_vec(), values(view.data())));
     let (m, n, parts) = (number("in_channels"), number("out_channels"), number("parts"));
     let (arrangement, pattern) = match metadata["arrangement"].as_str() {
-        "shifted" => (HetArrangement::Shifted, HetPattern::shifted(m, n, parts)),
-        "blocked" => (HetArrangement::Blocked, HetPattern::blocked(m, n, parts)),
+        "shifted" => (ArrangementKind::Shifted, HetPattern::shifted(m, n, parts)),
+        "blocked" => (ArrangementKind::Blocked, HetPattern::blocked(m, n, parts)),
         other => panic!("arrangement {other}"),
     };
     Case {

@@ -3,7 +3,7 @@
 use burn::backend::{BackendTensor, DispatchTensorKind};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
-use hetconv_burn::{HetArrangement, HetConv2d, HetConv2dConfig, LayerError};
+use hetconv_burn::{ArrangementKind, HetConv2d, HetConv2dConfig, LayerError};
 use hetconv_core::PatternError;
 
 #[derive(Module, Debug)]
@@ -80,7 +80,7 @@ fn unusable_configurations_are_errors() {
     let config = |parts: usize| HetConv2dConfig::new([8, 12], [3, 3], parts);
     assert_eq!(error(config(9)), LayerError::Pattern(PatternError::MoreThanChannels { parts: 9, in_channels: 8 }));
     assert_eq!(error(config(0)), LayerError::Pattern(PatternError::NoParts));
-    let blocked = error(config(8).with_arrangement(HetArrangement::Blocked));
+    let blocked = error(config(8).with_arrangement(ArrangementKind::Blocked));
     assert!(matches!(blocked, LayerError::Pattern(PatternError::DoesNotDivide { parts: 8, .. })));
     assert!(matches!(error(config(4).with_stride([0, 1])), LayerError::Geometry(_)));
     assert!(matches!(error(config(4).with_dilation([usize::MAX, 1])), LayerError::Geometry(_)));

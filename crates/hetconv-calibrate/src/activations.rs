@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hetconv_graph::{Graph, Op, ValueId, WeightTensor, Weights};
+use hetconv_graph::{Graph, ValueId, WeightTensor, Weights};
 use hetconv_runtime::{Options, Plan, Session, Team};
 
 use crate::CalibrateError;
@@ -20,9 +20,9 @@ pub(crate) struct Images<'a> {
 
 impl<'a> Images<'a> {
     pub fn new(graph: &Graph, values: &'a [f32], batch: usize) -> Result<Self, CalibrateError> {
-        let inputs = graph.nodes.iter().filter(|node| matches!(node.op, Op::Input { .. })).count();
-        let (1, Some(shape)) = (inputs, graph.input_shape()) else { return Err(CalibrateError::Inputs(inputs)) };
-        let image = shape.iter().product();
+        let inputs: Vec<[usize; 3]> = graph.inputs().map(|(_, shape)| shape).collect();
+        let &[shape] = inputs.as_slice() else { return Err(CalibrateError::Inputs(inputs.len())) };
+        let image = shape.iter().product::<usize>();
         if values.is_empty() || !values.len().is_multiple_of(image) {
             return Err(CalibrateError::Images { found: values.len(), image });
         }
@@ -63,26 +63,9 @@ impl<'a> Images<'a> {
     }
 }
 
-/// The part of a network that computes some of its values.
+/// The part of a network that computes some of its values, and its weights.
 fn up_to(graph: &Graph, weights: &Weights, values: &[ValueId]) -> (Graph, Weights) {
-    let mut needed = vec![false; graph.nodes.len()];
-    values.iter().for_each(|&value| needed[value] = true);
-    for id in (0..graph.nodes.len()).rev() {
-        // The input stays, even if what is asked for is the input itself.
-        needed[id] |= matches!(graph.nodes[id].op, Op::Input { .. });
-        if needed[id] {
-            graph.nodes[id].inputs.iter().for_each(|&input| needed[input] = true);
-        }
-    }
-    let mut new_ids = vec![0; graph.nodes.len()];
-    let mut part = Graph { name: graph.name.clone(), nodes: Vec::new(), outputs: Vec::new() };
-    for (id, node) in graph.nodes.iter().enumerate().filter(|&(id, _)| needed[id]) {
-        let mut node = node.clone();
-        node.inputs.iter_mut().for_each(|input| *input = new_ids[*input]);
-        new_ids[id] = part.nodes.len();
-        part.nodes.push(node);
-    }
-    part.outputs = values.iter().map(|&value| new_ids[value]).collect();
+    let part = graph.up_to(values);
     let specs = part.weight_specs().unwrap_or_default();
     let tensor = |name: String| Some((name.clone(), weights.get(&name)?.clone()));
     let weights: Vec<(String, WeightTensor)> = specs.into_iter().filter_map(|spec| tensor(spec.name)).collect();

@@ -20,7 +20,7 @@ mod windows;
 use std::collections::BTreeMap;
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{ConvKind, Graph, GraphError, HetLayer, Op, Shape, ValueId, WeightError, Weights};
+use hetconv_graph::{Graph, GraphError, HetLayer, Op, Shape, ValueId, WeightError, Weights};
 use hetconv_kernels::{Isa, IsaError};
 use hetconv_runtime::{CompileError, RunError};
 
@@ -134,13 +134,11 @@ impl Layer {
         let id = graph.find(name).ok_or_else(wrong)?;
         let node = &graph.nodes[id];
         let geometry = match &node.op {
-            Op::Conv2d {
-                in_channels: m,
-                out_channels: n,
-                geometry,
-                kind: ConvKind::Standard | ConvKind::Grouped(1),
-                ..
-            } if (*m, *n) == (in_channels, out_channels) && geometry.center_tap().is_some() => geometry.clone(),
+            Op::Conv2d { in_channels: m, out_channels: n, geometry, kind, .. }
+                if kind.is_standard() && (*m, *n) == (in_channels, out_channels) && geometry.center_tap().is_some() =>
+            {
+                geometry.clone()
+            }
             _ => return Err(wrong()),
         };
         let tensor = |suffix: &str| weights.get(&format!("{name}.{suffix}")).map(|tensor| tensor.data.clone());

@@ -15,6 +15,11 @@ pub enum ConvKind {
 }
 
 impl ConvKind {
+    /// Whether every filter has a whole kernel on every channel: standard, or one group of all.
+    pub fn is_standard(&self) -> bool {
+        matches!(self, ConvKind::Standard | ConvKind::Grouped(1))
+    }
+
     /// Whether each filter reads one channel alone: depthwise, perhaps with several filters for each channel.
     pub fn reads_one_channel(&self, in_channels: usize) -> bool {
         *self == ConvKind::Grouped(in_channels)

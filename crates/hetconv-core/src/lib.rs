@@ -17,7 +17,7 @@ pub use activation::Activation;
 pub use geometry::{Conv2dGeometry, GeometryError};
 pub use kind::ConvKind;
 pub use order::ChannelOrder;
-pub use pattern::{Arrangement, HetPattern, PatternError};
+pub use pattern::{Arrangement, ArrangementKind, HetPattern, PatternError};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -23,6 +23,50 @@ pub enum Arrangement {
     },
 }
 
+/// The arrangements that a P alone decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ArrangementKind {
+    /// The paper's figure 3, [`Arrangement::Shifted`].
+    #[default]
+    Shifted,
+    /// Contiguous classes, [`Arrangement::Blocked`]; P must divide M and N.
+    Blocked,
+}
+
+impl ArrangementKind {
+    /// The pattern of M channels and N filters with P parts.
+    ///
+    /// # Errors
+    /// As of [`HetPattern::shifted`] and [`HetPattern::blocked`].
+    pub fn pattern(self, in_channels: usize, out_channels: usize, parts: usize) -> Result<HetPattern, PatternError> {
+        match self {
+            Self::Shifted => HetPattern::shifted(in_channels, out_channels, parts),
+            Self::Blocked => HetPattern::blocked(in_channels, out_channels, parts),
+        }
+    }
+
+    /// The pattern with the largest P up to `most` that fits M and N.
+    ///
+    /// ```
+    /// use hetconv_core::ArrangementKind::{Blocked, Shifted};
+    /// assert_eq!(Shifted.fitting(48, 96, 32)?.classes(), 32);
+    /// assert_eq!(Blocked.fitting(48, 96, 32)?.classes(), 24);
+    /// assert_eq!(Shifted.fitting(3, 64, 4)?.classes(), 3);
+    /// # Ok::<(), hetconv_core::PatternError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// P = 0, or sizes out of range.
+    pub fn fitting(self, in_channels: usize, out_channels: usize, most: usize) -> Result<HetPattern, PatternError> {
+        let most = most.min(in_channels);
+        let fits = |parts: &usize| match self {
+            Self::Shifted => true,
+            Self::Blocked => in_channels.is_multiple_of(*parts) && out_channels.is_multiple_of(*parts),
+        };
+        self.pattern(in_channels, out_channels, (1..=most).rev().find(fits).unwrap_or(most))
+    }
+}
+
 /// Which channels each filter of a HetConv layer sees through its whole K×K window.
 ///
 /// Every channel and every filter has a class. Filter `f` keeps its off-centre taps only on the channels of its own

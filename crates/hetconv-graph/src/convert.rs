@@ -7,12 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use hetconv_core::{Conv2dGeometry, HetPattern};
+use hetconv_core::{ArrangementKind, Conv2dGeometry, HetPattern};
 use serde::Serialize;
 
-use crate::{
-    ArrangementKind, ConvKind, GraphError, ModelFile, NameFilter, Node, Op, WeightError, WeightTensor, Weights,
-};
+use crate::{ConvKind, GraphError, ModelFile, NameFilter, Node, Op, WeightError, WeightTensor, Weights};
 
 /// What to convert, and into what.
 #[derive(Clone)]
@@ -64,15 +62,7 @@ impl ConvertOptions {
     pub fn pattern(&self, name: &str, in_channels: usize, out_channels: usize) -> Result<HetPattern, KeptReason> {
         let own = self.parts_by_name.iter().find(|(filter, _)| filter(name)).map(|(_, parts)| *parts);
         let asked = own.unwrap_or(self.parts);
-        let pattern = match self.arrangement {
-            ArrangementKind::Shifted => HetPattern::shifted(in_channels, out_channels, asked.min(in_channels)),
-            ArrangementKind::Blocked => {
-                let divides = |parts: &usize| in_channels.is_multiple_of(*parts) && out_channels.is_multiple_of(*parts);
-                let used = (1..=asked.min(in_channels)).rev().find(divides).unwrap_or(1);
-                HetPattern::blocked(in_channels, out_channels, used)
-            }
-        };
-        match pattern {
+        match self.arrangement.fitting(in_channels, out_channels, asked) {
             Ok(pattern) if pattern.classes() > 1 => Ok(pattern),
             Ok(_) => Err(KeptReason::Parts { asked }),
             Err(_) => Err(KeptReason::Malformed),

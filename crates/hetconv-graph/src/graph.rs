@@ -1,7 +1,7 @@
 //! The network as data: nodes, operators and the values between them.
 
 use hetconv_core::Conv2dGeometry;
-pub use hetconv_core::{Activation, ConvKind};
+pub use hetconv_core::{Activation, ArrangementKind, ConvKind};
 use serde::{Deserialize, Serialize};
 
 /// Index of a node in [`Graph::nodes`], and of the one value it produces.
@@ -40,12 +40,51 @@ impl Graph {
         readers
     }
 
-    /// `[channels, height, width]` of the first input, if there is one.
-    pub fn input_shape(&self) -> Option<[usize; 3]> {
-        self.nodes.iter().find_map(|node| match node.op {
-            Op::Input { shape } => Some(shape),
+    /// The images that the network takes, and `[channels, height, width]` of each.
+    pub fn inputs(&self) -> impl Iterator<Item = (ValueId, [usize; 3])> {
+        self.nodes.iter().enumerate().filter_map(|(id, node)| match node.op {
+            Op::Input { shape } => Some((id, shape)),
             _ => None,
         })
+    }
+
+    /// `[channels, height, width]` of the first input, if there is one.
+    pub fn input_shape(&self) -> Option<[usize; 3]> {
+        self.inputs().next().map(|(_, shape)| shape)
+    }
+
+    /// The part of a valid graph that computes these values, which become its outputs. Inputs stay, even those that it does
+    /// not read.
+    ///
+    /// ```
+    /// use hetconv_graph::{Weights, zoo};
+    /// let graph = zoo::build(&"small-cifar".parse()?, 10)?;
+    /// let first = graph.up_to(&[graph.find("conv1").expect("a convolution")]);
+    /// assert_eq!(first.nodes.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If there is no such value.
+    #[must_use]
+    pub fn up_to(&self, values: &[ValueId]) -> Graph {
+        let mut needed = vec![false; self.nodes.len()];
+        values.iter().for_each(|&value| needed[value] = true);
+        self.inputs().for_each(|(id, _)| needed[id] = true);
+        for (id, node) in self.nodes.iter().enumerate().rev() {
+            if needed[id] {
+                node.inputs.iter().for_each(|&input| needed[input] = true);
+            }
+        }
+        let mut new_ids = vec![0; self.nodes.len()];
+        let mut part = Graph { name: self.name.clone(), nodes: Vec::new(), outputs: Vec::new() };
+        for (id, node) in self.nodes.iter().enumerate().filter(|&(id, _)| needed[id]) {
+            let inputs = node.inputs.iter().map(|&input| new_ids[input]).collect();
+            new_ids[id] = part.nodes.len();
+            part.nodes.push(Node { inputs, ..node.clone() });
+        }
+        part.outputs = values.iter().map(|&value| new_ids[value]).collect();
+        part
     }
 }
 

@@ -55,7 +55,7 @@ pub use name::{ModelName, NameError, nearest};
 pub use norm::ChannelAffine;
 pub use order::{ChannelPlan, is_contiguous};
 pub use prune::{PruneAmount, PruneError, Pruned, PrunedLayer, prune};
-pub use rewrite::{ArrangementKind, NameFilter, NoteKind, RewriteNote, RewriteOptions, Substitution, rewrite};
+pub use rewrite::{NameFilter, NoteKind, RewriteNote, RewriteOptions, Substitution, rewrite};
 pub use se::squeeze_excite;
 pub use shape::Shape;
 pub use weights::{WeightError, WeightRole, WeightSpec, WeightTensor, Weights};

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use hetconv_core::{Conv2dGeometry, HetPattern};
+use hetconv_core::{ArrangementKind, Conv2dGeometry};
 
 use crate::{Activation, ConvKind, Fault, Graph, GraphError, Node, Op, Readers, ValueId};
 
@@ -33,16 +33,6 @@ pub enum Substitution {
     DepthwisePointwise,
 }
 
-/// How HetConv's classes are assigned; see [`HetPattern`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ArrangementKind {
-    /// The paper's figure 3.
-    #[default]
-    Shifted,
-    /// Contiguous classes; P must divide M and N, and is reduced where it does not.
-    Blocked,
-}
-
 /// Says whether a node, by its name, is meant.
 pub type NameFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
@@ -51,7 +41,7 @@ pub type NameFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 pub struct RewriteOptions {
     /// What takes the place of the convolutions.
     pub substitution: Substitution,
-    /// How HetConv's classes are assigned.
+    /// How HetConv's classes are assigned; P is reduced where it does not fit.
     pub arrangement: ArrangementKind,
     /// Convolutions that stay as they are.
     pub exclude: Option<NameFilter>,
@@ -211,9 +201,7 @@ pub(crate) fn positions(graph: &Graph) -> Vec<Position> {
     let readers = graph.readers();
     let spatial = |id: ValueId| match &graph.nodes[id].op {
         Op::Conv2d { geometry, .. } if geometry.taps() == 1 => None,
-        Op::Conv2d { kind: ConvKind::Standard | ConvKind::Grouped(1), .. } => {
-            Some(Position { spatial: id, between: Vec::new(), last: id })
-        }
+        Op::Conv2d { kind, .. } if kind.is_standard() => Some(Position { spatial: id, between: Vec::new(), last: id }),
         Op::Conv2d { in_channels, out_channels, kind, .. } if kind.is_depthwise(*in_channels, *out_channels) => {
             let (between, last) = following_pointwise(graph, &readers, id)?;
             Some(Position { spatial: id, between, last })
@@ -232,9 +220,7 @@ pub(crate) fn following_pointwise(graph: &Graph, readers: &Readers, from: ValueI
         let next = readers.only(value)?;
         match &graph.nodes[next].op {
             Op::BatchNorm { .. } | Op::Activation { .. } => between.push(next),
-            Op::Conv2d { geometry, kind: ConvKind::Standard | ConvKind::Grouped(1), .. }
-                if *geometry == Conv2dGeometry::same(1, 1) =>
-            {
+            Op::Conv2d { geometry, kind, .. } if kind.is_standard() && *geometry == Conv2dGeometry::same(1, 1) => {
                 return Some((between, next));
             }
             _ => return None,
@@ -288,14 +274,7 @@ impl RewriteOptions {
             note(last, NoteKind::EvenKernel { kernel: geometry.kernel });
             return Ok(());
         }
-        let pattern = match self.arrangement {
-            ArrangementKind::Shifted => HetPattern::shifted(in_channels, out_channels, asked.min(in_channels)),
-            ArrangementKind::Blocked => {
-                let divides = |parts: &usize| in_channels.is_multiple_of(*parts) && out_channels.is_multiple_of(*parts);
-                let used = (1..=asked.min(in_channels)).rev().find(divides).unwrap_or(asked);
-                HetPattern::blocked(in_channels, out_channels, used)
-            }
-        };
+        let pattern = self.arrangement.fitting(in_channels, out_channels, asked);
         let pattern = pattern.map_err(|error| Fault::from(error).at(&last.name))?;
         let used = pattern.classes();
         if used != asked {

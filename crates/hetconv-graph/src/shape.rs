@@ -118,15 +118,12 @@ impl Graph {
     /// A network that does not fit the size, such as one whose classifier expects a fixed number of features.
     pub fn with_input(&self, input: [usize; 3]) -> Result<Graph, GraphError> {
         let mut graph = self.clone();
-        let is_input = |&id: &ValueId| self.nodes.get(id).is_some_and(|node| matches!(node.op, Op::Input { .. }));
+        let inputs: Vec<ValueId> = self.inputs().map(|(id, _)| id).collect();
         for node in &mut graph.nodes {
+            let reads_input = node.inputs.iter().any(|id| inputs.contains(id));
             match &mut node.op {
                 Op::Input { shape } => *shape = input,
-                Op::Conv2d { in_channels, kind: ConvKind::Standard | ConvKind::Grouped(1), .. }
-                    if node.inputs.iter().any(is_input) =>
-                {
-                    *in_channels = input[0];
-                }
+                Op::Conv2d { in_channels, kind, .. } if reads_input && kind.is_standard() => *in_channels = input[0],
                 _ => {}
             }
         }

@@ -354,12 +354,12 @@ impl<'a> Exporter<'a> {
             };
             output.push(batch_of(&result, &dims(self.shapes[id])));
         }
-        let inputs = self.graph.nodes.iter().zip(&self.shapes).filter(|(node, _)| matches!(node.op, Op::Input { .. }));
+        let input = |(id, _): (ValueId, _)| batch_of(&self.graph.nodes[id].name, &dims(self.shapes[id]));
         let graph = GraphProto {
             node: self.writer.nodes,
             name: Some(self.graph.name.clone()),
             initializer: self.writer.initializers,
-            input: inputs.map(|(node, &shape)| batch_of(&node.name, &dims(shape))).collect(),
+            input: self.graph.inputs().map(input).collect(),
             output,
             ..GraphProto::default()
         };

@@ -11,7 +11,7 @@ use hetconv_graph::{ChannelAffine, ConvKind, Graph, Op, Shape, ValueId, WeightTe
 
 use crate::OnnxError;
 use crate::layer::{dense_kernels, simplest_pattern};
-use crate::simplify::{SUFFIXES, alone};
+use crate::simplify::{alone, remove_weights};
 
 /// How many nodes behind a convolution may belong to it.
 const DEEPEST: usize = 8;
@@ -444,7 +444,7 @@ fn put(graph: &mut Graph, weights: &mut Weights, id: ValueId, term: Term, patter
         }
     }
     let node = &mut graph.nodes[id];
-    SUFFIXES.iter().for_each(|suffix| drop(weights.remove(&format!("{}.{suffix}", node.name))));
+    remove_weights(node, weights);
     let mut set = |suffix: &str, shape: &[usize], data: Vec<f32>| {
         weights.insert(format!("{}.{suffix}", node.name), WeightTensor { shape: shape.to_vec(), data });
     };

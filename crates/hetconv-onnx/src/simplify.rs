@@ -1,10 +1,9 @@
 //! A graph without what does nothing: gathers of gathers, gathers that leave everything in place, sums of one operand,
 //! nodes that no output needs.
 
-use hetconv_graph::{ConvKind, Graph, Node, Op, ValueId, Weights};
+use std::collections::HashSet;
 
-/// Suffixes of all weight tensors a node may have.
-pub(crate) const SUFFIXES: [&str; 6] = ["weight", "bias", "center", "ring", "running_mean", "running_var"];
+use hetconv_graph::{ConvKind, Graph, Node, Op, ValueId, Weights};
 
 /// Leaves nodes out and joins gathers of a valid graph; what it computes stays the same.
 pub(crate) fn simplify(graph: &mut Graph, weights: &mut Weights) {
@@ -94,25 +93,17 @@ fn permute_filters(node: &mut Node, weights: &mut Weights, filters: &[usize]) ->
 
 /// Removes the nodes that no output needs, and their weights. Inputs stay.
 fn drop_dead(graph: &mut Graph, weights: &mut Weights) {
-    let mut alive = vec![false; graph.nodes.len()];
-    graph.outputs.iter().for_each(|&output| alive[output] = true);
-    for id in (0..graph.nodes.len()).rev() {
-        alive[id] |= matches!(graph.nodes[id].op, Op::Input { .. });
-        if alive[id] {
-            graph.nodes[id].inputs.iter().for_each(|&input| alive[input] = true);
-        }
+    let left = graph.up_to(&graph.outputs);
+    let names: HashSet<&str> = left.nodes.iter().map(|node| node.name.as_str()).collect();
+    for node in graph.nodes.iter().filter(|node| !names.contains(node.name.as_str())) {
+        remove_weights(node, weights);
     }
-    let mut new_ids = vec![0; graph.nodes.len()];
-    let mut nodes = Vec::new();
-    for (id, mut node) in std::mem::take(&mut graph.nodes).into_iter().enumerate() {
-        if alive[id] {
-            node.inputs.iter_mut().for_each(|input| *input = new_ids[*input]);
-            new_ids[id] = nodes.len();
-            nodes.push(node);
-        } else {
-            SUFFIXES.iter().for_each(|suffix| drop(weights.remove(&format!("{}.{suffix}", node.name))));
-        }
+    *graph = left;
+}
+
+/// Removes all tensors of a node.
+pub(crate) fn remove_weights(node: &Node, weights: &mut Weights) {
+    for suffix in ["weight", "bias", "center", "ring", "running_mean", "running_var"] {
+        weights.remove(&format!("{}.{suffix}", node.name));
     }
-    graph.nodes = nodes;
-    graph.outputs.iter_mut().for_each(|output| *output = new_ids[*output]);
 }

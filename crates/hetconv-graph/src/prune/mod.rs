@@ -63,7 +63,7 @@ pub enum PruneError {
         name: String,
     },
     /// A share that takes no filter of any layer.
-    #[error("a share of {ratio} is less than one filter in every layer of {name}")]
+    #[error("a share of {ratio} is less than one of the filters that can be removed, in every layer of {name}")]
     TooLittle {
         /// The network.
         name: String,

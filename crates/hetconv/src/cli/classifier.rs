@@ -22,7 +22,7 @@ impl Classifier {
     pub fn new(graph: &Graph, weights: Weights, batch: usize, exact: bool) -> Result<Self> {
         let mut graph = graph.clone();
         let shapes = graph.shapes()?;
-        let inputs = graph.nodes.iter().filter(|node| matches!(node.op, Op::Input { .. })).count();
+        let inputs = graph.inputs().count();
         let (1, &[output]) = (inputs, graph.outputs.as_slice()) else {
             bad_usage!("{} has {inputs} inputs and {} outputs, not one each", graph.name, graph.outputs.len());
         };

@@ -67,10 +67,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         None => model::open_file(&args.file, size)?,
     };
     let file = opened.file;
-    let names: Vec<&str> = {
-        let inputs = file.graph.nodes.iter().filter(|node| matches!(node.op, hetconv::graph::Op::Input { .. }));
-        inputs.map(|node| node.name.as_str()).collect()
-    };
+    let names: Vec<&str> = file.graph.inputs().map(|(id, _)| file.graph.nodes[id].name.as_str()).collect();
     let given: Vec<Option<&str>> = given.into_iter().map(|(name, _)| name).collect();
     let arrays: Vec<Array> =
         places(&given, &names)?.into_iter().map(|place| std::mem::take(&mut arrays[place])).collect();
