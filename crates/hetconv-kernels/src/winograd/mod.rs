@@ -17,6 +17,7 @@ mod product;
 mod transforms;
 mod weights;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use hetconv_core::{Activation, Conv2dGeometry};
@@ -29,7 +30,7 @@ use crate::pack::{Block, Layout};
 use crate::simd::{Simd, Task};
 use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
 
-pub(crate) use pieces::{Grid, Window, transform_source};
+pub(crate) use pieces::{Grid, transform_source};
 use product::Product;
 use transforms::target_pixels;
 pub(crate) use transforms::{target_points, weight_taps};
@@ -192,17 +193,25 @@ pub(crate) struct Part<'a> {
     pub scratch: &'a mut [f32],
 }
 
+/// Where a piece is.
+struct Place {
+    /// The pixels of its window; zeros outside of the image.
+    pixels: [*const f32; POINTS],
+    /// Number of the first target pixel.
+    target: usize,
+    /// Rows and columns of target pixels.
+    size: [usize; 2],
+}
+
 /// Some pieces, one after another.
 struct Pieces<'a> {
-    /// Which ones, of all images.
-    range: Range<usize>,
-    room: Room,
+    /// Found once for all classes of channels.
+    places: &'a [Place],
+    room: &'a Room,
     /// Transformed source, `[piece, point, input]`.
     points: &'a mut [f32],
     /// Products, `[piece, point, output of the blocks that read alike]`.
     products: &'a mut [f32],
-    /// Values of a pixel outside of the image.
-    zeros: &'a [f32],
 }
 
 impl Task for Part<'_> {
@@ -220,9 +229,10 @@ impl Task for Part<'_> {
         let zeros = &mut scratch[..room.source_channels];
         zeros.fill(0.0);
         let together = room.together;
-        let mut pieces = Pieces { range: 0..0, room, points, products, zeros };
+        let mut found = [const { MaybeUninit::<Place>::uninit() }; MANY_PIECES];
         for first in all.clone().step_by(together) {
-            pieces.range = first..all.end.min(first + together);
+            let places = self.places(first..all.end.min(first + together), zeros, &mut found);
+            let mut pieces = Pieces { places, room: &room, points: &mut *points, products: &mut *products };
             let mut left = self.share.blocks.clone();
             while !left.is_empty() {
                 let alike = weights.alike(left.clone());
@@ -257,25 +267,33 @@ impl Task for Part<'_> {
 }
 
 impl Part<'_> {
-    /// A pixel of a piece's window: its own values, or zeros outside of the image.
+    /// Where these pieces are; what lies outside of an image is read from `zeros`.
     #[inline(always)]
-    fn pixel(&self, window: &Window, at: [usize; 2], zeros: &[f32]) -> *const f32 {
-        let source = self.pass.source.as_ptr();
-        let pixel = |pixel: usize| source.wrapping_add(pixel * self.kernel.source_channels);
-        window.pixel(at).map_or(zeros.as_ptr(), pixel)
+    fn places<'p>(
+        &self,
+        pieces: Range<usize>,
+        zeros: &[f32],
+        found: &'p mut [MaybeUninit<Place>; MANY_PIECES],
+    ) -> &'p [Place] {
+        let (grid, source) = (self.kernel.grid(), self.pass.source.as_ptr());
+        let (len, found) = (pieces.len(), &mut found[..pieces.len()]);
+        for (piece, place) in pieces.zip(&mut *found) {
+            let window = grid.window(piece);
+            let of_number = |number: usize| source.wrapping_add(number * self.kernel.source_channels);
+            let pixel = |at: usize| window.pixel([at / IN, at % IN]).map_or(zeros.as_ptr(), of_number);
+            place.write(Place { pixels: std::array::from_fn(pixel), target: window.target, size: window.size });
+        }
+        // SAFETY: as many were written as there are in the slice.
+        unsafe { std::slice::from_raw_parts(found.as_ptr().cast(), len) }
     }
 
     /// Transforms a range of the source's channels.
     #[inline(always)]
     fn transform<S: Simd>(&self, simd: S, range: &Range<usize>, pieces: &mut Pieces<'_>) {
         let (depth, points_len) = (pieces.room.depth, pieces.room.points_len());
-        let grid = self.kernel.grid();
-        for (piece, out) in pieces.range.clone().zip(pieces.points.chunks_exact_mut(points_len)) {
-            let window = grid.window(piece);
-            let pixel = |pixel: usize| self.pixel(&window, [pixel / IN, pixel % IN], pieces.zeros);
-            let pixels: [*const f32; POINTS] = std::array::from_fn(pixel);
+        for (place, out) in pieces.places.iter().zip(pieces.points.chunks_exact_mut(points_len)) {
             // SAFETY: every pixel has `range.end` values or more; `out` has `depth` values a point, whole vectors.
-            unsafe { transform_source(simd, &pixels, range.clone(), out.as_mut_ptr(), depth) };
+            unsafe { transform_source(simd, &place.pixels, range.clone(), out.as_mut_ptr(), depth) };
         }
     }
 
@@ -295,13 +313,13 @@ impl Part<'_> {
         let block = &weights.layout.blocks[index];
         assert!(block.stride == V * S::LANES);
         let most_rows = MAX_ROWS.min(S::SUMS / V);
-        let Room { depth, width, .. } = pieces.room;
+        let Room { depth, width, .. } = *pieces.room;
         let (points_len, products_len) = (pieces.room.points_len(), pieces.room.products_len());
         let of_point = weights.of_point(index, point);
-        for first in (0..pieces.range.len()).step_by(most_rows) {
+        for first in (0..pieces.places.len()).step_by(most_rows) {
             let points = &pieces.points[first * points_len + point * depth..];
             let products = &mut pieces.products[first * products_len + point * width + column..];
-            let rows = most_rows.min(pieces.range.len() - first);
+            let rows = most_rows.min(pieces.places.len() - first);
             let ahead = if first == 0 { ahead } else { &[] };
             Product { weights: of_point, ahead, points, points_len, products, products_len }
                 .compute::<S, V>(simd, rows);
@@ -319,13 +337,11 @@ impl Part<'_> {
         let mut moments = Moments::new();
         let mut turned = Turned::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
-        let grid = self.kernel.grid();
-        for (piece, products) in pieces.range.clone().zip(pieces.products.chunks_exact(products_len)) {
-            let window = grid.window(piece);
-            let target = self.pass.target.0.wrapping_add(window.target * target_channels + block.outputs.start);
-            for y in 0..window.size[0] {
+        for (place, products) in pieces.places.iter().zip(pieces.products.chunks_exact(products_len)) {
+            let target = self.pass.target.0.wrapping_add(place.target * target_channels + block.outputs.start);
+            for y in 0..place.size[0] {
                 let of_row: [_; OUT] = std::array::from_fn(|x| target.wrapping_add((y * row + x) * target_channels));
-                epilogue.prefetch(simd, &of_row[..window.size[1]], block.vectors);
+                epilogue.prefetch(simd, &of_row[..place.size[1]], block.vectors);
             }
             for lane in (0..block.stride).step_by(S::LANES) {
                 // SAFETY: there are `width` products a point, this block's from `column` on, and `MAX_STRIDE` results a
@@ -353,18 +369,18 @@ impl Part<'_> {
                 packed: weights.centers.as_ptr(),
                 bias: &bias[block.outputs.clone()],
                 rows: 0,
-                sources: [pieces.zeros.as_ptr(); MAX_ROWS],
+                sources: [place.pixels[0]; MAX_ROWS],
                 targets: [target; MAX_ROWS],
                 starts: None,
                 epilogue,
                 ahead: 0,
             };
-            let mut left = window.size[0] * window.size[1];
+            let mut left = place.size[0] * place.size[1];
             let rows = left.div_ceil(left.div_ceil(most_rows));
-            for y in 0..window.size[0] {
-                for x in 0..window.size[1] {
+            for y in 0..place.size[0] {
+                for x in 0..place.size[1] {
                     // The centre of the window is one pixel further.
-                    tile.sources[tile.rows] = self.pixel(&window, [y + 1, x + 1], pieces.zeros);
+                    tile.sources[tile.rows] = place.pixels[(y + 1) * IN + x + 1];
                     tile.targets[tile.rows] = target.wrapping_add((y * row + x) * target_channels);
                     starts[tile.rows] = results[y * OUT + x].as_ptr();
                     tile.rows += 1;
