@@ -79,7 +79,7 @@ pub struct RunConfig {
     /// The model file or ONNX file whose network and weights the run begins with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// How images are normalised, if the file that the run begins with does not say so. A table, like what follows.
+    /// How images are normalised, if not as the file says that the run begins with. A table, like what follows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalisation: Option<Normalisation>,
     /// What the network was made from, if it is a pruned one.
@@ -189,15 +189,23 @@ impl RunConfig {
         }
     }
 
-    /// The recipe with this run's epochs, batch size and learning rate.
+    /// The recipe with the settings of its own.
     ///
     /// # Errors
     /// A name that means no network, unless the network is a file's.
-    pub fn complete_recipe(&self) -> Result<Recipe, NameError> {
-        let own = match self.from {
+    pub fn own_recipe(&self) -> Result<Recipe, NameError> {
+        Ok(match self.from {
             Some(_) => Recipe::further(self.recipe),
             None => Recipe::named(self.recipe, architecture(&self.model.parse()?)),
-        };
+        })
+    }
+
+    /// The recipe with this run's epochs, batch size and learning rate.
+    ///
+    /// # Errors
+    /// As of [`RunConfig::own_recipe`].
+    pub fn complete_recipe(&self) -> Result<Recipe, NameError> {
+        let own = self.own_recipe()?;
         let schedule = own.schedule.with_peak(self.lr);
         Ok(Recipe { epochs: self.epochs, batch_size: self.batch_size, schedule, ..own })
     }
@@ -215,6 +223,16 @@ impl RunConfig {
         check(self.accumulate >= 1, "accumulate", self.accumulate.to_string(), "at least 1 is needed")?;
         let lr = self.lr.is_finite() && self.lr > 0.0;
         check(lr, "lr", self.lr.to_string(), "a positive number is needed")?;
+        let is_plain = !self.model.chars().any(char::is_control);
+        check(is_plain, "model", format!("{:?}", self.model), "a name without control characters is needed")?;
+        if let Some(normalisation) = &self.normalisation {
+            let value = || format!("{:?} and {:?}", normalisation.mean, normalisation.std);
+            check(self.from.is_some(), "normalisation", value(), "only a run that begins with a file has one")?;
+            let fits = normalisation.fits(normalisation.mean.len());
+            check(fits, "normalisation", value(), "a finite mean and a positive std of each channel are needed")?;
+        }
+        let is_one = self.from.is_none() || self.pruned.is_none();
+        check(is_one, "from", format!("{:?}", self.from), "a pruned network's file is that of `pruned`")?;
         check(i64::try_from(self.seed).is_ok(), "seed", self.seed.to_string(), "at most 2^63 - 1 is possible")?;
         let counts = [
             ("checkpoint_every", self.checkpoint_every),
@@ -227,8 +245,8 @@ impl RunConfig {
         Ok(())
     }
 
-    /// SHA-256, in hexadecimal, of all settings that change what the run computes: two runs with the same digest end
-    /// with the same weights. How often checkpoints are made is left out.
+    /// SHA-256, in hexadecimal, of all settings that change what the run computes: two runs with the same digest, on the
+    /// same data and begun with the same file, end with the same weights. How often checkpoints are made is left out.
     pub fn digest(&self) -> String {
         let relevant = Self { checkpoint_every: None, ..self.clone() };
         // The derived form of a struct of plain fields cannot fail to be JSON.
@@ -283,6 +301,34 @@ mod tests {
         assert_eq!(RunConfig::load(&path).unwrap(), config());
         let recipe = RunConfig::load(&path).unwrap().complete_recipe().unwrap();
         assert_eq!((recipe.schedule.peak(), recipe.epochs, recipe.optimizer.weight_decay), (0.123, 164, 1e-4));
+
+        let further = further();
+        further.save(&path).unwrap();
+        assert_eq!(RunConfig::load(&path).unwrap(), further);
+        assert_eq!((further.own_recipe().unwrap(), further.batch_size), (Recipe::further(RecipeName::OneCycle), 64));
+        let pruned = PrunedFrom { file: "whole.safetensors".into(), ratio: Some(0.5), macs: None };
+        let pruned = RunConfig { pruned: Some(pruned), ..config() };
+        pruned.save(&path).unwrap();
+        assert_eq!(RunConfig::load(&path).unwrap(), pruned);
+    }
+
+    /// Of a run that begins with a file of somebody's.
+    fn further() -> RunConfig {
+        let normalisation = Normalisation { mean: vec![0.485, 0.456], std: vec![0.25, 1.0] };
+        let config = RunConfig::from_file("cheaper.onnx", "torch_graph", "photos.zip", RecipeName::OneCycle);
+        RunConfig { normalisation: Some(normalisation), ..config }
+    }
+
+    #[test]
+    fn what_a_run_begins_with_fits() {
+        let fault = |config: RunConfig| config.validate().unwrap_err().to_string();
+        assert_eq!(further().validate().map_err(|error| error.to_string()), Ok(()));
+        assert!(fault(RunConfig { from: None, ..further() }).contains("begins with a file"));
+        let infinite = Normalisation { mean: vec![0.0], std: vec![f32::NAN] };
+        assert!(fault(RunConfig { normalisation: Some(infinite), ..further() }).contains("positive std"));
+        let pruned = PrunedFrom { file: "whole.safetensors".into(), ratio: Some(0.5), macs: None };
+        assert!(fault(RunConfig { pruned: Some(pruned), ..further() }).contains("pruned"));
+        assert!(fault(RunConfig { model: "a\u{1b}[31m".into(), ..further() }).contains("control characters"));
     }
 
     #[test]
@@ -310,5 +356,11 @@ mod tests {
         assert_eq!(RunConfig { checkpoint_every: None, ..config() }.digest(), digest);
         assert_ne!(RunConfig { seed: 13, ..config() }.digest(), digest);
         assert_ne!(RunConfig { lr: 0.124, ..config() }.digest(), digest);
+        let others = [
+            RunConfig { from: Some("other.onnx".into()), ..further() },
+            RunConfig { normalisation: None, ..further() },
+            config(),
+        ];
+        assert!(others.iter().all(|other| other.digest() != further().digest()));
     }
 }

@@ -47,6 +47,10 @@ fn further<'a>(file: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["train", "--from", file, "--out", out], more].concat()
 }
 
+fn report<'a>(runs: &[&'a str]) -> Vec<&'a str> {
+    [&["report"], runs, &["--no-timing", "--results", "kept", "--out", "page.html"]].concat()
+}
+
 #[test]
 fn a_converted_network_is_trained_on_from_its_weights() {
     let here = converted();
@@ -87,7 +91,7 @@ fn a_converted_network_is_trained_on_from_its_weights() {
     assert!(bytes("one") == a, "threads change a bit");
 
     // Among results it is a run of its own, whatever the network is called, and what came before is not known.
-    json(folder, &["report", "whole", "a", "b", "--no-timing", "--results", "kept", "--out", "page.html"]);
+    json(folder, &report(&["whole", "a", "b"]));
     let page = std::fs::read_to_string(folder.join("page.html")).unwrap();
     assert!(page.contains("trained on from het.safetensors") && page.contains("trained on from het.onnx"));
     let kept = std::fs::read_to_string(folder.join("kept/runs.csv")).unwrap();
@@ -97,7 +101,25 @@ fn a_converted_network_is_trained_on_from_its_weights() {
     let mut kept = csv::Reader::from_path(folder.join("kept/runs.csv")).unwrap();
     for line in kept.deserialize::<std::collections::BTreeMap<String, String>>().map(Result::unwrap) {
         assert_eq!(line["training_macs"].is_empty(), line["command"].contains("--from"), "{line:?}");
+        let settings = [("synthetic-onecycle-e3-limit-train4096", "--model"), ("-from-het.", "--from")];
+        let is_told = |(end, flag): &(&str, &str)| line["setting"].contains(end) && line["command"].contains(flag);
+        assert!(settings.iter().any(is_told), "{line:?}");
+        assert!(!line["setting"].contains("lr") && !line["setting"].contains("batch"), "{line:?}");
     }
+
+    // Files of one name are told apart: two networks are not one with two seeds, and neither replaces the other.
+    for parts in ["2", "4"] {
+        let file = format!("p{parts}/het.onnx");
+        std::fs::create_dir(folder.join(format!("p{parts}"))).unwrap();
+        json(folder, &["convert", "whole.onnx", "-p", parts, "-o", &file]);
+        json(folder, &further(&file, &format!("r{parts}"), &[&FEW[..], &["--epochs", "1"]].concat()));
+    }
+    json(folder, &report(&["r2", "r4"]));
+    let page = std::fs::read_to_string(folder.join("page.html")).unwrap();
+    assert!(page.contains("from p2/het.onnx") && page.contains("from p4/het.onnx"));
+    assert_eq!(std::fs::read_to_string(folder.join("kept/runs.csv")).unwrap().lines().count(), 6);
+    std::fs::remove_dir_all(folder.join("p2")).unwrap();
+    json(folder, &["train", "--resume", "--out", "r2"]);
 }
 
 #[test]

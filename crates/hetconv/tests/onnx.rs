@@ -120,6 +120,9 @@ fn options_of_convert() {
     // A blocked P divides the three channels of an image.
     assert_eq!(convert(&["--keep-first=false", "--arrangement", "shifted"]), [3, 4, 4, 4]);
     assert_eq!(convert(&["--keep-first"]), [0, 4, 4, 4]);
+    let misspelt = ["convert", "net.safetensors", "-p", "4", "--dry-run", "--exclude", "cnov", "--parts", "conv2=2"];
+    let said = stderr(&hetconv(here.path(), &misspelt));
+    assert!(said.contains("--exclude cnov matches no") && !said.contains("--parts"), "{said}");
     let bytes = |more: &[&str]| {
         convert(more);
         fs::read(here.path().join("new.safetensors")).unwrap()

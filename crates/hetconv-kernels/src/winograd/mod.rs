@@ -183,6 +183,7 @@ impl Room {
 
 /// Pieces that are transformed together at most.
 pub(crate) const MANY_PIECES: usize = 96;
+const _: () = assert!(MANY_PIECES.is_multiple_of(MAX_ROWS));
 
 /// Some pieces and blocks of some images, for one thread.
 pub(crate) struct Part<'a> {

@@ -167,6 +167,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         let bytes = source.moved_to(file, bytes)?;
         atomic_write(file, |to| to.write_all(&bytes)).with_context(|| format!("cannot write {}", file.display()))?;
     }
+    warn_of_names(args, &report);
     let macs_reduction_percent =
         report.before.macs.zip(report.after.macs).map(|(before, after)| reduction(after, before));
     let model = args.file.display().to_string();
@@ -181,6 +182,17 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         );
     }
     output.result(&Done { model, file, calibration_images, macs_reduction_percent, report }, text)
+}
+
+/// Warns of patterns that no convolution's name matches: they do nothing.
+fn warn_of_names(args: &Args, report: &ConvertReport) {
+    let excluded = args.exclude.iter().map(|regex| ("--exclude", regex));
+    let with_parts = args.parts.iter().map(|(regex, _)| ("--parts", regex));
+    for (flag, regex) in excluded.chain(with_parts) {
+        if !report.layers.iter().any(|layer| regex.is_match(&layer.name)) {
+            tracing::warn!("{flag} {regex} matches no convolution's name");
+        }
+    }
 }
 
 fn options(args: &Args) -> ConvertOptions {

@@ -30,8 +30,8 @@ impl ImageSize {
 /// How pixels are normalised.
 #[derive(clap::Args)]
 pub struct Normalise {
-    /// Mean of each channel, of pixels from 0 to 1, where the file does not say how images are to be normalised
-    #[arg(long, value_name = "M,…", value_delimiter = ',', requires = "std")]
+    /// Mean of each channel, of pixels from 0 to 1; a file may say itself how images are normalised
+    #[arg(long, value_name = "M,…", value_delimiter = ',', requires = "std", allow_hyphen_values = true)]
     pub mean: Vec<f32>,
 
     /// Standard deviation of each channel

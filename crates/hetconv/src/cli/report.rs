@@ -119,7 +119,8 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
         let varying: String = varying.map(|(name, value)| format!(", {name} {value}")).collect();
         let name = of_architecture.as_ref().map(|names| names[i]);
         let label = format!("{}{varying}", name.map_or_else(|| run.summary.model.clone(), short_name));
-        match groups.iter_mut().find(|(known, _)| *known == label) {
+        let is_same = |other: &FinishedRun| other.graph == run.graph;
+        match groups.iter_mut().find(|(known, group)| *known == label && is_same(group[0])) {
             Some((_, group)) => group.push(run),
             None => {
                 if name.is_some_and(|name| name.substitution == Substitution::Standard && !name.pruned) {

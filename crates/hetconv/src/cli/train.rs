@@ -29,7 +29,8 @@ time, evaluation seven eighths of the middle; a step learns from --batch-size ti
 
 With --from the network of a file is trained further, such as one that `hetconv convert` has made cheaper: its weights are
 where the run begins, and images are normalised as they were for them. Batches are smaller then, of 64 images, and rates
-lower. FILE is needed until the run has come to its end.
+lower. FILE is needed until the run has come to its end. Of the model file of a run, what was held out and whether images were
+mirrored is known; after a conversion, give the same --hold-out and --no-flip again.
 
 Examples:
   hetconv train --model resnet20_p4 --data cifar10 --epochs 10
@@ -59,7 +60,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
 
-    /// The run's folder [default: runs/NAME]
+    /// The run's folder [default: runs/NAME; none with --from]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
@@ -161,6 +162,10 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if config.pruned.is_some() {
         bad_usage!("{} holds a run of a pruned network; go on with it by `hetconv prune --resume`", out.display());
     }
+    if config.from.is_some() && opened.is_none() {
+        let summary = Summary::load(&out.join(run_files::SUMMARY))?;
+        return output.result(&summary, |summary| text(summary, &out));
+    }
     let data = data_of(&config)?;
     let start = opened.map(|opened| start(&config, opened, &data)).transpose()?;
     let graph = match &start {
@@ -213,7 +218,7 @@ pub fn train_one(job: TrainJob<'_>, start: Option<&ModelFile>, name: &str) -> Re
 struct Configured {
     config: RunConfig,
     out: PathBuf,
-    /// The file that it begins with.
+    /// The file that it begins with, if it begins with one and has not come to its end.
     opened: Option<Opened>,
 }
 
@@ -236,7 +241,8 @@ fn configure(args: &Args) -> Result<Configured> {
         ("--std", std, &|config| config.normalisation.as_ref().map_or_else(nothing, |given| join(&given.std))),
     ];
     if let Some(config) = args.run.stored(&out, &given)? {
-        let opened = config.from.as_deref().map(|file| open(Path::new(file), config.image_size)).transpose()?;
+        let from = config.from.as_deref().filter(|_| !runs::is_finished(&out));
+        let opened = from.map(|file| open(Path::new(file), config.image_size)).transpose()?;
         return Ok(Configured { config, out, opened });
     }
     if args.from.is_none() && args.normalise.is_given() {
@@ -277,7 +283,13 @@ pub fn nothing() -> String {
 pub fn as_trained(mut config: RunConfig, file: &Path) -> Result<RunConfig> {
     let own = runs::folder_of(file).map(|folder| folder.join(run_files::CONFIG)).filter(|path| path.is_file());
     let Some(own) = own else { return Ok(config) };
-    let own = RunConfig::load(&own)?;
+    let own = match RunConfig::load(&own) {
+        Ok(own) => own,
+        Err(error) => {
+            tracing::warn!("passing over what {} was trained with: {error}", file.display());
+            return Ok(config);
+        }
+    };
     let place = |data: &str| Path::new(data).canonicalize().unwrap_or_else(|_| PathBuf::from(data));
     if place(&own.data) == place(&config.data) {
         let given = config.hold_out.or(own.hold_out);

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use hetconv::train::{EpochMetrics, RunConfig, read_whole_metrics, run_files};
+use hetconv::train::{Device, EpochMetrics, Recipe, RunConfig, read_whole_metrics, run_files};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::checks::cpu_name;
@@ -190,6 +190,18 @@ pub fn add(folder: &Path, found: &[FinishedRun]) -> Result<()> {
     let (runs_path, epochs_path) = (folder.join(RUNS), folder.join(EPOCHS));
     let mut old: Vec<RunLine> = read_csv(&runs_path)?;
     for (new, old) in lines.iter().flat_map(|new| old.iter().map(move |old| (new, old))) {
+        let network = |line: &RunLine| (line.params, line.macs);
+        if new.run == old.run && network(new) != network(old) {
+            bail!(
+                "{} has {} of a network with {} parameters and {} MACs, not {} and {}: another one of that name",
+                runs_path.display(),
+                old.run,
+                old.params,
+                old.macs,
+                new.params,
+                new.macs
+            );
+        }
         if new.run == old.run && new.images() != old.images() {
             let ([train, eval], [old_train, old_eval]) = (new.images(), old.images());
             bail!(
@@ -229,6 +241,8 @@ fn unfinished(folder: &Path) -> Result<Vec<UnfinishedRun>> {
     let mut found = Vec::new();
     for run in runs::find_unfinished(&[folder.to_owned()])? {
         match RunConfig::load(&run.join(run_files::CONFIG)) {
+            // A file's network may be called like one of the zoo's.
+            Ok(RunConfig { from: Some(_), .. }) => {}
             Ok(RunConfig { model, epochs, .. }) => {
                 let done = read_whole_metrics(&run.join(run_files::METRICS)).map_or(0, |epochs| epochs.len());
                 found.push(UnfinishedRun { model, epochs, done });
@@ -240,6 +254,12 @@ fn unfinished(folder: &Path) -> Result<Vec<UnfinishedRun>> {
 }
 
 impl RunLine {
+    /// Whether the run began with fresh weights, or with those of a pruned run whose training is known. The network of a
+    /// file may be called like one of the zoo's.
+    pub fn is_whole(&self) -> bool {
+        self.training_macs.is_some()
+    }
+
     /// Training and held-out images: data sets of one name may be different ones.
     pub fn images(&self) -> [usize; 2] {
         [self.train_images, self.eval_images]
@@ -293,8 +313,8 @@ pub fn without_folders(data: &str) -> String {
 
 /// Settings by their flags of the command line, as far as they are not those that a recipe has by itself.
 pub fn changed_settings(config: &RunConfig) -> Vec<(&'static str, String)> {
-    // The network may be one of a file's.
-    let own = RunConfig::from_file("", &config.model, &config.data, config.recipe);
+    let own = config.own_recipe().ok();
+    let is_own = |is_same: &dyn Fn(&Recipe) -> bool| own.as_ref().is_some_and(is_same);
     // All of them by name, so that none is forgotten.
     let RunConfig {
         // Told otherwise.
@@ -321,15 +341,15 @@ pub fn changed_settings(config: &RunConfig) -> Vec<(&'static str, String)> {
     let changed = |is_changed: bool, value: String| is_changed.then_some(value);
     let from = pruned.as_ref();
     let settings = [
-        ("batch-size", changed(*batch_size != own.batch_size, batch_size.to_string())),
-        ("lr", changed(*lr != own.lr, lr.to_string())),
-        ("accumulate", changed(*accumulate != own.accumulate, accumulate.to_string())),
+        ("batch-size", changed(!is_own(&|own| *batch_size == own.batch_size), batch_size.to_string())),
+        ("lr", changed(!is_own(&|own| *lr == own.schedule.peak()), lr.to_string())),
+        ("accumulate", changed(*accumulate != 1, accumulate.to_string())),
         ("limit-train", limit_train.map(|images| images.to_string())),
         ("image-size", image_size.map(|pixels| pixels.to_string())),
         ("hold-out", hold_out.map(|percent| percent.to_string())),
         ("cutout", cutout.map(|pixels| pixels.to_string())),
         ("no-flip", changed(*no_flip, String::new())),
-        ("device", changed(*device != own.device, device.to_string())),
+        ("device", changed(*device != Device::default(), device.to_string())),
         ("mean", normalisation.as_ref().map(|given| join(&given.mean))),
         ("std", normalisation.as_ref().map(|given| join(&given.std))),
         ("ratio", from.and_then(|from| from.ratio).map(|ratio| ratio.to_string())),
@@ -358,12 +378,15 @@ pub fn setting(config: &RunConfig, data: &str) -> String {
     format!("{data}-{}-e{}{}{from}", config.recipe, config.epochs, more.collect::<String>())
 }
 
-/// What the file is called that a network came from: the model file of a run goes by the run's folder.
+/// What the file is called that a network came from: the model file of a run goes by the run's folder, any other by its own
+/// name and the last folder's.
 pub fn source_name(file: &str) -> String {
-    match runs::folder_of(Path::new(file)) {
-        Some(folder) => without_folders(&folder.to_string_lossy()),
-        None => without_folders(file),
+    let path = Path::new(file);
+    if let Some(folder) = runs::folder_of(path) {
+        return without_folders(&folder.to_string_lossy());
     }
+    let folder = path.parent().and_then(Path::file_name).map(Path::new).unwrap_or(Path::new(""));
+    folder.join(without_folders(file)).display().to_string()
 }
 
 /// The command that makes a run.
@@ -372,7 +395,7 @@ fn command(config: &RunConfig, data: &str) -> String {
     // The run that a file comes from is known by its folder.
     let short = |file: &str| match runs::folder_of(Path::new(file)) {
         Some(_) => Path::new(&source_name(file)).join(run_files::MODEL).display().to_string(),
-        None => without_folders(file),
+        None => source_name(file),
     };
     let what = match (&config.pruned, &config.from) {
         (Some(from), _) => format!("prune {}", short(&from.file)),

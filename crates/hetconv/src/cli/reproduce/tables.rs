@@ -184,7 +184,8 @@ fn named(spec: &Table, name: &str, line: Line, results: &Results) -> Result<Vec<
     }
     line.files = files.join("; ");
     // With other classes or image sizes it is another network.
-    let own = results.runs.iter().filter(|run| run.line.model == name && run.line.macs == variant.macs);
+    let is_own = |line: &RunLine| line.model == name && line.macs == variant.macs && line.is_whole();
+    let own = results.runs.iter().filter(|run| is_own(&run.line));
     let groups = groups(own);
     if groups.is_empty() {
         line.status = if spec.is_trained { without_run(name, results) } else { "not trained here".to_owned() };
@@ -275,7 +276,7 @@ fn to_standard(filled: Filled, group: &[&StoredRun], results: &Results) -> Resul
     let name: ModelName = first.model.parse()?;
     // Squeeze-and-excitation is an addition to HetConv, not to what it is compared with.
     let standard = ModelName { se: false, ..name.with_substitution(Substitution::Standard) }.to_string();
-    let is_standard = |line: &RunLine| line.model == standard && line.setting == first.setting;
+    let is_standard = |line: &RunLine| line.model == standard && line.setting == first.setting && line.is_whole();
     let runs = results.runs.iter().filter(|run| is_standard(&run.line));
     line.standard_top1 = units::mean(runs.map(|run| run.line.eval_top1));
     if let Some(goal) = line.standard_top1 {
