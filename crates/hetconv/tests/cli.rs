@@ -6,30 +6,12 @@ use std::path::Path;
 use std::process::Output;
 
 use assert_cmd::Command;
-use command::{hetconv, stderr};
+use command::{failure, hetconv, json, stderr};
 use hetconv::graph::{ModelFile, Normalisation, Weights, zoo};
 use serde_json::Value;
 
 fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// The JSON on stdout of a command that succeeds.
-#[track_caller]
-fn json(folder: &Path, args: &[&str]) -> Value {
-    let args: Vec<&str> = args.iter().copied().chain(["--format", "json"]).collect();
-    let output = hetconv(folder, &args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e} in {}", stdout(&output)))
-}
-
-/// The messages of a command that fails with this status and prints no result.
-#[track_caller]
-fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
-    let output = hetconv(folder, args);
-    assert_eq!(output.status.code(), Some(status), "{args:?}: {}", stderr(&output));
-    assert_eq!(stdout(&output), "", "{args:?}");
-    stderr(&output)
 }
 
 fn here() -> tempfile::TempDir {

@@ -4,24 +4,9 @@ mod command;
 
 use std::path::Path;
 
-use command::{hetconv, stderr};
+use command::{failure, json};
 use hetconv::graph::{ConvKind, ModelFile, Op};
 use serde_json::Value;
-
-#[track_caller]
-fn json(folder: &Path, args: &[&str]) -> Value {
-    let output = hetconv(folder, &[args, &["--format", "json"]].concat());
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-#[track_caller]
-fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
-    let output = hetconv(folder, args);
-    let error = stderr(&output);
-    assert_eq!(output.status.code(), Some(status), "{args:?}: {error}");
-    error
-}
 
 fn model(folder: &Path, file: &str) -> ModelFile {
     ModelFile::load(&folder.join(file)).unwrap()

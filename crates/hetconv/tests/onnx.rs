@@ -5,27 +5,11 @@ mod command;
 use std::fs;
 use std::path::Path;
 
-use command::{hetconv, stderr};
+use command::{failure, hetconv, json, stderr};
 use hetconv::graph::{Graph, GraphBuilder, ModelFile, Normalisation, Weights, zoo};
 use hetconv::onnx::proto::{ModelProto, NodeProto, StringStringEntryProto};
 use hetconv::onnx::{ExportOptions, export};
 use prost::Message;
-use serde_json::Value;
-
-#[track_caller]
-fn json(folder: &Path, args: &[&str]) -> Value {
-    let output = hetconv(folder, &[args, &["--format", "json"]].concat());
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-#[track_caller]
-fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
-    let output = hetconv(folder, args);
-    assert_eq!(output.status.code(), Some(status), "{args:?}: {}", stderr(&output));
-    assert!(output.stdout.is_empty(), "{args:?}");
-    stderr(&output)
-}
 
 fn save(graph: Graph, path: &Path) -> ModelFile {
     let weights = Weights::init(&graph, 1).unwrap();

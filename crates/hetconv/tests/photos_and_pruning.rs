@@ -6,26 +6,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use command::{command, hetconv, stderr};
+use command::{command, failure, hetconv, json, stderr};
 use hetconv::graph::{ModelFile, Op};
 use hetconv::onnx::proto::ModelProto;
 use prost::Message;
 use serde_json::Value;
-
-#[track_caller]
-fn json(folder: &Path, args: &[&str]) -> Value {
-    let output = hetconv(folder, &[args, &["--format", "json"]].concat());
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-#[track_caller]
-fn failure(folder: &Path, status: i32, args: &[&str]) -> String {
-    let output = hetconv(folder, args);
-    let error = stderr(&output);
-    assert_eq!(output.status.code(), Some(status), "{args:?}: {error}");
-    error
-}
 
 fn here() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()

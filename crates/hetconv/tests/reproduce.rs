@@ -5,23 +5,14 @@ mod common;
 
 use std::path::Path;
 
-use command::{hetconv, stderr};
+use command::{failure, hetconv, json, json_and_messages, stderr};
 use common::Browser;
 use serde_json::Value;
-
-/// The JSON on stdout of a command that succeeds, and what it said besides.
-#[track_caller]
-fn json(folder: &Path, args: &[&str]) -> (Value, String) {
-    let args: Vec<&str> = args.iter().copied().chain(["--format", "json"]).collect();
-    let output = hetconv(folder, &args);
-    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
-    (serde_json::from_slice(&output.stdout).unwrap(), stderr(&output))
-}
 
 /// The rows of the one table or figure that was asked for.
 #[track_caller]
 fn rows(folder: &Path, args: &[&str]) -> Vec<Value> {
-    let (found, _) = json(folder, &[&["reproduce"], args].concat());
+    let found = json(folder, &[&["reproduce"], args].concat());
     assert_eq!(found.as_array().unwrap().len(), 1);
     found[0]["rows"].as_array().unwrap().clone()
 }
@@ -113,9 +104,8 @@ fn bad_usage_is_2_and_says_what_would_do() {
         (&["table1", "--epochs", "3"], "need --run"),
         (&["table1", "--seeds", "1,2"], "--run"),
     ] {
-        let output = hetconv(here.path(), &[&["reproduce"], args].concat());
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
-        assert!(stderr(&output).contains(said), "{args:?}: {}", stderr(&output));
+        let error = failure(here.path(), 2, &[&["reproduce"], args].concat());
+        assert!(error.contains(said), "{args:?}: {error}");
     }
 }
 
@@ -124,7 +114,9 @@ fn runs_are_made_found_and_kept() {
     let here = tempfile::tempdir().unwrap();
     images(&here.path().join("images"));
     let settings = ["--data", "images", "--epochs", "1", "--batch-size", "8"];
-    let run = |more: &[&str]| json(here.path(), &[&["reproduce", "table4", "--run"], &settings[..], more].concat());
+    let run = |more: &[&str]| {
+        json_and_messages(here.path(), &[&["reproduce", "table4", "--run"], &settings[..], more].concat())
+    };
 
     let (found, said) = run(&["--time", "0"]);
     assert!(said.contains("time is up; left to train: mobilenet-cifar seed 0, mobilenet-cifar_p32 seed 0"), "{said}");
@@ -152,8 +144,8 @@ fn runs_are_made_found_and_kept() {
 
     // What is kept in tables says the same, without the folders, and nothing of this machine's.
     let report = ["report", "runs/reproduce", "--results", "kept", "--no-timing"];
-    assert_eq!(json(here.path(), &report).0["runs"], 4);
-    assert_eq!(json(here.path(), &report).0["runs"], 4, "adding them again changes nothing");
+    assert_eq!(json(here.path(), &report)["runs"], 4);
+    assert_eq!(json(here.path(), &report)["runs"], 4, "adding them again changes nothing");
     let lines = std::fs::read_to_string(here.path().join("kept/runs.csv")).unwrap();
     assert_eq!(lines.lines().count(), 5, "{lines}");
     assert!(lines.contains("hetconv train --model mobilenet-cifar_p32 --data images --recipe onecycle --epochs 1 --seed 0 --batch-size 8"), "{lines}");
@@ -202,7 +194,7 @@ fn the_page_of_everything_has_every_table_and_figure() {
     // The project's own results, or none where only the package is.
     let results = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results"));
     let more: &[&str] = if results.is_dir() { &["--results", results.to_str().unwrap()] } else { &[] };
-    let (found, _) = json(here.path(), &[&["reproduce", "all", "--html", "page.html"], more].concat());
+    let found = json(here.path(), &[&["reproduce", "all", "--html", "page.html"], more].concat());
     assert_eq!(found.as_array().unwrap().len(), 10);
     if results.is_dir() {
         let of = |table: usize, network: &str| row(found[table]["rows"].as_array().unwrap(), network).clone();
