@@ -70,7 +70,14 @@ impl Layer<'_> {
         let weight = self.write_center_weight(writer);
         let margin = self.margin();
         let mut input = self.input.to_owned();
-        if margin.iter().any(|&margin| margin < 0) {
+        let mut pointwise = self.pointwise();
+        if (0..2).any(|axis| margin[axis].min(margin[axis + 2]) < 0 && margin[axis].max(margin[axis + 2]) > 0) {
+            // What is cut off at one side may be all of the image, so that what is added at the other comes first.
+            let [top, left, bottom, right] = margin;
+            let pads = writer.ints(&format!("{name}.center.pads"), &[0, 0, top, left, 0, 0, bottom, right]);
+            input = writer.helper(&format!("{name}.moved"), "Pad", &[&input, &pads], vec![]);
+            pointwise.padding = [0; 4];
+        } else if margin.iter().any(|&margin| margin < 0) {
             // Where the window's centre starts inside the image, the 1×1 convolution reads a part of it.
             let inside = |side: usize| margin[side].min(0);
             let end = |axis: usize| if inside(axis + 2) < 0 { inside(axis + 2) } else { i64::MAX };
@@ -78,7 +85,7 @@ impl Layer<'_> {
             input = writer.slice(&format!("{name}.cropped"), &input, &[crop(0), crop(1)]);
         }
         let inputs: Vec<&str> = [input.as_str(), &weight].into_iter().chain(self.bias).collect();
-        writer.helper(&format!("{name}.center"), "Conv", &inputs, conv_attributes(&self.pointwise(), 1))
+        writer.helper(&format!("{name}.center"), "Conv", &inputs, conv_attributes(&pointwise, 1))
     }
 
     /// Stored channels by number: the input itself, a slice or a gather.

@@ -370,7 +370,8 @@ pub fn random_graph(seed: u64) -> Graph {
                 b.concat(name, &[other, from])
             }
             10 => {
-                let geometry = Conv2dGeometry::square(2, 1, 1, 1);
+                let uneven = Conv2dGeometry { padding: [0, 1, 1, 0], ..Conv2dGeometry::square(2, 2, 0, 1) };
+                let geometry = r.pick(&[Conv2dGeometry::square(2, 1, 1, 1), uneven]);
                 if r.below(2) == 0 {
                     b.max_pool(name, from, geometry)
                 } else {
@@ -407,12 +408,20 @@ fn random_conv(r: &mut Random, b: &mut GraphBuilder, name: &str, from: ValueId) 
     let geometry = r.pick(&[
         Conv2dGeometry::same(3, 1),
         Conv2dGeometry::same(3, 1),
+        Conv2dGeometry::same(3, 2),
         Conv2dGeometry::square(3, 1, 2, 2),
         Conv2dGeometry { kernel: [1, 3], stride: [1, 1], padding: [0, 1, 0, 1], dilation: [1, 1] },
+        Conv2dGeometry { kernel: [3, 3], stride: [1, 2], padding: [2, 0, 0, 2], dilation: [1, 1] },
+        Conv2dGeometry { kernel: [2, 4], stride: [1, 1], padding: [1, 1, 0, 2], dilation: [1, 1] },
     ]);
     let bias = r.below(2) == 0;
     let class = |r: &mut Random, n: usize| (0..n).map(|_| r.below(m.min(3)) as u32).collect();
-    let (n, kind) = match r.below(8) {
+    let choice = match geometry.center_tap() {
+        Some(_) => r.below(8),
+        // Kernels of even sides have no middle, where a HetConv filter's 1×1 kernels are.
+        None => 5 + r.below(3),
+    };
+    let (n, kind) = match choice {
         0..=2 => (n, ConvKind::Het(HetPattern::shifted(m, n, 1 + r.below(m)).unwrap())),
         3 => {
             let parts = [4, 3, 2, 1].into_iter().find(|&p| m.is_multiple_of(p) && n.is_multiple_of(p)).unwrap();
