@@ -204,20 +204,6 @@ impl HetPattern {
         Ok(Self { arrangement, channel_class: channels, filter_class: filters, classes })
     }
 
-    /// The pattern of the layer's grad-input: channels and filters change places.
-    #[must_use]
-    pub fn transposed(&self) -> Self {
-        Self {
-            arrangement: Arrangement::Assigned {
-                channels: self.filter_class.clone(),
-                filters: self.channel_class.clone(),
-            },
-            channel_class: self.filter_class.clone(),
-            filter_class: self.channel_class.clone(),
-            classes: self.classes,
-        }
-    }
-
     /// M, the number of input channels.
     pub fn in_channels(&self) -> usize {
         self.channel_class.len()
@@ -409,16 +395,10 @@ mod tests {
     }
 
     #[test]
-    fn more_parts_than_filters_is_legal_and_transposes() {
+    fn more_parts_than_filters_is_legal() {
         let pattern = HetPattern::shifted(8, 3, 8).unwrap();
-        let transposed = pattern.transposed();
-        assert_eq!((transposed.in_channels(), transposed.out_channels()), (3, 8));
-        for f in 0..3 {
-            for c in 0..8 {
-                assert_eq!(pattern.is_spatial(f, c), transposed.is_spatial(c, f));
-            }
-        }
-        assert_eq!(transposed.weights(9), pattern.weights(9));
+        assert_eq!((pattern.classes(), pattern.max_spatial()), (8, 1));
+        assert_eq!(pattern.weights(9), 3 * 8 + 3 * 8);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use hetconv_core::{ArrangementKind, Conv2dGeometry, HetPattern};
 use serde::Serialize;
 
-use crate::{ConvKind, GraphError, ModelFile, NameFilter, Node, Op, WeightError, WeightTensor, Weights};
+use crate::{ConvKind, GraphError, ModelFile, NameFilter, Node, Op, ValueError, WeightError, WeightTensor, Weights};
 
 /// What to convert, and into what.
 #[derive(Clone)]
@@ -293,6 +293,9 @@ pub enum ConvertError {
     /// The weights are not the network's.
     #[error("the weights do not fit the graph: {0}")]
     Weights(#[from] WeightError),
+    /// Weights that no network computes with.
+    #[error(transparent)]
+    Values(#[from] ValueError),
     /// P = 0.
     #[error("HetConv needs at least 1 part, got P = 0")]
     NoParts,
@@ -335,12 +338,13 @@ pub fn kept_lines(kept: &[(String, String)]) -> String {
 /// ```
 ///
 /// # Errors
-/// A model that does not fit together, P = 0, or one in which nothing could be converted, with the reasons.
+/// A model that does not fit together, weights that are not finite, P = 0, or one in which nothing could be converted, with the reasons.
 pub fn convert(model: &ModelFile, options: &ConvertOptions) -> Result<(ModelFile, ConvertReport), ConvertError> {
     if !options.has_parts() {
         return Err(ConvertError::NoParts);
     }
     model.weights.check(&model.graph)?;
+    model.weights.check_values(&model.graph)?;
     let costs = |model: &ModelFile| -> Result<BTreeMap<String, ConvCost>, GraphError> {
         let layers = model.graph.cost()?.layers.into_iter();
         Ok(layers.map(|layer| (layer.name, ConvCost { params: layer.params, macs: Some(layer.macs) })).collect())

@@ -48,6 +48,23 @@ impl Graph {
         })
     }
 
+    /// The same network with a standard convolution in place of every HetConv layer.
+    #[must_use]
+    pub fn with_standard_convs(&self) -> Self {
+        let mut graph = self.clone();
+        for node in &mut graph.nodes {
+            if let Op::Conv2d { kind: kind @ ConvKind::Het(_), .. } = &mut node.op {
+                *kind = ConvKind::Standard;
+            }
+        }
+        graph
+    }
+
+    /// Whether there are batch-norms, which let a network learn at high rates; exporters fold them into convolutions.
+    pub fn has_batch_norm(&self) -> bool {
+        self.nodes.iter().any(|node| matches!(node.op, Op::BatchNorm { .. }))
+    }
+
     /// `[channels, height, width]` of the first input, if there is one.
     pub fn input_shape(&self) -> Option<[usize; 3]> {
         self.inputs().next().map(|(_, shape)| shape)

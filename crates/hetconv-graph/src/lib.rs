@@ -58,7 +58,7 @@ pub use prune::{PruneAmount, PruneError, Pruned, PrunedLayer, prune};
 pub use rewrite::{NameFilter, NoteKind, RewriteNote, RewriteOptions, Substitution, rewrite};
 pub use se::squeeze_excite;
 pub use shape::Shape;
-pub use weights::{WeightError, WeightRole, WeightSpec, WeightTensor, Weights};
+pub use weights::{ValueError, WeightError, WeightRole, WeightSpec, WeightTensor, Weights};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

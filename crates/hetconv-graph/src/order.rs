@@ -6,7 +6,8 @@
 //! convolutions want the natural one, concatenation lines up segments. Values tied together by elementwise operators
 //! vote on one order; who cannot have it reorders its operand, and says so by a *gather*.
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 
 use hetconv_core::{Arrangement, ChannelOrder, HetPattern};
 
@@ -46,7 +47,7 @@ impl Read {
 }
 
 /// What a set of values is asked to be ordered by.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Vote<'a> {
     Natural,
     /// Every class in one run; `interleaved` if [`ChannelOrder::interleaved`] achieves that.
@@ -309,19 +310,32 @@ fn agreed_orders(graph: &Graph, shapes: &[Shape]) -> Vec<ChannelOrder> {
         .collect()
 }
 
-/// The order that satisfies most votes; of equals the interleaved one, then the first voter's.
+/// The order that satisfies most votes; of equals the interleaved one, then the first voter's. Of many different votes the
+/// most frequent ones alone are tried, so that time does not grow with their square.
 fn elect(votes: &[Vote<'_>], channels: usize) -> ChannelOrder {
-    let mut candidates: Vec<ChannelOrder> = Vec::new();
-    let interleaved = votes.iter().filter(|vote| matches!(vote, Vote::Classes { interleaved: true, .. }));
-    for vote in interleaved.chain(votes) {
-        let order = vote.ideal(channels);
-        if !candidates.contains(&order) {
-            candidates.push(order);
+    const MOST_CANDIDATES: usize = 16;
+    let mut numbers: HashMap<Vote<'_>, usize> = HashMap::new();
+    let mut different: Vec<(Vote<'_>, usize)> = Vec::new();
+    for &vote in votes {
+        let number = *numbers.entry(vote).or_insert(different.len());
+        match different.get_mut(number) {
+            Some((_, count)) => *count += 1,
+            None => different.push((vote, 1)),
         }
     }
-    let approval = |order: &ChannelOrder| votes.iter().filter(|vote| vote.accepts(order)).count();
+    let mut tried = different.clone();
+    if tried.len() > MOST_CANDIDATES {
+        tried.sort_by_key(|&(_, count)| Reverse(count));
+        tried.truncate(MOST_CANDIDATES);
+    }
+    // Sorting is stable, and `false` comes first.
+    tried.sort_by_key(|(vote, _)| !matches!(vote, Vote::Classes { interleaved: true, .. }));
+    let approval = |order: &ChannelOrder| -> usize {
+        different.iter().filter(|(vote, _)| vote.accepts(order)).map(|&(_, count)| count).sum()
+    };
+    let candidates = tried.into_iter().map(|(vote, _)| vote.ideal(channels));
     // `max_by_key` keeps the last of equals, hence the reversal.
-    candidates.into_iter().rev().max_by_key(approval).unwrap_or_else(|| ChannelOrder::natural(channels))
+    candidates.rev().max_by_key(approval).unwrap_or_else(|| ChannelOrder::natural(channels))
 }
 
 /// The operands' orders one after another, each numbered on from the one before.

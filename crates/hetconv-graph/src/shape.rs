@@ -23,8 +23,8 @@ pub enum Shape {
     Features(usize),
 }
 
-/// The most taps a convolution's window may have: 64×64.
-const MAX_TAPS: usize = 1 << 12;
+/// The most taps a convolution's window may have: 32×32.
+const MAX_TAPS: usize = 1 << 10;
 
 impl Shape {
     /// The most channels or features a value may have.

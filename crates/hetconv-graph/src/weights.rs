@@ -224,6 +224,29 @@ pub enum WeightError {
     },
 }
 
+/// A number that no network computes with.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ValueError {
+    /// A weight that is NaN or infinite.
+    #[error("tensor `{name}` holds {value}")]
+    NotFinite {
+        /// The tensor's name.
+        name: String,
+        /// What it holds.
+        value: f32,
+    },
+    /// A batch-norm whose variance and epsilon are not positive together.
+    #[error("node `{node}`: the variance {variance} of channel {channel} has no root")]
+    Variance {
+        /// The node.
+        node: String,
+        /// The channel.
+        channel: usize,
+        /// Its running variance.
+        variance: f32,
+    },
+}
+
 /// A network's weight tensors by name, in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Weights(BTreeMap<String, WeightTensor>);
@@ -279,6 +302,28 @@ impl Weights {
             Some(name) => Err(WeightError::Unexpected { name: name.clone() }),
             None => Ok(()),
         }
+    }
+
+    /// Checks that every number is finite and every batch-norm's variance has a root.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_values(&self, graph: &Graph) -> Result<(), ValueError> {
+        for (name, tensor) in self.iter() {
+            if let Some(&value) = tensor.data.iter().find(|value| !value.is_finite()) {
+                return Err(ValueError::NotFinite { name: name.to_owned(), value });
+            }
+        }
+        for node in &graph.nodes {
+            let Op::BatchNorm { epsilon, .. } = node.op else { continue };
+            let Some(variances) = self.get(&format!("{}.running_var", node.name)) else { continue };
+            let is_positive = |variance: f32| f64::from(variance) + f64::from(epsilon) > 0.0;
+            let mut all = variances.data.iter().enumerate();
+            if let Some((channel, &variance)) = all.find(|&(_, &variance)| !is_positive(variance)) {
+                return Err(ValueError::Variance { node: node.name.clone(), channel, variance });
+            }
+        }
+        Ok(())
     }
 
     /// The tensor of this name.

@@ -116,9 +116,12 @@ fn absurd_sizes_do_not_overflow() {
     let same = Conv2dGeometry::same(3, 1);
     assert_eq!(fault(conv(4, huge, same, ConvKind::Standard), &[0]), Fault::TooLarge);
     let mut b = GraphBuilder::new("many MACs");
-    let x = b.input("input", [1 << 24, 4, 4]);
-    let window = Conv2dGeometry { kernel: [64, 64], stride: [1, 1], padding: [32, 32, 31, 31], dilation: [1, 1] };
-    let x = b.conv("conv", x, 1 << 24, window, ConvKind::Standard, false);
+    let mut x = b.input("input", [1 << 24, 4, 4]);
+    let window = Conv2dGeometry { kernel: [32, 32], stride: [1, 1], padding: [16, 16, 15, 15], dilation: [1, 1] };
+    // A fourth of what can be counted, each of them.
+    for name in ["a", "b", "c", "d"] {
+        x = b.conv(name, x, 1 << 24, window.clone(), ConvKind::Standard, false);
+    }
     let graph = b.finish([x]).unwrap();
     assert!(matches!(graph.cost(), Err(GraphError::Node { fault: Fault::TooLarge, .. })));
 }

@@ -1,4 +1,4 @@
-//! Forward and grad-input of every convolution but depthwise: one pass over the output.
+//! Forward and grad-input of every convolution but depthwise: one pass over the output, or two where there are few pixels.
 //!
 //! A [`Tile`] takes its pixels from one [`Region`], across rows and images, so that they all read the same taps.
 

@@ -210,13 +210,9 @@ impl Task for ScaleShift<'_> {
             let mut c = 0;
             while c < channels {
                 let lanes = S::LANES.min(channels - c);
-                let whole = lanes == S::LANES;
                 // SAFETY: every slice holds `channels` values, of which `lanes` from `c` on are touched.
                 unsafe {
-                    let read = |s: &[f32]| {
-                        let p = s.as_ptr().add(c);
-                        if whole { simd.load(p) } else { simd.load_first(p, lanes) }
-                    };
+                    let read = |s: &[f32]| simd.load_lanes(s.as_ptr().add(c), lanes);
                     let mut value = simd.mul_add(read(x), read(scale), read(shift));
                     if let Some(residual) = residual {
                         value = simd.add(value, read(residual));
@@ -224,8 +220,7 @@ impl Task for ScaleShift<'_> {
                     if relu {
                         value = simd.relu(value);
                     }
-                    let out = y.as_mut_ptr().cast::<f32>().add(c);
-                    if whole { simd.store(out, value) } else { simd.store_first(out, value, lanes) }
+                    simd.store_lanes(y.as_mut_ptr().cast::<f32>().add(c), value, lanes);
                 }
                 c += lanes;
             }

@@ -5,26 +5,49 @@ use rayon::prelude::*;
 
 use crate::isa::Isa;
 use crate::simd::{Simd, Task};
-use crate::taps::{Axis, forward_axis};
+
+/// The input rows, or columns, of a window that lie inside the image.
+#[derive(Clone, Copy, Debug)]
+struct Inside {
+    first: usize,
+    step: usize,
+    count: usize,
+}
+
+impl Inside {
+    /// Of every output row (`axis` 0) or column (1). Only the ends are kept: a window may be as large as the image.
+    fn of_axis(geometry: &Conv2dGeometry, axis: usize, input: usize, output: usize) -> Vec<Self> {
+        let (kernel, stride, step) = (geometry.kernel[axis], geometry.stride[axis], geometry.dilation[axis]);
+        let before = geometry.padding[axis];
+        let inside = |o: usize| {
+            let start = o * stride;
+            let taps_before = |end: usize| end.saturating_sub(start).div_ceil(step).min(kernel);
+            let (outside, count) = (taps_before(before), taps_before(before + input) - taps_before(before));
+            Self { first: if count > 0 { start + outside * step - before } else { 0 }, step, count }
+        };
+        (0..output).map(inside).collect()
+    }
+
+    fn iter(self) -> impl Iterator<Item = usize> + Clone {
+        (0..self.count).map(move |i| self.first + i * self.step)
+    }
+}
 
 /// The windows of a pooling: for each output row and column, the input rows and columns inside.
 #[derive(Debug)]
 struct Windows {
-    rows: Axis,
-    columns: Axis,
+    rows: Vec<Inside>,
+    columns: Vec<Inside>,
     in_size: [usize; 2],
     channels: usize,
 }
 
 impl Windows {
     fn new(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize) -> Self {
+        assert!(!in_size.contains(&0), "images have pixels");
         let out = geometry.output_size(in_size).expect("a window that fits, checked by shape inference");
-        Self {
-            rows: forward_axis(geometry, 0, in_size[0], out[0]),
-            columns: forward_axis(geometry, 1, in_size[1], out[1]),
-            in_size,
-            channels,
-        }
+        let inside = |axis: usize| Inside::of_axis(geometry, axis, in_size[axis], out[axis]);
+        Self { rows: inside(0), columns: inside(1), in_size, channels }
     }
 
     fn in_len(&self) -> usize {
@@ -40,8 +63,8 @@ impl Windows {
     fn visit(&self, mut visit: impl FnMut(usize, usize)) {
         for (oy, rows) in self.rows.iter().enumerate() {
             for (ox, columns) in self.columns.iter().enumerate() {
-                for &(_, iy) in rows {
-                    for &(_, ix) in columns {
+                for iy in rows.iter() {
+                    for ix in columns.iter() {
                         visit(oy * self.columns.len() + ox, iy * self.in_size[1] + ix);
                     }
                 }
@@ -62,7 +85,7 @@ impl Pool {
     /// Largest value of each window, as [`max_pool_forward`] has it.
     ///
     /// # Panics
-    /// If the geometry doesn't fit the image.
+    /// If the geometry doesn't fit the image, or that has no pixels.
     pub fn max(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize) -> Self {
         Self { windows: Windows::new(geometry, in_size, channels), weights: None }
     }
@@ -70,7 +93,7 @@ impl Pool {
     /// Mean of each window, as [`avg_pool_forward`] has it.
     ///
     /// # Panics
-    /// If the geometry doesn't fit the image.
+    /// If the geometry doesn't fit the image, or that has no pixels.
     pub fn average(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize, count_padding: bool) -> Self {
         let windows = Windows::new(geometry, in_size, channels);
         let weights = weights(&windows, geometry.taps(), count_padding);
@@ -96,8 +119,8 @@ impl Pool {
                 let x = &x[image * self.windows.in_len()..][..self.windows.in_len()];
                 y.fill(if self.weights.is_some() { 0.0 } else { f32::NEG_INFINITY });
                 for (ox, (y, columns)) in y.chunks_exact_mut(channels).zip(columns).enumerate() {
-                    for &(_, iy) in &rows[oy] {
-                        for &(_, ix) in columns {
+                    for iy in rows[oy].iter() {
+                        for ix in columns.iter() {
                             let x = &x[(iy * in_size[1] + ix) * channels..][..channels];
                             match &self.weights {
                                 Some(_) => y.iter_mut().zip(x).for_each(|(y, &x)| *y += x),
@@ -153,7 +176,7 @@ pub fn global_average(isa: Isa, x: &[f32], y: &mut [f32]) {
 /// A NaN wins. A window that lies in the padding altogether gives −∞ and passes no gradient.
 ///
 /// # Panics
-/// If the geometry doesn't fit the image or the lengths don't fit.
+/// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn max_pool_forward(
     isa: Isa,
@@ -190,7 +213,7 @@ impl Task for MaxPool<'_> {
         let outputs = y.chunks_exact_mut(*channels).zip(argmax.chunks_exact_mut(*channels));
         let windows = rows.iter().flat_map(|rows| columns.iter().map(move |columns| (rows, columns)));
         for ((y, argmax), (rows, columns)) in outputs.zip(windows) {
-            let pixels = rows.iter().flat_map(|row| columns.iter().map(|column| row.1 * in_size[1] + column.1));
+            let pixels = rows.iter().flat_map(|row| columns.iter().map(move |column| row * in_size[1] + column));
             y.fill(f32::NEG_INFINITY);
             argmax.fill(u32::MAX);
             for (number, pixel) in pixels.enumerate() {
@@ -213,7 +236,7 @@ impl Task for MaxPool<'_> {
 /// Gradient of [`max_pool_forward`]: each output's gradient goes to the pixel that won.
 ///
 /// # Panics
-/// If the geometry doesn't fit the image or the lengths don't fit.
+/// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn max_pool_backward(
     isa: Isa,
@@ -254,7 +277,7 @@ impl Task for MaxPoolBack<'_> {
         let outputs = grad_y.chunks_exact(*channels).zip(argmax.chunks_exact(*channels));
         let windows = rows.iter().flat_map(|rows| columns.iter().map(move |columns| (rows, columns)));
         for ((grad_y, argmax), (rows, columns)) in outputs.zip(windows) {
-            for pixel in rows.iter().flat_map(|row| columns.iter().map(|column| row.1 * in_size[1] + column.1)) {
+            for pixel in rows.iter().flat_map(|row| columns.iter().map(move |column| row * in_size[1] + column)) {
                 let grad_x = &mut grad_x[pixel * channels..][..*channels];
                 for ((dx, &dy), &winner) in grad_x.iter_mut().zip(grad_y).zip(argmax) {
                     *dx += if winner == pixel as u32 { dy } else { 0.0 };
@@ -270,7 +293,7 @@ fn weights(windows: &Windows, taps: usize, count_padding: bool) -> Vec<f32> {
     let mut weights = Vec::with_capacity(windows.rows.len() * windows.columns.len());
     for rows in &windows.rows {
         for columns in &windows.columns {
-            weights.push(inside(if count_padding { taps } else { rows.len() * columns.len() }));
+            weights.push(inside(if count_padding { taps } else { rows.count * columns.count }));
         }
     }
     weights
@@ -279,7 +302,7 @@ fn weights(windows: &Windows, taps: usize, count_padding: bool) -> Vec<f32> {
 /// Mean of each window; padded zeros count as pixels if `count_padding`.
 ///
 /// # Panics
-/// If the geometry doesn't fit the image or the lengths don't fit.
+/// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn avg_pool_forward(
     isa: Isa,
@@ -301,7 +324,7 @@ pub fn avg_pool_forward(
 /// Gradient of [`avg_pool_forward`].
 ///
 /// # Panics
-/// If the geometry doesn't fit the image or the lengths don't fit.
+/// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
 #[allow(clippy::too_many_arguments)]
 pub fn avg_pool_backward(
     isa: Isa,
@@ -333,8 +356,9 @@ pub fn avg_pool_backward(
 /// Mean over all pixels of each channel: `[batch, pixels, channels]` → `[batch, channels]`.
 ///
 /// # Panics
-/// If the lengths don't fit.
+/// If there are no pixels, or the lengths don't fit.
 pub fn global_avg_forward(isa: Isa, batch: usize, pixels: usize, channels: usize, x: &[f32], y: &mut [f32]) {
+    assert!(pixels > 0, "images have pixels");
     assert!(x.len() == batch * pixels * channels && y.len() == batch * channels, "lengths");
     let images = x.par_chunks((pixels * channels).max(1)).zip(y.par_chunks_mut(channels.max(1)));
     images.for_each(|(x, y)| global_average(isa, x, y));

@@ -52,7 +52,7 @@ type Work<'a> = dyn Fn(usize, usize) + Sync + 'a;
 const OPEN: usize = 1;
 const JOINED: usize = 2;
 const NUMBER: usize = 1 << 16;
-/// More threads than that are not worth while, and would not fit between [`JOINED`] and [`NUMBER`].
+/// More threads than that are not worth while; there is room for them between [`JOINED`] and [`NUMBER`].
 const MAX_THREADS: usize = 1 << 10;
 
 /// Looks at the state before a worker sleeps: some 50 µs.
@@ -192,16 +192,16 @@ impl Team {
 
     /// Calls `work(part, thread)` once for every part.
     pub(crate) fn run(&self, parts: usize, work: &Work<'_>) {
-        let guard = match self.busy.try_lock() {
-            Ok(guard) => Some(guard),
-            // A part that panicked left nothing behind.
-            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
-        if parts <= 1 || self.workers.is_empty() || guard.is_none() {
-            (0..parts).for_each(|part| work(part, 0));
-            return;
+        let alone = || (0..parts).for_each(|part| work(part, 0));
+        if parts <= 1 || self.workers.is_empty() {
+            return alone();
         }
+        let guard = match self.busy.try_lock() {
+            Ok(guard) => guard,
+            // A part that panicked left nothing behind.
+            Err(TryLockError::Poisoned(error)) => error.into_inner(),
+            Err(TryLockError::WouldBlock) => return alone(),
+        };
         assert!(parts <= u32::MAX as usize, "more parts than can be numbered");
         let shared = &*self.shared;
         for (thread, stretch) in shared.stretches.iter().enumerate() {

@@ -2,8 +2,9 @@
 //!
 //! Sums live in registers from the first product to the last. For HetConv the centre tap spans all channels and the others
 //! one class, so K×K and 1×1 kernels meet in the same registers and no intermediate tensor exists: the paper's "zero
-//! latency". Only the sums of turned vectors take a detour through the first-level cache, because they need more
-//! registers for fewer pixels.
+//! latency". There are two exceptions. The sums of turned vectors take a detour through the first-level cache, because they
+//! need more registers for fewer pixels. And a tile may begin with sums that stand in its target already: those of the
+//! centre tap, where few pixels are computed in two passes or the others by Winograd's algorithm.
 
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]

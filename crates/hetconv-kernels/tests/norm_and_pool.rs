@@ -149,6 +149,8 @@ fn pools_and_their_gradients() {
             Conv2dGeometry::square(2, 2, 0, 1),
             Conv2dGeometry::square(3, 2, 1, 1),
             Conv2dGeometry { kernel: [3, 2], stride: [1, 2], padding: [1, 0, 0, 1], dilation: [1, 2] },
+            Conv2dGeometry { kernel: [4, 3], stride: [3, 1], padding: [5, 3, 2, 2], dilation: [2, 3] },
+            Conv2dGeometry { kernel: [7, 6], stride: [1, 1], padding: [3, 3, 3, 2], dilation: [1, 1] },
         ];
         for geometry in geometries {
             let (batch, [h, w], channels) = (2, [7, 6], 5);

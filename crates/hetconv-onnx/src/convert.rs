@@ -230,7 +230,10 @@ fn output_pixels(graph: &GraphProto, bytes: &Bytes, folder: Option<&Path>) -> Ha
         _ => None,
     });
     let by_node: HashMap<&str, u64> = known.collect();
-    for node in &graph.node {
+    let mut nodes_of: HashMap<&str, usize> = HashMap::new();
+    graph.node.iter().for_each(|node| *nodes_of.entry(node_name(node)).or_default() += 1);
+    // Nothing is known of nodes that cannot be told apart.
+    for node in graph.node.iter().filter(|node| nodes_of[node_name(node)] == 1) {
         if let (Some(output), Some(&size)) = (node.output.first(), by_node.get(node_name(node))) {
             pixels.insert(output.clone(), size);
         }

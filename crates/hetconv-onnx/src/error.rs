@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use hetconv_graph::{GraphError, WeightError, kept_lines};
+use hetconv_graph::{GraphError, ValueError, WeightError, kept_lines};
 
 use crate::TensorFault;
 
@@ -16,6 +16,9 @@ pub enum OnnxError {
     /// The weights do not belong to the network.
     #[error("the weights do not fit the graph: {0}")]
     Weights(#[from] WeightError),
+    /// Weights that no network computes with, or that become it when a batch-norm is folded into them.
+    #[error(transparent)]
+    Values(#[from] ValueError),
     /// An operator set that cannot be read or written.
     #[error("version {found} of the operator set is not supported; {first} to {last} are")]
     Opset {

@@ -70,7 +70,7 @@ pub(crate) const SIZE_LIMIT: usize = i32::MAX as usize;
 /// order. HetConv layers, class names and normalisation stand in the file's metadata, where the import finds them.
 ///
 /// # Errors
-/// A model that does not fit together, an operator set that cannot express it, or more than 2 GiB of weights.
+/// A model that does not fit together, weights that are not finite, an operator set that cannot express it, or more than 2 GiB of weights.
 pub fn export(model: &ModelFile, options: &ExportOptions) -> Result<Vec<u8>, OnnxError> {
     let proto = export_model(model, options)?;
     let bytes = proto.encoded_len();
@@ -87,8 +87,10 @@ fn export_model(model: &ModelFile, options: &ExportOptions) -> Result<ModelProto
     let ir_version = ir_version.filter(|_| options.opset >= first);
     let ir_version = ir_version.ok_or(OnnxError::Opset { found: options.opset, first, last })?;
     model.weights.check(&model.graph)?;
+    model.weights.check_values(&model.graph)?;
     let folded = options.fold_batch_norm.then(|| fold_batch_norms(&model.graph, &model.weights));
     let (graph, weights) = folded.as_ref().map_or((&model.graph, &model.weights), |(g, w)| (g, w));
+    weights.check_values(graph)?;
     let mut exporter = Exporter::new(graph, weights, options)?;
     for id in 0..graph.nodes.len() {
         exporter.node(id)?;
@@ -135,7 +137,7 @@ impl<'a> Exporter<'a> {
             weights,
             options,
             plan: if options.style == Style::Dense {
-                ChannelPlan::new(&without_classes(graph))?
+                ChannelPlan::new(&graph.with_standard_convs())?
             } else {
                 ChannelPlan::new(graph)?
             },
@@ -365,19 +367,6 @@ impl<'a> Exporter<'a> {
         };
         (graph, self.functions)
     }
-}
-
-/// The graph with HetConv layers replaced by standard ones: what the channel plan of [`Style::Dense`] is made for.
-fn without_classes(graph: &Graph) -> Graph {
-    let mut graph = graph.clone();
-    for node in &mut graph.nodes {
-        if let Op::Conv2d { kind, .. } = &mut node.op
-            && matches!(kind, ConvKind::Het(_))
-        {
-            *kind = ConvKind::Standard;
-        }
-    }
-    graph
 }
 
 /// One number per channel, in stored order.

@@ -1,5 +1,6 @@
 //! Data that lies beside an ONNX file, brought into it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use prost::Message;
@@ -8,7 +9,7 @@ use prost::bytes::Bytes;
 use crate::OnnxError;
 use crate::export::SIZE_LIMIT;
 use crate::proto::tensor_proto::DataLocation;
-use crate::proto::{FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto};
+use crate::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
 use crate::tensor::DataFiles;
 use crate::wire::{self, fields};
 
@@ -59,6 +60,35 @@ pub fn embed_external_data(bytes: &[u8], folder: &Path) -> Result<Vec<u8>, OnnxE
         return Err(OnnxError::TooLarge { bytes: model.len(), limit: SIZE_LIMIT });
     }
     Ok(model)
+}
+
+/// The files that an ONNX file's tensors have their data in, as it names them.
+///
+/// # Errors
+/// A file that is none.
+pub fn data_files(bytes: &[u8]) -> Result<BTreeSet<String>, OnnxError> {
+    let model = ModelProto::decode(bytes)?;
+    let mut files = BTreeSet::new();
+    let mut graphs: Vec<&GraphProto> = model.graph.iter().collect();
+    let mut nodes: Vec<&NodeProto> = model.functions.iter().flat_map(|function| &function.node).collect();
+    while !graphs.is_empty() || !nodes.is_empty() {
+        let mut tensors: Vec<&TensorProto> = Vec::new();
+        for graph in std::mem::take(&mut graphs) {
+            let sparse = graph.sparse_initializer.iter();
+            tensors.extend(graph.initializer.iter().chain(sparse.flat_map(|s| s.values.iter().chain(&s.indices))));
+            nodes.extend(&graph.node);
+        }
+        for attribute in std::mem::take(&mut nodes).into_iter().flat_map(|node| &node.attribute) {
+            let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
+            tensors.extend(attribute.t.iter().chain(&attribute.tensors));
+            tensors.extend(sparse.flat_map(|s| s.values.iter().chain(&s.indices)));
+            graphs.extend(attribute.g.iter().chain(&attribute.graphs));
+        }
+        let external = tensors.into_iter().filter(|tensor| tensor.data_location() == DataLocation::External);
+        let locations = external.flat_map(|tensor| &tensor.external_data).filter(|entry| entry.key() == "location");
+        files.extend(locations.map(|entry| entry.value().to_owned()));
+    }
+    Ok(files)
 }
 
 /// Brings in the data from a folder. Every method says whether there was any.

@@ -35,11 +35,12 @@ use network::Network;
 use value::{Constant, Data, Int, Ramp, Read, Refusal, Value};
 
 /// The operators that are read.
-const OPERATORS: [&str; 40] = [
+const OPERATORS: [&str; 42] = [
     "Add",
     "AveragePool",
     "BatchNormalization",
     "Cast",
+    "CastLike",
     "Ceil",
     "Clip",
     "Concat",
@@ -48,6 +49,7 @@ const OPERATORS: [&str; 40] = [
     "Conv",
     "Div",
     "Dropout",
+    "Expand",
     "Flatten",
     "Floor",
     "Gather",
@@ -347,7 +349,7 @@ impl<'a> Importer<'a> {
         let value = match node.op_type() {
             "Conv" => self.conv(node, &attributes)?,
             "BatchNormalization" => self.batch_norm(node, &attributes)?,
-            "Relu" | "Clip" => self.clip(node, &attributes)?,
+            "Relu" | "Clip" => self.clip(node)?,
             "Sigmoid" => self.activation(node, Activation::Sigmoid)?,
             "HardSwish" => self.activation(node, Activation::HardSwish)?,
             "HardSigmoid" => self.hard_sigmoid(node, &attributes)?,

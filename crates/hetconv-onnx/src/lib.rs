@@ -38,9 +38,10 @@ mod writer;
 pub use convert::{Converted, convert};
 pub use error::{OnnxError, UnsupportedNode};
 pub use export::{ExportOptions, Style, export};
-pub use external::embed_external_data;
+pub use external::{data_files, embed_external_data};
 pub use hetconv_graph::{ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason};
 pub use import::{ImportOptions, Imported, import, import_file};
+pub use metadata::state_normalisation;
 pub use tensor::TensorFault;
 
 #[cfg(doctest)]

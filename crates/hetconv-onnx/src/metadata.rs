@@ -9,11 +9,80 @@ use std::collections::BTreeMap;
 use hetconv_core::HetPattern;
 use hetconv_graph::{ModelFile, Normalisation};
 
+use prost::Message;
+use prost::bytes::Bytes;
+
+use crate::OnnxError;
+use crate::export::SIZE_LIMIT;
+use crate::proto::tensor_shape_proto::dimension::Value::DimValue;
+use crate::proto::type_proto::Value::TensorType;
 use crate::proto::{ModelProto, StringStringEntryProto};
+use crate::wire::{self, fields};
 
 const LAYERS: &str = "hetconv.layers";
 const CLASSES: &str = "hetconv.classes";
 const NORMALISATION: &str = "hetconv.normalisation";
+
+/// The field number of a model's entries.
+const MODEL_METADATA: u32 = 14;
+
+/// The same ONNX file, saying that images are normalised like this before the network sees them. All else keeps its bytes.
+///
+/// # Errors
+/// A file that is none, images of another number of channels, or a file that would be larger than an ONNX file can be.
+///
+/// ```
+/// use hetconv_graph::{ModelFile, Normalisation, Weights, zoo};
+/// let graph = zoo::build(&"small-cifar".parse()?, 10)?;
+/// let weights = Weights::init(&graph, 1)?;
+/// let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
+/// let silent = hetconv_onnx::ExportOptions { states_normalisation: false, ..Default::default() };
+/// let normalisation = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
+/// let bytes = hetconv_onnx::state_normalisation(&hetconv_onnx::export(&model, &silent)?, &normalisation)?;
+/// let imported = hetconv_onnx::import(&bytes, None, &Default::default())?;
+/// assert!(imported.states_normalisation && imported.model.normalisation == normalisation);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn state_normalisation(bytes: &[u8], normalisation: &Normalisation) -> Result<Vec<u8>, OnnxError> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    check_channels(&ModelProto::decode(bytes.clone())?, normalisation)?;
+    let mut model = Vec::with_capacity(bytes.len());
+    for field in fields(&bytes)? {
+        let is_earlier = field.tag == MODEL_METADATA
+            && StringStringEntryProto::decode(field.payload.clone())?.key() == NORMALISATION;
+        if !is_earlier {
+            model.extend_from_slice(&field.bytes);
+        }
+    }
+    if let Some(entry) = entry(NORMALISATION, serde_json::to_string(normalisation)) {
+        wire::put(MODEL_METADATA, &entry, &mut model);
+    }
+    match model.len() {
+        bytes if bytes > SIZE_LIMIT => Err(OnnxError::TooLarge { bytes, limit: SIZE_LIMIT }),
+        _ => Ok(model),
+    }
+}
+
+/// Whether there is a number for each channel of the images, as far as the file says how many these have.
+fn check_channels(model: &ModelProto, normalisation: &Normalisation) -> Result<(), OnnxError> {
+    let graph = model.graph.as_ref().ok_or(OnnxError::NoGraph)?;
+    let is_given = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
+    let Some(images) = graph.input.iter().find(|input| !is_given(input.name())) else { return Ok(()) };
+    let Some(TensorType(tensor)) = images.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else { return Ok(()) };
+    let channels = tensor.shape.as_ref().and_then(|shape| shape.dim.get(1)).and_then(|dim| dim.value.as_ref());
+    match channels {
+        Some(&DimValue(channels)) if !usize::try_from(channels).is_ok_and(|channels| normalisation.fits(channels)) => {
+            let reason = format!("a mean and a positive deviation are needed for each of its {channels} channels");
+            Err(OnnxError::Input { input: images.name().to_owned(), reason })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// An entry, if its value could be written.
+fn entry(key: &str, value: serde_json::Result<String>) -> Option<StringStringEntryProto> {
+    Some(StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.ok()?) })
+}
 
 /// The entries for a model with these HetConv layers, with its normalisation or without.
 pub(crate) fn write(
@@ -25,10 +94,7 @@ pub(crate) fn write(
     if states_normalisation {
         entries.push((NORMALISATION, serde_json::to_string(&model.normalisation)));
     }
-    let entry = |(key, value): (&str, serde_json::Result<String>)| {
-        Some(StringStringEntryProto { key: Some(key.to_owned()), value: Some(value.ok()?) })
-    };
-    entries.into_iter().filter_map(entry).collect()
+    entries.into_iter().filter_map(|(key, value)| entry(key, value)).collect()
 }
 
 /// What a file says about itself, as far as it can be read.

@@ -52,7 +52,8 @@ pub(crate) fn is_standard(domain: &str) -> bool {
 fn inline(nodes: Vec<NodeProto>, functions: &[FunctionProto]) -> Result<Vec<NodeProto>, OnnxError> {
     let mut by_name = HashMap::new();
     for function in functions {
-        by_name.insert((function.domain(), function.name(), function.overload()), function);
+        let results: HashSet<&str> = function.output.iter().map(String::as_str).collect();
+        by_name.insert((function.domain(), function.name(), function.overload()), (function, results));
     }
     if by_name.is_empty() {
         return Ok(nodes);
@@ -62,7 +63,7 @@ fn inline(nodes: Vec<NodeProto>, functions: &[FunctionProto]) -> Result<Vec<Node
     let mut rest: Vec<(NodeProto, usize)> = nodes.into_iter().rev().map(|node| (node, 0)).collect();
     let (mut calls, mut copied) = (0, 0_usize);
     while let Some((node, depth)) = rest.pop() {
-        let Some(function) = by_name.get(&(node.domain(), node.op_type(), node.overload())) else {
+        let Some((function, results)) = by_name.get(&(node.domain(), node.op_type(), node.overload())) else {
             plain.push(node);
             continue;
         };
@@ -72,25 +73,28 @@ fn inline(nodes: Vec<NodeProto>, functions: &[FunctionProto]) -> Result<Vec<Node
             return Err(OnnxError::Functions { node: node_name(&node).to_owned() });
         }
         calls += 1;
-        let body = call(&node, function, calls);
+        let body = call(&node, function, results, calls);
         rest.extend(body.into_iter().rev().map(|node| (node, depth + 1)));
     }
     Ok(plain)
 }
 
-/// About as many bytes as [`call`] makes: the function's nodes, names with the caller's before them, and the caller's
-/// attributes where the function refers to them.
+/// About as many bytes as [`call`] makes: the function's nodes, names with the caller's before them, the caller's
+/// attributes where the function refers to them, and a table of the names that stand for the caller's.
 fn copied_by(node: &NodeProto, function: &FunctionProto) -> usize {
     let nodes: usize = function.node.iter().map(Message::encoded_len).sum();
     let names: usize = function.node.iter().map(|body| 1 + body.input.len() + body.output.len()).sum();
     let attributes = function.node.iter().flat_map(|body| &body.attribute);
     let references = attributes.filter(|attribute| attribute.ref_attr_name.is_some()).count();
     let given: usize = node.attribute.iter().chain(&function.attribute_proto).map(Message::encoded_len).sum();
-    nodes.saturating_add(names.saturating_mul(node_name(node).len())).saturating_add(references.saturating_mul(given))
+    let formals = 1 + function.input.len() + function.output.len();
+    let table = formals * size_of::<(&str, String)>() + node.input.iter().map(String::len).sum::<usize>();
+    let names = names.saturating_mul(node_name(node).len());
+    nodes.saturating_add(names).saturating_add(references.saturating_mul(given)).saturating_add(table)
 }
 
 /// The nodes of a function in place of a call of it.
-fn call(node: &NodeProto, function: &FunctionProto, number: usize) -> Vec<NodeProto> {
+fn call(node: &NodeProto, function: &FunctionProto, results: &HashSet<&str>, number: usize) -> Vec<NodeProto> {
     let mut names: HashMap<&str, String> = HashMap::new();
     for (index, formal) in function.input.iter().enumerate() {
         names.insert(formal, node.input.get(index).cloned().unwrap_or_default());
@@ -115,7 +119,7 @@ fn call(node: &NodeProto, function: &FunctionProto, number: usize) -> Vec<NodePr
         let value = given.or_else(|| function.attribute_proto.iter().find(|default| default.name() == formal))?;
         Some(AttributeProto { name: attribute.name.clone(), ..value.clone() })
     };
-    let result = |body: &NodeProto| body.output.iter().any(|output| function.output.contains(output));
+    let result = |body: &NodeProto| body.output.iter().any(|output| results.contains(output.as_str()));
     let copy = |body: &NodeProto| NodeProto {
         // The node that computes the result is the call itself.
         name: Some(if result(body) { caller.to_owned() } else { format!("{caller}/{}", node_name(body)) }),

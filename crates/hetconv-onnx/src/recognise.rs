@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{ChannelAffine, ConvKind, Graph, Op, Shape, ValueId, WeightTensor, Weights};
+use hetconv_graph::{ChannelAffine, ConvKind, Graph, HetLayer, Op, Shape, ValueId, WeightTensor, Weights};
 
 use crate::OnnxError;
 use crate::layer::{dense_kernels, simplest_pattern};
@@ -431,25 +431,15 @@ fn joined(terms: Vec<Term>) -> Option<(Term, HetPattern)> {
 /// Makes a node the HetConv layer that a term is.
 fn put(graph: &mut Graph, weights: &mut Weights, id: ValueId, term: Term, pattern: HetPattern) {
     let Term { base, channels, filters, geometry, kernels, bias, .. } = term;
-    let (taps, middle) = (geometry.taps(), geometry.center_tap().unwrap_or(0));
-    let (width, slots) = (pattern.max_spatial(), pattern.ring_slots());
-    let center: Vec<f32> = kernels.iter().skip(middle).step_by(taps).copied().collect();
-    let mut ring = vec![0.0; filters * width * (taps - 1)];
-    for filter in 0..filters {
-        for channel in pattern.spatial_channels(filter) {
-            let kernel = &kernels[(filter * channels + channel) * taps..][..taps];
-            let slot = &mut ring[(filter * width + slots[channel]) * (taps - 1)..][..taps - 1];
-            slot[..middle].copy_from_slice(&kernel[..middle]);
-            slot[middle..].copy_from_slice(&kernel[middle + 1..]);
-        }
-    }
+    let (width, around) = (pattern.max_spatial(), geometry.taps() - 1);
+    let HetLayer { pattern, center, ring, .. } = HetLayer::projected(pattern, &geometry, &kernels);
     let node = &mut graph.nodes[id];
     remove_weights(node, weights);
     let mut set = |suffix: &str, shape: &[usize], data: Vec<f32>| {
         weights.insert(format!("{}.{suffix}", node.name), WeightTensor { shape: shape.to_vec(), data });
     };
     set("center", &[filters, channels], center);
-    set("ring", &[filters, width, taps - 1], ring);
+    set("ring", &[filters, width, around], ring);
     let has_bias = bias.is_some();
     if let Some(bias) = bias {
         set("bias", &[filters], bias);

@@ -99,16 +99,49 @@ pub(crate) fn checked_dims(dims: &[i64]) -> Result<(Vec<usize>, usize), TensorFa
     Ok((sizes.clone(), if sizes.contains(&0) { 0 } else { elements }))
 }
 
-/// Reads a tensor; `data` is where external data may be.
-pub(crate) fn read(tensor: &TensorProto, files: &DataFiles<'_>) -> Result<(Vec<usize>, Elements), TensorFault> {
-    let (dims, count) = checked_dims(&tensor.dims)?;
-    let data_type = DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined);
+/// The extents of a tensor and their product, if its data is there: as much as they ask for, as far as the model itself has
+/// it.
+pub(crate) fn check(tensor: &TensorProto) -> Result<(Vec<usize>, usize), TensorFault> {
+    let (sizes, count) = checked_dims(&tensor.dims)?;
+    let data_type = data_type(tensor);
     let unknown = || TensorFault::ElementType(data_type.as_str_name().to_owned());
-    let raw = if tensor.data_location() == DataLocation::External {
+    let length = |expected: usize, found: usize, unit: &'static str| match found == expected {
+        true => Ok(()),
+        false => Err(TensorFault::Length { dims: tensor.dims.clone(), expected, found, unit }),
+    };
+    if tensor.data_location() == DataLocation::External {
         width(data_type).ok_or_else(unknown)?;
-        Some(files.read(tensor)?)
+    } else if let Some(raw) = &tensor.raw_data {
+        length(count * width(data_type).ok_or_else(unknown)?, raw.len(), "bytes")?;
     } else {
-        tensor.raw_data.clone()
+        let found = match data_type {
+            DataType::Float => tensor.float_data.len(),
+            DataType::Double => tensor.double_data.len(),
+            DataType::Int64 => tensor.int64_data.len(),
+            DataType::Float16
+            | DataType::Bfloat16
+            | DataType::Int32
+            | DataType::Int8
+            | DataType::Uint8
+            | DataType::Bool => tensor.int32_data.len(),
+            _ => return Err(unknown()),
+        };
+        length(count, found, "elements")?;
+    }
+    Ok((sizes, count))
+}
+
+fn data_type(tensor: &TensorProto) -> DataType {
+    DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined)
+}
+
+/// Reads a tensor; `files` are where external data may be.
+pub(crate) fn read(tensor: &TensorProto, files: &DataFiles<'_>) -> Result<(Vec<usize>, Elements), TensorFault> {
+    let (dims, _) = check(tensor)?;
+    let data_type = data_type(tensor);
+    let raw = match tensor.data_location() {
+        DataLocation::External => Some(files.read(tensor)?),
+        DataLocation::Default => tensor.raw_data.clone(),
     };
     let Some(raw) = raw else {
         let elements = match data_type {
@@ -117,26 +150,10 @@ pub(crate) fn read(tensor: &TensorProto, files: &DataFiles<'_>) -> Result<(Vec<u
             DataType::Float16 => Elements::Float(tensor.int32_data.iter().map(|&x| half(x as u16)).collect()),
             DataType::Bfloat16 => Elements::Float(tensor.int32_data.iter().map(|&x| brain(x as u16)).collect()),
             DataType::Int64 => Elements::Int(tensor.int64_data.clone()),
-            DataType::Int32 | DataType::Int8 | DataType::Uint8 | DataType::Bool => {
-                Elements::Int(tensor.int32_data.iter().map(|&x| x.into()).collect())
-            }
-            _ => return Err(unknown()),
+            _ => Elements::Int(tensor.int32_data.iter().map(|&x| x.into()).collect()),
         };
-        let found = match &elements {
-            Elements::Float(data) => data.len(),
-            Elements::Int(data) => data.len(),
-        };
-        if found != count {
-            let dims = tensor.dims.clone();
-            return Err(TensorFault::Length { dims, expected: count, found, unit: "elements" });
-        }
         return Ok((dims, elements));
     };
-    let width = width(data_type).ok_or_else(unknown)?;
-    if raw.len() != count * width {
-        let (dims, expected, found) = (tensor.dims.clone(), count * width, raw.len());
-        return Err(TensorFault::Length { dims, expected, found, unit: "bytes" });
-    }
     let elements = match data_type {
         DataType::Float => Elements::Float(decode(&raw, f32::from_le_bytes)),
         DataType::Double => Elements::Float(decode(&raw, |bytes| f64::from_le_bytes(bytes) as f32)),
@@ -230,13 +247,15 @@ impl<'a> DataFiles<'a> {
         }
         let (_, count) = checked_dims(&tensor.dims)?;
         // Of other types it is not known how much data they have.
-        let width = width(DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined));
+        let width = width(data_type(tensor));
         let expected = width.map_or(length, |width| count.saturating_mul(width) as u64);
         if expected != length {
             let (dims, found) = (tensor.dims.clone(), length as usize);
             return Err(TensorFault::Length { dims, expected: expected as usize, found, unit: "bytes" });
         }
-        if self.counted.as_ref().is_none_or(|counted| counted.borrow_mut().insert(tensor.name().to_owned())) {
+        // Tensors without a name cannot be told apart.
+        let is_new = |counted: &RefCell<HashSet<String>>| counted.borrow_mut().insert(tensor.name().to_owned());
+        if tensor.name().is_empty() || self.counted.as_ref().is_none_or(is_new) {
             let mut left = self.left.borrow_mut();
             let left = left.entry(path.clone()).or_insert(available.saturating_mul(Self::TIMES));
             let shared = || TensorFault::Shared { path: path.clone(), times: Self::TIMES };

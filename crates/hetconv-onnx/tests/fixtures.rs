@@ -41,7 +41,7 @@ fn read(path: &Path) -> Imported {
 #[test]
 fn results_are_those_of_onnx_runtime() {
     let files = files();
-    assert!(files.len() >= 33);
+    assert!(files.len() >= 34);
     for (name, path) in files {
         let (model, expected) = (read(&path).model, expected(&path));
         let results = run(&model.graph, &model.weights, &numbers(&expected["input"]), None);

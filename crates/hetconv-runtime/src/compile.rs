@@ -19,10 +19,7 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
     let shapes = graph.shapes()?;
     weights.check(graph)?;
     let orders = ChannelPlan::new(graph)?;
-    let isa = match options.isa {
-        Some(isa) => isa,
-        None => Isa::selected()?,
-    };
+    let isa = selected(options)?;
     let source = Source { graph, weights };
     let plan = Plan {
         isa,
@@ -86,8 +83,8 @@ fn segments(graph: &Graph, fusion: &Fusion<'_>, shapes: &[Shape], chains: &[Chai
     let concats = chains.iter().filter(|chain| graph.nodes[chain.first].op == Op::Concat && chain.activation.is_none());
     let mut segments = HashMap::new();
     for concat in concats.map(|chain| chain.first) {
-        let mut first = 0;
-        for (side, &input) in graph.nodes[concat].inputs.iter().enumerate() {
+        let inputs = graph.nodes[concat].inputs.iter().zip(first_channels(graph, shapes, concat));
+        for (side, (&input, first)) in inputs.enumerate() {
             let whole = |chain: &&Chain| chain.last == input && chain.sum.is_none();
             let is_layer = chains.iter().find(whole).is_some_and(|chain| match &graph.nodes[chain.first].op {
                 Op::Conv2d { kind, in_channels, out_channels, .. } => !kind.is_depthwise(*in_channels, *out_channels),
@@ -96,10 +93,19 @@ fn segments(graph: &Graph, fusion: &Fusion<'_>, shapes: &[Shape], chains: &[Chai
             if is_layer && fusion.only_reader(input) == Some((concat, side)) {
                 segments.insert(input, Segment { concat, first });
             }
-            first += shapes[input].channels();
         }
     }
     segments
+}
+
+/// The first channel of each operand of a concatenation.
+fn first_channels(graph: &Graph, shapes: &[Shape], node: ValueId) -> Vec<usize> {
+    let mut end = 0;
+    let after = |&input: &ValueId| {
+        end += shapes[input].channels();
+        end - shapes[input].channels()
+    };
+    graph.nodes[node].inputs.iter().map(after).collect()
 }
 
 impl Compiler<'_> {
@@ -146,8 +152,7 @@ impl Compiler<'_> {
         let stored = self.computed(node);
         let value = self.plan.values[stored];
         let positions = self.orders.order(node).positions();
-        // Flattened images are features of one pixel, though their value is not.
-        self.plan.outputs.push(self.shaped(node));
+        self.plan.outputs.push(value);
         let output = self.value(value);
         self.push(node, Kind::Output { number, positions }, vec![stored], output, None);
     }
@@ -181,7 +186,7 @@ impl Compiler<'_> {
             }
             Op::Add => Kind::Add,
             Op::Mul => Kind::Mul,
-            Op::Concat => Kind::Concat(self.firsts(chain.first)),
+            Op::Concat => Kind::Concat(first_channels(graph, self.shapes, chain.first)),
             Op::MaxPool { geometry } => {
                 let input = self.shaped(node.inputs[0]);
                 Kind::Pool(Pool::max(geometry, input.size, input.channels))
@@ -222,20 +227,10 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// The first channel of each operand of a concatenation.
-    fn firsts(&self, node: ValueId) -> Vec<usize> {
-        let mut end = 0;
-        let after = |&input: &ValueId| {
-            end += self.shapes[input].channels();
-            end - self.shapes[input].channels()
-        };
-        self.source.graph.nodes[node].inputs.iter().map(after).collect()
-    }
-
     /// A concatenation: what is not yet in its place is copied.
     fn concat(&mut self, node: ValueId) {
         let (mut operands, mut firsts) = (Vec::new(), Vec::new());
-        for (side, first) in self.firsts(node).into_iter().enumerate() {
+        for (side, first) in first_channels(self.source.graph, self.shapes, node).into_iter().enumerate() {
             if !self.segments.contains_key(&self.source.graph.nodes[node].inputs[side]) {
                 operands.push(self.operand(node, side));
                 firsts.push(first);
@@ -306,6 +301,14 @@ impl Compiler<'_> {
     }
 }
 
+/// The instruction set that was asked for, or the best there is.
+fn selected(options: &Options) -> Result<Isa, CompileError> {
+    match options.isa {
+        Some(isa) => Ok(isa),
+        None => Ok(Isa::selected()?),
+    }
+}
+
 /// The algorithm by a fixed cost.
 fn algorithm(conv: &Conv, isa: Isa, options: &Options) -> Algorithm {
     match options.exact {
@@ -318,10 +321,7 @@ fn algorithm(conv: &Conv, isa: Isa, options: &Options) -> Algorithm {
 pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String, Algorithm)>, CompileError> {
     let shapes = graph.shapes()?;
     let orders = ChannelPlan::new(graph)?;
-    let isa = match options.isa {
-        Some(isa) => isa,
-        None => Isa::selected()?,
-    };
+    let isa = selected(options)?;
     let is_layer = |chain: &&Chain| matches!(graph.nodes[chain.first].op, Op::Conv2d { .. } | Op::Linear { .. });
     let of_chain = |chain: &Chain| {
         let node = &graph.nodes[chain.first];

@@ -7,7 +7,6 @@ use hetconv_kernels::{Algorithm, Isa};
 
 use crate::CompileError;
 use crate::compile::{algorithms, compile};
-use crate::schedule::Schedule;
 use crate::step::{Kind, Step, Value};
 
 /// What a network is compiled for.
@@ -128,13 +127,5 @@ impl Plan {
     /// Bytes of all packed weights and biases.
     pub fn packed_bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.packed_bytes).sum()
-    }
-
-    /// Bytes of the memory that a session of so many images has for activations, those of each thread left out, and the
-    /// bytes of all activations alive at once where there are most of them. Where images are worked on a few at a time,
-    /// only what lies between is counted.
-    pub fn arena_bytes(&self, batch: usize) -> [usize; 2] {
-        let schedule = Schedule::new(self, batch);
-        [4 * schedule.arena_len, 4 * schedule.alive_len]
     }
 }

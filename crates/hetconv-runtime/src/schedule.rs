@@ -66,8 +66,10 @@ fn spans(plan: &Plan) -> Vec<Range<usize>> {
 }
 
 impl Schedule {
-    /// For so many images.
-    pub fn new(plan: &Plan, images: usize) -> Self {
+    /// For so many images; `None` if their values are more than any memory has.
+    pub fn new(plan: &Plan, images: usize) -> Option<Self> {
+        let all: usize = plan.values.iter().map(Value::len).sum();
+        all.checked_mul(images).filter(|&all| all <= isize::MAX as usize / 64)?;
         let spans = spans(plan);
         let groups = groups(plan, &spans, images);
         let mut lives: Vec<Life> = Vec::with_capacity(plan.values.len());
@@ -89,7 +91,7 @@ impl Schedule {
             lives.push(life);
         }
         let (places, arena_len) = place(&lives);
-        Self { groups, places, arena_len, alive_len: largest_alive(&lives) }
+        Some(Self { groups, places, arena_len, alive_len: largest_alive(&lives) })
     }
 }
 

@@ -24,18 +24,30 @@ pub struct Session {
     clock: Option<Clock>,
 }
 
-/// The time of every step: nanoseconds of all threads together.
+/// The time of every step, in nanoseconds.
 #[derive(Debug)]
 struct Clock(Vec<AtomicU64>);
 
 impl Clock {
-    /// Runs a step, of this number, that occupies so many threads.
-    fn time(clock: Option<&Self>, step: usize, threads: usize, run: impl FnOnce()) {
+    /// Runs a step of this number.
+    fn time(clock: Option<&Self>, step: usize, run: impl FnOnce()) {
         let Some(clock) = clock else { return run() };
         let started = Instant::now();
         run();
-        let nanoseconds = started.elapsed().as_nanos() as u64 * threads as u64;
-        clock.0[step].fetch_add(nanoseconds, Ordering::Relaxed);
+        clock.0[step].fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Runs steps that several threads go through with images of their own: what these took together, step by step,
+    /// becomes shares of the time that passed.
+    fn share(clock: Option<&Self>, steps: Range<usize>, run: impl FnOnce()) {
+        let Some(clock) = clock else { return run() };
+        let started = Instant::now();
+        run();
+        let passed = started.elapsed().as_nanos();
+        let times = &clock.0[steps];
+        let read = |time: &AtomicU64| u128::from(time.load(Ordering::Relaxed));
+        let together = times.iter().map(read).sum::<u128>().max(1);
+        times.iter().for_each(|time| time.store((read(time) * passed / together) as u64, Ordering::Relaxed));
     }
 }
 
@@ -95,11 +107,7 @@ impl Session {
         if batch == 0 {
             return Err(RunError::EmptyBatch);
         }
-        let all: usize = plan.values.iter().map(|value| value.len()).sum();
-        if all.checked_mul(batch).is_none_or(|all| all > isize::MAX as usize / 64) {
-            return Err(RunError::TooLarge(batch));
-        }
-        let schedule = Schedule::new(plan, batch);
+        let schedule = Schedule::new(plan, batch).ok_or(RunError::TooLarge(batch))?;
         let scratch = schedule.groups.iter().flat_map(|group| {
             let images = group.chunk.as_ref().map_or(batch, |chunk| chunk.images);
             plan.steps[group.steps.clone()].iter().map(move |step| match &step.kind {
@@ -137,6 +145,12 @@ impl Session {
         self.batch
     }
 
+    /// Bytes of the memory for activations, those of each thread left out, and the bytes of all activations alive at once
+    /// where there are most of them. Where images are worked on a few at a time, only what lies between is counted.
+    pub fn arena_bytes(&self) -> [usize; 2] {
+        [4 * self.schedule.arena_len, 4 * self.schedule.alive_len]
+    }
+
     /// Bytes of all threads' own memory.
     pub fn scratch_bytes(&self) -> usize {
         self.workers.iter().map(|worker| 4 * (worker.scratch.len() + worker.arena.len())).sum()
@@ -152,8 +166,8 @@ impl Session {
         Ok(self.output(0))
     }
 
-    /// Runs the network and returns the time of each of [`Plan::steps`]. Where several threads work on different images,
-    /// a step's time is the mean of theirs.
+    /// Runs the network and returns the time of each of [`Plan::steps`]. Where several threads go through several steps with
+    /// different images, each step is given its share of the time that passed.
     ///
     /// # Errors
     /// As [`Session::run_all`].
@@ -162,9 +176,8 @@ impl Session {
         let ran = self.run_all(inputs);
         let clock = self.clock.take();
         ran?;
-        let threads = self.team.threads() as u64;
-        let mean = |nanoseconds: AtomicU64| Duration::from_nanos(nanoseconds.into_inner() / threads);
-        Ok(clock.into_iter().flat_map(|clock| clock.0).map(mean).collect())
+        let time = |nanoseconds: AtomicU64| Duration::from_nanos(nanoseconds.into_inner());
+        Ok(clock.into_iter().flat_map(|clock| clock.0).map(time).collect())
     }
 
     /// Runs the network; its results are [`Session::output`]s.
@@ -192,14 +205,12 @@ impl Session {
                     (others.get(&schedule.places[source], batch * len), len)
                 });
                 let few = Few { plan, steps: group.steps.clone(), chunk, inputs, source, clock };
-                team.chunks(
-                    &mut target[..batch * target_len],
-                    chunk.images * target_len,
-                    workers,
-                    |index, target, own| {
+                let (target, len) = (&mut target[..batch * target_len], chunk.images * target_len);
+                Clock::share(clock, group.steps.clone(), || {
+                    team.chunks(target, len, workers, |index, target, own| {
                         few.run(index * chunk.images, target.len() / target_len, target, own);
-                    },
-                );
+                    });
+                });
                 continue;
             }
             for index in group.steps.clone() {
@@ -208,7 +219,7 @@ impl Session {
                     let (_, others) = Others::split(arena, &(0..0));
                     let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
                     let target = &mut outputs[number];
-                    Clock::time(clock, index, team.threads(), || {
+                    Clock::time(clock, index, || {
                         step.compute(plan.isa, &plan.values, 0, &read, target);
                     });
                     continue;
@@ -220,7 +231,7 @@ impl Session {
                     Kind::Conv(prepared) => Some(&**prepared),
                     _ => None,
                 });
-                Clock::time(clock, index, team.threads(), || {
+                Clock::time(clock, index, || {
                     whole(plan, step, batch, team, workers, &read, target, next);
                 });
             }
@@ -321,7 +332,7 @@ impl Few<'_> {
                 (Some(operand), _) => others.get(&chunk.places[*operand], images * plan.values[*operand].len()),
                 (None, _) => &[],
             };
-            Clock::time(clock, index, 1, || match &step.kind {
+            Clock::time(clock, index, || match &step.kind {
                 Kind::Conv(prepared) => {
                     let residual = (step.operands.len() > 1).then(|| read(1));
                     prepared.run_alone(scratch, images, read(0), residual, written);

@@ -188,15 +188,15 @@ fn memory_is_little_more_than_what_is_alive_at_once() {
         |of: &zoo::Architecture| ["", "_p4", "_p8_se", "_dwc_pwc"].map(|variant| format!("{}{variant}", of.name));
     for name in zoo::architectures().iter().flat_map(named) {
         let graph = zoo::build(&name.parse().unwrap(), 10).unwrap();
-        let plan = Plan::compile(&graph, &plain_weights(&graph), &Options::default()).unwrap();
+        let plan = Arc::new(Plan::compile(&graph, &plain_weights(&graph), &Options::default()).unwrap());
         for batch in [1, 64] {
-            let [arena, alive] = plan.arena_bytes(batch);
+            let [arena, alive] = Session::new(&plan, batch).unwrap().arena_bytes();
             assert!(arena as f64 <= 1.1 * alive as f64, "{name}, batch {batch}: {arena} for {alive}");
         }
         // Two values of the largest layer, or three where a shortcut is alive beside them, and gates of a few channels.
         let shapes = graph.shapes().unwrap();
         let largest = 4 * shapes.iter().map(|shape| shape.elements()).max().unwrap();
-        let [arena, _] = plan.arena_bytes(1);
+        let [arena, _] = Session::new(&plan, 1).unwrap().arena_bytes();
         assert!(arena >= largest && arena <= 3 * largest + largest / 8, "{name}: {arena} for values up to {largest}");
     }
 }

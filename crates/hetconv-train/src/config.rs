@@ -2,7 +2,7 @@
 
 use crate::recipe::{Recipe, RecipeName};
 use hetconv_graph::zoo::{self, Architecture};
-use hetconv_graph::{ModelName, NameError, Normalisation, atomic_write};
+use hetconv_graph::{Graph, ModelName, NameError, Normalisation, atomic_write};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io;
@@ -161,9 +161,24 @@ impl RunConfig {
     }
 
     /// The same for a run that begins with the network of a file, whatever its name: a recipe's own settings are then
-    /// those of [`Recipe::further`].
-    pub fn from_file(file: &str, model: &str, data: &str, recipe: RecipeName) -> Self {
-        Self { from: Some(file.to_owned()), ..Self::with(model, data, recipe, &Recipe::further(recipe)) }
+    /// those of [`Recipe::further`], and rates a 33rd of its where no batch-norm keeps a step from going too far.
+    pub fn from_file(file: &str, graph: &Graph, data: &str, recipe: RecipeName) -> Self {
+        let own = Self::with(&graph.name, data, recipe, &Recipe::further(recipe));
+        let lr = if graph.has_batch_norm() { own.lr } else { own.lr * 0.03 };
+        Self { from: Some(file.to_owned()), lr, ..own }
+    }
+
+    /// The same for a run of a pruned network: a recipe's own settings are those of the network's name, or of
+    /// [`Recipe::further`] if that means none of the zoo's.
+    pub fn of_pruned(pruned: PrunedFrom, model: &str, data: &str, recipe: RecipeName) -> Self {
+        Self { pruned: Some(pruned), ..Self::with(model, data, recipe, &Self::recipe_of_pruned(model, recipe)) }
+    }
+
+    fn recipe_of_pruned(model: &str, recipe: RecipeName) -> Recipe {
+        match model.parse() {
+            Ok(name) => Recipe::named(recipe, architecture(&name)),
+            Err(_) => Recipe::further(recipe),
+        }
     }
 
     fn with(model: &str, data: &str, recipe: RecipeName, own: &Recipe) -> Self {
@@ -192,11 +207,12 @@ impl RunConfig {
     /// The recipe with the settings of its own.
     ///
     /// # Errors
-    /// A name that means no network, unless the network is a file's.
+    /// A name that means no network, unless the network is a file's or was made from one.
     pub fn own_recipe(&self) -> Result<Recipe, NameError> {
-        Ok(match self.from {
-            Some(_) => Recipe::further(self.recipe),
-            None => Recipe::named(self.recipe, architecture(&self.model.parse()?)),
+        Ok(match (&self.from, &self.pruned) {
+            (Some(_), _) => Recipe::further(self.recipe),
+            (None, Some(_)) => Self::recipe_of_pruned(&self.model, self.recipe),
+            (None, None) => Recipe::named(self.recipe, architecture(&self.model.parse()?)),
         })
     }
 
@@ -281,6 +297,8 @@ impl RunConfig {
 
 #[cfg(test)]
 mod tests {
+    use hetconv_graph::{Activation, Op};
+
     use super::*;
 
     fn config() -> RunConfig {
@@ -315,8 +333,33 @@ mod tests {
     /// Of a run that begins with a file of somebody's.
     fn further() -> RunConfig {
         let normalisation = Normalisation { mean: vec![0.485, 0.456], std: vec![0.25, 1.0] };
-        let config = RunConfig::from_file("cheaper.onnx", "torch_graph", "photos.zip", RecipeName::OneCycle);
+        let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap();
+        let config = RunConfig::from_file("cheaper.onnx", &graph, "photos.zip", RecipeName::OneCycle);
         RunConfig { normalisation: Some(normalisation), ..config }
+    }
+
+    #[test]
+    fn without_batch_norms_steps_are_small() {
+        let mut graph = zoo::build(&"small-cifar".parse().unwrap(), 10).unwrap();
+        let of = |graph: &Graph| RunConfig::from_file("a.onnx", graph, "photos.zip", RecipeName::OneCycle);
+        let with = of(&graph);
+        for node in &mut graph.nodes {
+            if let Op::BatchNorm { .. } = node.op {
+                node.op = Op::Activation { function: Activation::Relu };
+            }
+        }
+        assert!(with.lr == 0.1 && !graph.has_batch_norm());
+        assert_eq!(of(&graph), RunConfig { lr: with.lr * 0.03, ..with });
+    }
+
+    #[test]
+    fn a_pruned_network_may_have_any_name() {
+        let from = || PrunedFrom { file: "cheaper.safetensors".into(), ratio: Some(0.5), macs: None };
+        let of = |model: &str| RunConfig::of_pruned(from(), model, "photos.zip", RecipeName::OneCycle);
+        assert_eq!(of("my-network_pruned").own_recipe().unwrap(), Recipe::further(RecipeName::OneCycle));
+        let of_zoo = RunConfig::new("vgg16-cifar", "photos.zip", RecipeName::OneCycle).unwrap();
+        assert_eq!(of("vgg16-cifar_pruned").own_recipe().unwrap(), of_zoo.own_recipe().unwrap());
+        assert_eq!(of("vgg16-cifar_pruned").batch_size, of_zoo.batch_size);
     }
 
     #[test]

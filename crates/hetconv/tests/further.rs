@@ -4,7 +4,7 @@ mod command;
 
 use std::path::Path;
 
-use command::{failure, json};
+use command::{failure, json, json_and_messages};
 use hetconv::graph::{ConvKind, ModelFile, Op};
 use serde_json::Value;
 
@@ -105,6 +105,22 @@ fn a_converted_network_is_trained_on_from_its_weights() {
     assert_eq!(std::fs::read_to_string(folder.join("kept/runs.csv")).unwrap().lines().count(), 6);
     std::fs::remove_dir_all(folder.join("p2")).unwrap();
     json(folder, &["train", "--resume", "--out", "r2"]);
+}
+
+#[test]
+fn without_batch_norms_a_network_is_trained_in_small_steps() {
+    let here = converted();
+    let folder = here.path();
+    json(folder, &["export", "whole/model.safetensors", "-o", "folded.onnx"]);
+    let epoch = [&FEW[..], &["--epochs", "1"]].concat();
+    let (summary, said) = json_and_messages(folder, &further("folded.onnx", "run", &epoch));
+    assert!(said.contains("no batch-norms") && said.contains("0.003"), "{said}");
+    assert!(summary["eval_top1"].as_f64().unwrap() > 0.3, "nothing of what it had learned is left: {summary}");
+    let (_, said) =
+        json_and_messages(folder, &further("folded.onnx", "slow", &[&epoch[..], &["--lr", "0.001"]].concat()));
+    assert!(!said.contains("batch-norms"), "{said}");
+    let (_, said) = json_and_messages(folder, &further("het.onnx", "with", &epoch));
+    assert!(!said.contains("batch-norms"), "{said}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod command;
 use std::fs;
 use std::path::Path;
 
-use command::{failure, hetconv, json, stderr};
+use command::{failure, hetconv, json, json_and_messages, stderr};
 use hetconv::graph::{Graph, GraphBuilder, ModelFile, Normalisation, Weights, zoo};
 use hetconv::onnx::proto::{ModelProto, NodeProto, StringStringEntryProto};
 use hetconv::onnx::{ExportOptions, export};
@@ -104,6 +104,8 @@ fn options_of_convert() {
     // A blocked P divides the three channels of an image.
     assert_eq!(convert(&["--keep-first=false", "--arrangement", "shifted"]), [3, 4, 4, 4]);
     assert_eq!(convert(&["--keep-first"]), [0, 4, 4, 4]);
+    let replaced = ["convert", "net.safetensors", "-p", "4", "-o", "./net.safetensors"];
+    assert!(failure(here.path(), 2, &replaced).contains("would be replaced"));
     let misspelt = ["convert", "net.safetensors", "-p", "4", "--dry-run", "--exclude", "cnov", "--parts", "conv2=2"];
     let said = stderr(&hetconv(here.path(), &misspelt));
     assert!(said.contains("--exclude cnov matches no") && !said.contains("--parts"), "{said}");
@@ -116,6 +118,52 @@ fn options_of_convert() {
     fs::remove_file(here.path().join("new.safetensors")).unwrap();
     assert_eq!(convert(&["--dry-run"]), [0, 4, 4, 4]);
     assert!(!here.path().join("new.safetensors").exists());
+}
+
+#[test]
+fn a_converted_file_says_how_its_images_are_normalised() {
+    let here = networks();
+    let folder = here.path();
+    let numbers = ["--mean", "0.5,0.25,0", "--std", "1,2,0.5"];
+    let silent = export(
+        &ModelFile::load(&folder.join("net.safetensors")).unwrap(),
+        &ExportOptions { states_normalisation: false, ..ExportOptions::default() },
+    );
+    fs::write(folder.join("silent.onnx"), silent.unwrap()).unwrap();
+    for (from, to) in [("silent.onnx", "a.onnx"), ("net.onnx", "b.onnx"), ("net.safetensors", "c.safetensors")] {
+        json(folder, &[&["convert", from, "-p", "4", "-o", to][..], &numbers].concat());
+        let (_, said) = json_and_messages(folder, &["eval", to, "--data", "synthetic"]);
+        assert!(!said.contains("--mean"), "{said}");
+        // Given again they change nothing.
+        let eval = |more: &[&str]| json(folder, &[&["eval", to, "--data", "synthetic"][..], more].concat());
+        assert_eq!(eval(&[])["loss"], eval(&numbers)["loss"], "{to}");
+        assert_ne!(eval(&[])["loss"], eval(&["--mean", "0,0,0", "--std", "1,1,1"])["loss"], "{to}");
+        for wrong in [["--mean", "0.5,0.5", "--std", "1,1"], ["--mean", "0,0,0", "--std", "1,0,1"]] {
+            let error = failure(folder, 2, &[&["convert", from, "-p", "4", "-o", to][..], &wrong].concat());
+            assert!(error.contains("each of"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_not_passed_on() {
+    let here = networks();
+    let folder = here.path();
+    for (tensor, value, said) in [("conv2.weight", f32::NAN, "NaN"), ("conv2.bn.running_var", -1.0, "has no root")] {
+        let mut model = ModelFile::load(&folder.join("net.safetensors")).unwrap();
+        model.weights.get_mut(tensor).unwrap().data[3] = value;
+        model.save(&folder.join("wrong.safetensors")).unwrap();
+        for args in [
+            &["export", "wrong.safetensors", "-o", "wrong.onnx"][..],
+            &["export", "wrong.safetensors", "--keep-batch-norm", "-o", "wrong.onnx"],
+            &["convert", "wrong.safetensors", "-p", "4", "-o", "new.safetensors"],
+            &["benchmark", "--model", "wrong.safetensors"],
+        ] {
+            let error = failure(folder, 1, args);
+            assert!(error.contains("wrong.safetensors") && error.contains("conv2") && error.contains(said), "{error}");
+        }
+        assert!(!folder.join("wrong.onnx").exists() && !folder.join("new.safetensors").exists());
+    }
 }
 
 #[test]
@@ -230,8 +278,9 @@ fn external_data_is_found_from_another_folder() {
     fs::write(here.path().join("from/net.data"), data).unwrap();
     json(here.path(), &["convert", "net.onnx", "-p", "4", "-o", "p4.onnx"]);
     let expected = result(here.path(), "p4.onnx");
-    for to in ["from/p4.onnx", "to/p4.onnx"] {
-        json(here.path(), &["convert", "from/net.onnx", "-p", "4", "-o", to]);
+    for (to, needs) in [("from/p4.onnx", &["net.data"][..]), ("to/p4.onnx", &[])] {
+        let done = json(here.path(), &["convert", "from/net.onnx", "-p", "4", "-o", to]);
+        assert_eq!(done["needs"], serde_json::json!(needs));
         assert_eq!(result(here.path(), to), expected, "{to}");
     }
     // The one in the same folder still reads the data there; the other needs nothing.

@@ -291,3 +291,20 @@ fn what_cannot_be_pruned_is_bad_usage() {
     let error = failure(here.path(), 2, &["prune", file, "--ratio", "0.6", "--out", "run", "--resume"]);
     assert!(error.contains("--ratio 0.6") && error.contains("says 0.5"), "{error}");
 }
+
+#[test]
+fn a_network_of_any_name_is_pruned() {
+    let here = here();
+    let train = [&["train", "--model", "small-cifar", "--out", "whole"], &TINY[..]].concat();
+    assert!(hetconv(here.path(), &train).status.success());
+    // Two of its convolutions become HetConv; the others can be pruned.
+    let convert = ["convert", "whole/model.safetensors", "-p", "4", "--exclude", "conv2", "-o", "p4.safetensors"];
+    assert!(hetconv(here.path(), &convert).status.success());
+    let prune = [&["prune", "p4.safetensors", "--ratio", "0.5", "--out", "run"], &TINY[..]].concat();
+    let first = hetconv(here.path(), &prune);
+    assert!(first.status.success(), "{}", stderr(&first));
+    let again = hetconv(here.path(), &["prune", "--resume", "--out", "run"]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    let report = hetconv(here.path(), &["report", "run", "whole", "--no-timing", "--out", "page.html"]);
+    assert!(report.status.success(), "{}", stderr(&report));
+}

@@ -242,3 +242,13 @@ fn a_folder_with_a_run_is_not_overwritten() {
     assert!(String::from_utf8_lossy(&other.stderr).contains("config.toml says 1"));
     assert!(model(&out) == before);
 }
+
+#[test]
+fn nobody_has_to_listen() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let mut child = train(&out, "1", &["--epochs", "1"]).spawn().unwrap();
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success());
+    assert!(!model(&out).is_empty());
+}

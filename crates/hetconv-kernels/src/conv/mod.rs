@@ -28,7 +28,8 @@ use crate::winograd::{self, Winograd};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Algorithm {
     /// A sum of products, one pass over the output. A value that is not finite reaches the outputs whose windows hold it;
-    /// where a vector covers several classes, also those of the other classes.
+    /// where a vector covers several classes, or the two vectors of a block classes of unequal numbers of channels, also those
+    /// of the other classes.
     Direct,
     /// A sum of products where no two channels meet, with lanes over channels: the one algorithm of depthwise layers whose
     /// channels stand in the same order on both sides, and of those alone.
@@ -69,8 +70,12 @@ impl Conv {
     /// Prepares a convolution for images of `[height, width]` pixels.
     ///
     /// # Errors
-    /// [`ConvError`] if the window does not fit or the parts of the specification contradict each other.
+    /// [`ConvError`] if images have no pixels, the window does not fit or the parts of the specification contradict each
+    /// other.
     pub fn new(spec: ConvSpec, in_size: [usize; 2]) -> Result<Self, ConvError> {
+        if in_size.contains(&0) {
+            return Err(ConvError::NoPixels(in_size));
+        }
         let out_size = spec.geometry.output_size(in_size)?;
         spec.check()?;
         let classes = Classes::new(&spec);

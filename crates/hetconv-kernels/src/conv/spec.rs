@@ -25,6 +25,9 @@ pub enum ConvError {
     /// The window does not fit the image.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
+    /// Images without pixels.
+    #[error("images of {}×{} pixels", .0[0], .0[1])]
+    NoPixels([usize; 2]),
     /// Channel numbers, orders, groups or pattern that contradict each other.
     #[error("{0}")]
     Inconsistent(String),

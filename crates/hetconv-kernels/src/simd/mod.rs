@@ -80,6 +80,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `source` is valid for reading `count` values.
     #[inline(always)]
     unsafe fn load_first(self, source: *const f32, count: usize) -> Self::V {
+        const { assert!(Self::LANES <= 16) };
         let mut lanes = [0.0f32; 16];
         // SAFETY: `count < LANES <= 16` values are valid by the caller's word, and `lanes` holds 16.
         unsafe {
@@ -111,6 +112,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `target` is valid for writing `count` values.
     #[inline(always)]
     unsafe fn store_first(self, target: *mut f32, value: Self::V, count: usize) {
+        const { assert!(Self::LANES <= 16) };
         let mut lanes = [0.0f32; 16];
         // SAFETY: as in `load_first`.
         unsafe {

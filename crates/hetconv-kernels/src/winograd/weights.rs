@@ -98,12 +98,11 @@ impl Weights {
         self.centers.len() + self.transformed.len()
     }
 
-    /// A block's weights of one point, `[input, stride]`; none beyond the last point.
+    /// A block's weights of one point, `[input, stride]`.
     pub fn of_point(&self, index: usize, point: usize) -> &[f32] {
         let block = &self.layout.blocks[index];
         let from = self.starts[index] + point * point_len(block);
-        let len = if point < POINTS { block.range().len() * block.stride } else { 0 };
-        &self.transformed[from..from + len]
+        &self.transformed[from..from + block.range().len() * block.stride]
     }
 
     /// What a part of these blocks reads first.

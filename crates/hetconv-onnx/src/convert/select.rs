@@ -49,16 +49,19 @@ pub(super) fn candidate(
         return kept(KeptReason::ElementType);
     }
     let geometry = geometry(node, [height, width]).map_err(Stop::Kept)?;
-    // Its sizes are believed, and classes made for them, when the data is there.
+    // Its sizes are believed, and classes made for them, when the data is there; and many layers may share what is not
+    // decoded for one that stays as it is.
+    let failed = |fault| {
+        let error = OnnxError::Tensor { tensor: node.input[1].clone(), fault };
+        Stop::Failed(Box::new(error))
+    };
+    tensor::check(weight).map_err(failed)?;
+    let pattern = options.pattern(name, in_channels, out_channels).map_err(Stop::Kept)?;
     let kernels = match tensor::read(weight, files) {
         Ok((_, Elements::Float(kernels))) => kernels,
         Ok((_, Elements::Int(_))) => return kept(KeptReason::ElementType),
-        Err(fault) => {
-            let error = OnnxError::Tensor { tensor: node.input[1].clone(), fault };
-            return Err(Stop::Failed(Box::new(error)));
-        }
+        Err(fault) => return Err(failed(fault)),
     };
-    let pattern = options.pattern(name, in_channels, out_channels).map_err(Stop::Kept)?;
     Ok(Candidate { geometry, pattern, kernels, bias: None })
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn broadcast_dims(a: &[usize], b: &[usize]) -> Read<Vec<usize>> {
 }
 
 /// For every element of a broadcast tensor, the element of an operand.
-fn broadcast_sources(dims: &[usize], operand: &[usize]) -> Vec<usize> {
+pub(crate) fn broadcast_sources(dims: &[usize], operand: &[usize]) -> Vec<usize> {
     let missing = dims.len() - operand.len();
     let mut sources = vec![0];
     for (axis, &size) in dims.iter().enumerate() {

@@ -17,7 +17,7 @@ impl<'a> Importer<'a> {
     }
 
     /// Relu, or Clip to any range.
-    pub(super) fn clip(&mut self, node: &'a NodeProto, _attributes: &Attributes<'_>) -> Read<Value> {
+    pub(super) fn clip(&mut self, node: &'a NodeProto) -> Read<Value> {
         let bound = |index: usize, default: f64| {
             let bound = self.optional_constant(node, index, "bound")?;
             let number = |bound: Rc<Constant>| bound.scalar().ok_or_else(|| Refusal::because("its bound is no number"));

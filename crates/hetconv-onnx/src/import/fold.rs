@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use super::Importer;
 use super::attributes::Attributes;
-use super::constant::{axis, binary, broadcast_dims, cast, pick, slice_indices, sources, transposed};
+use super::constant::{
+    axis, binary, broadcast_dims, broadcast_sources, cast, pick, slice_indices, sources, transposed,
+};
 use super::value::{Constant, Data, Int, Read, Refusal, Value};
 use crate::prepare::node_name;
 use crate::proto::NodeProto;
@@ -52,7 +54,7 @@ impl<'a> Importer<'a> {
         let Some(first) = inputs.first().cloned().flatten() else { return Ok(None) };
         let second = inputs.get(1).cloned().flatten();
         let op = node.op_type();
-        let copies = ["Cast", "Floor", "Ceil", "Sqrt", "Neg", "Squeeze", "Unsqueeze", "Reshape", "Flatten"];
+        let copies = ["Cast", "CastLike", "Floor", "Ceil", "Sqrt", "Neg", "Squeeze", "Unsqueeze", "Reshape", "Flatten"];
         if copies.contains(&op) {
             self.network.spend(first.len())?;
         }
@@ -70,6 +72,18 @@ impl<'a> Importer<'a> {
                     other => return Err(Refusal::because(format!("casts to {}", other.as_str_name()))),
                 };
                 cast(&first, to_float)?
+            }
+            "CastLike" => {
+                let like = second.ok_or_else(|| Refusal::because("its input 1 is missing"))?;
+                cast(&first, matches!(like.data, Data::Float(_)))?
+            }
+            "Expand" => {
+                let target = second.ok_or_else(|| Refusal::because("its shape is missing"))?.known_list()?;
+                let (target, _) = tensor::checked_dims(&target).map_err(|fault| Refusal::because(fault.to_string()))?;
+                let dims = broadcast_dims(&first.dims, &target)?;
+                self.spend_on(&dims)?;
+                let sources = broadcast_sources(&dims, &first.dims);
+                pick(&first, dims, &sources)
             }
             "Add" | "Sub" | "Mul" | "Div" => {
                 let second = second.ok_or_else(|| Refusal::because("its input 1 is missing"))?;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use hetconv_core::{Conv2dGeometry, HetPattern};
+use hetconv_core::Conv2dGeometry;
 use hetconv_graph::{Activation, ConvKind, Graph, Node, Op, Shape, ValueId, WeightTensor, Weights};
 
 use super::value::{Padded, Ramp, Read, Refusal};
@@ -18,6 +18,8 @@ pub(crate) struct Network {
     budget: usize,
     /// Numbers that nodes may still have without asking.
     in_nodes: usize,
+    /// The images of flattened values, where they were asked for.
+    images: HashMap<ValueId, ValueId>,
 }
 
 impl Network {
@@ -34,6 +36,7 @@ impl Network {
             weights: Weights::new(),
             shapes: Vec::new(),
             names: Names::default(),
+            images: HashMap::new(),
             budget: Self::BUDGET,
             in_nodes: len,
         }
@@ -82,9 +85,6 @@ impl Network {
         let node = Node { name: self.names.claim(wanted), op, inputs: inputs.to_vec() };
         let shapes: Vec<Shape> = inputs.iter().map(|&input| self.shapes[input]).collect();
         let shape = node.shape(&shapes).map_err(|error| Refusal::because(error.to_string()))?;
-        if shape.channels() > HetPattern::LIMIT {
-            return Err(Refusal::because(format!("{} channels or features are too many", shape.channels())));
-        }
         self.graph.nodes.push(node);
         self.shapes.push(shape);
         Ok(self.graph.nodes.len() - 1)
@@ -192,15 +192,15 @@ impl Network {
 
     /// A value as an image of 1×1 pixels: what was flattened is unflattened, with the layers behind it.
     pub fn as_image(&mut self, value: ValueId) -> Read<ValueId> {
-        self.unflattened(value, 16, &mut HashMap::new())
+        self.unflattened(value, 16)
     }
 
-    /// As [`Network::as_image`], looking back so many nodes; `done` are the images of values that were looked at.
-    fn unflattened(&mut self, value: ValueId, depth: usize, done: &mut HashMap<ValueId, ValueId>) -> Read<ValueId> {
+    /// As [`Network::as_image`], looking back so many nodes.
+    fn unflattened(&mut self, value: ValueId, depth: usize) -> Read<ValueId> {
         if let Shape::Image { .. } = self.shapes[value] {
             return Ok(value);
         }
-        if let Some(&image) = done.get(&value) {
+        if let Some(&image) = self.images.get(&value) {
             return Ok(image);
         }
         let Node { name, op, inputs } = self.graph.nodes[value].clone();
@@ -210,11 +210,11 @@ impl Network {
             Op::Flatten if self.shapes[from].size() == [1, 1] => from,
             Op::Add if depth > 0 => {
                 let images: Vec<ValueId> =
-                    inputs.iter().map(|&input| self.unflattened(input, depth - 1, done)).collect::<Read<_>>()?;
+                    inputs.iter().map(|&input| self.unflattened(input, depth - 1)).collect::<Read<_>>()?;
                 self.push(&name, op, &images)?
             }
             Op::Activation { .. } | Op::BatchNorm { .. } | Op::Linear { .. } if depth > 0 => {
-                let input = self.unflattened(from, depth - 1, done)?;
+                let input = self.unflattened(from, depth - 1)?;
                 let op = match op {
                     Op::Linear { in_features, out_features, bias } => Op::Conv2d {
                         in_channels: in_features,
@@ -236,7 +236,7 @@ impl Network {
             }
             _ => return Err(refused()),
         };
-        done.insert(value, image);
+        self.images.insert(value, image);
         Ok(image)
     }
 }

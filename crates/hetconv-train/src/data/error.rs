@@ -36,6 +36,22 @@ pub enum DataError {
         /// Height and width of this one.
         found: [usize; 2],
     },
+    /// More images than are decoded into memory.
+    #[error(
+        "{images} images of {}×{} pixels, as {file} has, take more than {} GiB of memory; give an image size \
+         (--image-size) to leave them in their files",
+        size[1], size[0], limit >> 30
+    )]
+    TooManyPixels {
+        /// The first file.
+        file: String,
+        /// How many there are.
+        images: usize,
+        /// Height and width.
+        size: [usize; 2],
+        /// What decoded images may take, in bytes.
+        limit: usize,
+    },
     /// A size that no image is scaled to.
     #[error("image size {size}: sizes from 1 to {limit} pixels are possible")]
     ImageSize {

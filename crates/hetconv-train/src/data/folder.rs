@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// Decoded images wait for their turn in portions of so many bytes, which bounds the memory beside the data set itself.
 const PORTION: usize = 64 << 20;
 
+/// What decoded images may take altogether: a small archive could hold images of any size.
+const LIMIT: usize = 2 << 30;
+
 /// The image files of each class of one split, by class name.
 type Classes<'a> = BTreeMap<&'a str, Vec<&'a Entry>>;
 /// Image files and the class of each.
@@ -42,7 +45,7 @@ pub(super) fn open(
     let labels = |items: &Labelled<'_>| items.iter().map(|&(_, label)| label).collect::<Vec<u16>>();
     let (train_labels, test_labels) = (labels(&train), labels(&test));
     if let Some(size) = size {
-        let channels = channels(&*files, &train)?;
+        let channels = channels(&*files, train.iter().chain(&test))?;
         let photos = |items: Labelled<'_>| {
             Photos::new(files.clone(), items.into_iter().map(|(entry, _)| entry.clone()).collect(), size, channels)
         };
@@ -116,16 +119,13 @@ fn names(classes: &Classes<'_>) -> Vec<String> {
     classes.keys().map(|&class| class.to_owned()).collect()
 }
 
-/// How many channels images have: 1 if the first of every class has no colours, else 3.
-fn channels(files: &dyn Files, items: &Labelled<'_>) -> Result<usize, DataError> {
-    let mut newest = None;
-    for &(entry, label) in items {
-        if newest.replace(label) != Some(label) {
-            let file = || files.display(&entry.path);
-            let is_grey = is_grey(&files.read(entry)?);
-            if !is_grey.map_err(|reason| DataError::NotAnImage { file: file(), reason })? {
-                return Ok(3);
-            }
+/// How many channels images have: 1 if none has colours, else 3, as in [`Pixels::into_images`]. The first one with colours
+/// ends the search.
+fn channels<'a>(files: &dyn Files, items: impl Iterator<Item = &'a (&'a Entry, u16)>) -> Result<usize, DataError> {
+    for &(entry, _) in items {
+        let is_grey = is_grey(&files.read(entry)?);
+        if !is_grey.map_err(|reason| DataError::NotAnImage { file: files.display(&entry.path), reason })? {
+            return Ok(3);
         }
     }
     Ok(1)
@@ -210,6 +210,11 @@ impl Pixels {
             (None, None) => return Ok(()),
         };
         self.size = Some(expected);
+        let needed = items.len().saturating_mul(3 * expected[0] * expected[1]).saturating_add(self.rgb.len());
+        if needed > LIMIT {
+            let file = items.first().map_or_else(String::new, |(entry, _)| files.display(&entry.path));
+            return Err(DataError::TooManyPixels { file, images: items.len(), size: expected, limit: LIMIT });
+        }
         // Images of any other size are not kept until their turn: nobody knows how large they are.
         let fitting = |entry: &Entry| {
             let image = decoded(entry)?;

@@ -10,7 +10,7 @@ use hetconv::train::{Dataset, RecipeName, RunConfig, Summary, TrainJob, run_file
 use hetconv::units::{count, duration, grouped, milliseconds};
 use serde::Serialize;
 
-use super::output::{Output, table};
+use super::output::{Output, say, table};
 use super::reproduce::results::{as_flags, changed_settings};
 use super::runs::{self, FinishedRun};
 use super::train::{Settings, data_of, network, train_one};
@@ -213,7 +213,7 @@ fn check_stored(config: &RunConfig, data: &Dataset, out: &Path) -> Result<()> {
 fn train_or_reuse(job: TrainJob<'_>, name: &str) -> Result<FinishedRun> {
     let out = job.out;
     if runs::is_finished(out) {
-        eprintln!("{name}: already trained, in {}", out.display());
+        say(&format!("{name}: already trained, in {}", out.display()));
     } else {
         train_one(job, None, name)?;
     }
@@ -314,9 +314,11 @@ fn text(compared: &Compared) -> String {
             variant.seconds().map_or("–".to_owned(), duration),
         ]);
     }
+    let has_spread = compared.table.iter().any(|variant| variant.top1_spread().is_some());
+    let spread = if has_spread { "\n± is half of the range over the seeds." } else { "" };
     format!(
         "{rows}\n\nMACs per image are what the HetConv paper calls FLOPs (here FLOPs = 2 · MACs); stages are convolutions \
-         one after another.\nReport  {}\nTable   {}",
+         one after another.{spread}\nReport  {}\nTable   {}",
         compared.report.display(),
         compared.csv.display()
     )

@@ -1,6 +1,6 @@
 //! `hetconv convert`
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use hetconv::graph::{
     self, ArrangementKind, ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, Graph, HetLayer, Init, ModelFile,
     NameFilter, Normalisation, atomic_write,
 };
-use hetconv::onnx::{self, ImportOptions};
+use hetconv::onnx::{self, ImportOptions, OnnxError};
 use hetconv::train::{BatchLoader, LoadOptions};
 use hetconv::units::{count, grouped};
 use regex::Regex;
@@ -35,10 +35,12 @@ into the new file if that is in another folder.
 
 `--init project` keeps the taps that HetConv has, too. With --calibrate images are run through the network, channels are
 assigned to classes by what their off-centre taps carry, and every layer is fitted by least squares to what the convolution
-computed; the network must be one that can be run here. Training afterwards regains more.
+computed; the network must be one that can be run here. Training afterwards regains more. --mean and --std are written
+into the new file, so that every other command knows how its images are normalised.
 
 Examples:
   hetconv convert network.onnx -p 4 -o cheaper.onnx
+  hetconv convert network.onnx -p 4 -o cheaper.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
   hetconv convert network.onnx -p 4 -o cheaper.onnx --calibrate photos.zip
   hetconv convert model.safetensors -p 4 -o p4.safetensors --parts 'layer4.*=8' --exclude '^stem'
   hetconv convert network.onnx -p 4 --dry-run")]
@@ -47,7 +49,7 @@ pub struct Args {
     file: PathBuf,
 
     /// The paper's P; less where it does not fit a layer
-    #[arg(short, value_name = "P", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long = "p", value_name = "P", value_parser = clap::value_parser!(u32).range(1..))]
     p: u32,
 
     /// The file to write, of the same kind
@@ -131,6 +133,8 @@ struct Done {
     model: String,
     /// Where it was written, unless nothing was to be.
     file: Option<String>,
+    /// The files with data of it, which have to lie beside it.
+    needs: BTreeSet<String>,
     /// Images it was calibrated on.
     calibration_images: usize,
     macs_reduction_percent: Option<f64>,
@@ -142,16 +146,22 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if args.calibrate.is_some() && args.init == InitName::Random {
         bad_usage!("--calibrate fits what --init project keeps; fresh weights have to be trained");
     }
-    if args.calibrate.is_none() && (args.image_size.is_given() || args.normalise.is_given()) {
-        bad_usage!("--image-size, --mean and --std are about the images of --calibrate");
+    if args.calibrate.is_none() && args.image_size.is_given() {
+        bad_usage!("--image-size is about the images of --calibrate");
     }
-    let source = Source::open(&args.file)?;
+    let source = Source::open(&args.file, &args.normalise)?;
     if let Some(output) = args.output.as_deref().filter(|output| !source.is_kind_of(output)) {
         let (from, to) = (args.file.display(), output.display());
         match source {
             Source::Onnx { .. } => bad_usage!("{from} becomes an ONNX file, whose name has to end in .onnx, not {to}"),
-            Source::Model(_) => bad_usage!("{from} becomes a model file (.safetensors), not an ONNX file as {to} says"),
+            Source::Model { .. } => {
+                bad_usage!("{from} becomes a model file (.safetensors), not an ONNX file as {to} says")
+            }
         }
+    }
+    let real = |path: &Path| path.canonicalize().ok();
+    if args.output.as_deref().is_some_and(|output| real(output).is_some() && real(output) == real(&args.file)) {
+        bad_usage!("{} would be replaced by what becomes of it; choose another --output", args.file.display());
     }
     let mut options = options(args);
     let mut calibration_images = 0;
@@ -163,8 +173,12 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     let (bytes, report) = source.convert(&options)?;
     let file = args.output.clone().filter(|_| !args.dry_run);
+    let mut needs = BTreeSet::new();
     if let Some(file) = &file {
         let bytes = source.moved_to(file, bytes)?;
+        if let Source::Onnx { .. } = source {
+            needs = onnx::data_files(&bytes)?;
+        }
         atomic_write(file, |to| to.write_all(&bytes)).with_context(|| format!("cannot write {}", file.display()))?;
     }
     warn_of_names(args, &report);
@@ -181,7 +195,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             options.parts
         );
     }
-    output.result(&Done { model, file, calibration_images, macs_reduction_percent, report }, text)
+    output.result(&Done { model, file, needs, calibration_images, macs_reduction_percent, report }, text)
 }
 
 /// Warns of patterns that no convolution's name matches: they do nothing.
@@ -218,17 +232,30 @@ fn options(args: &Args) -> ConvertOptions {
 
 /// What is converted.
 enum Source {
-    Model(Box<ModelFile>),
+    Model { path: PathBuf, file: Box<ModelFile> },
     Onnx { path: PathBuf, bytes: Vec<u8> },
 }
 
 impl Source {
-    fn open(path: &Path) -> Result<Self> {
+    /// Opens it, saying how images are normalised if that was given.
+    fn open(path: &Path, normalise: &Normalise) -> Result<Self> {
+        let path = path.to_owned();
         if path.extension().is_some_and(|extension| extension == "onnx") {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            return Ok(Self::Onnx { path: path.to_owned(), bytes });
+            let mut bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            if let Some(given) = normalise.given(normalise.mean.len())? {
+                bytes = match onnx::state_normalisation(&bytes, &given) {
+                    Err(error @ OnnxError::Input { .. }) => bad_usage!("{}: {error}", path.display()),
+                    stated => stated.with_context(|| path.display().to_string())?,
+                };
+            }
+            return Ok(Self::Onnx { path, bytes });
         }
-        Ok(Self::Model(Box::new(model::load(path)?)))
+        let mut file = Box::new(model::load(&path)?);
+        let [channels, ..] = file.graph.input_shape().unwrap_or_default();
+        if let Some(given) = normalise.given(channels)? {
+            file.normalisation = given;
+        }
+        Ok(Self::Model { path, file })
     }
 
     /// Whether a file of this name would be taken for one of the same kind.
@@ -240,8 +267,9 @@ impl Source {
     /// The bytes of the converted file, and what was done.
     fn convert(&self, options: &ConvertOptions) -> Result<(Vec<u8>, ConvertReport)> {
         match self {
-            Self::Model(model) => {
-                let (converted, report) = graph::convert(model, options)?;
+            Self::Model { path, file } => {
+                let converted = graph::convert(file, options).with_context(|| path.display().to_string());
+                let (converted, report) = converted?;
                 Ok((converted.to_bytes()?, report))
             }
             Self::Onnx { path, bytes } => {
@@ -275,7 +303,7 @@ impl Source {
         let imported;
         let mut states_normalisation = true;
         let model = match self {
-            Self::Model(model) => &**model,
+            Self::Model { file, .. } => &**file,
             Self::Onnx { path, bytes } => {
                 let options = ImportOptions { image_size: args.image_size.get().if_open(), as_written: true };
                 let network = onnx::import(bytes, Some(folder(path)), &options);
@@ -287,7 +315,7 @@ impl Source {
             }
         };
         let graph = match self {
-            Self::Model(_) => model::at_size(model.graph.clone(), args.image_size.get())?,
+            Self::Model { .. } => model::at_size(model.graph.clone(), args.image_size.get())?,
             Self::Onnx { .. } => model.graph.clone(),
         };
         let normalise = |channels| args.normalise.or(&model.normalisation, states_normalisation, channels);
@@ -357,6 +385,10 @@ fn text(done: &Done) -> String {
         |cost: &ConvCost| cost.macs.map_or("unknown".to_owned(), |macs| format!("{} ({})", grouped(macs), count(macs)));
     let fewer = done.macs_reduction_percent.map_or(String::new(), |percent| format!(", {percent:.2} % fewer"));
     let written = match &done.file {
+        Some(file) if !done.needs.is_empty() => {
+            let needs: Vec<&str> = done.needs.iter().map(String::as_str).collect();
+            format!("Written to {file}, which needs {} beside it", needs.join(", "))
+        }
         Some(file) => format!("Written to {file}"),
         None => "Nothing was written".to_owned(),
     };

@@ -84,7 +84,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     };
     let fold_batch_norm = !args.keep_batch_norm;
     let options = ExportOptions { style, fold_batch_norm, states_normalisation, ..ExportOptions::default() };
-    let bytes = onnx::export(&model, &options)?;
+    let bytes = onnx::export(&model, &options).with_context(|| args.model.clone())?;
     let file = args.output.display().to_string();
     atomic_write(&args.output, |to| to.write_all(&bytes)).with_context(|| format!("cannot write {file}"))?;
     let exported = Exported { model: model.graph.name, file, bytes: bytes.len() };

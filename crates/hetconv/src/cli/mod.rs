@@ -79,7 +79,8 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // Only logs; results and errors do not depend on the variable.
     let filter = EnvFilter::try_from_env("HETCONV_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs =
+        tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(std::io::stderr);
     logs.with_ansi(std::io::stderr().is_terminal()).with_target(false).without_time().init();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use hetconv::graph::{ConvKind, Graph, ModelFile, ModelName, Op, Substitution, Weights, zoo};
+use hetconv::graph::{Graph, ModelFile, ModelName, Substitution, Weights, zoo};
 use hetconv::onnx::{self, ImportOptions, OnnxError};
 
 use super::usage::bad_usage;
@@ -84,7 +84,14 @@ pub fn has_size(path: &Path, graph: &Graph, asked: Size) -> Result<()> {
 
 /// Reads a model file.
 pub fn load(path: &Path) -> Result<ModelFile> {
-    Ok(ModelFile::load(path)?)
+    let is_checkpoint =
+        path.extension().is_some_and(|of| ["pt", "pth", "ckpt"].iter().any(|checkpoint| of == *checkpoint));
+    ModelFile::load(path).map_err(|error| match is_checkpoint {
+        true => anyhow::Error::new(error).context(
+            "PyTorch's checkpoints hold no network: export the model to ONNX, by torch.onnx.export or hetconv.torch.export_onnx",
+        ),
+        false => error.into(),
+    })
 }
 
 fn is_onnx(path: &Path) -> bool {
@@ -132,14 +139,9 @@ pub fn standard(graph: &Graph) -> Result<Graph> {
     if let Some(standard) = standard_of_zoo(graph)? {
         return Ok(standard);
     }
-    let mut graph = graph.clone();
-    for node in &mut graph.nodes {
-        if let Op::Conv2d { kind: kind @ ConvKind::Het(_), .. } = &mut node.op {
-            *kind = ConvKind::Standard;
-        }
-    }
-    graph.validate()?;
-    Ok(graph)
+    let standard = graph.with_standard_convs();
+    standard.validate()?;
+    Ok(standard)
 }
 
 /// The zoo's standard network of the graph's name, if the graph is what the zoo has under that name or was pruned from it:

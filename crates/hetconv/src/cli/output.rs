@@ -30,7 +30,7 @@ impl Output {
     pub fn result<T: Serialize + ?Sized>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
         let printed = match self.format {
             Format::Json => serde_json::to_string_pretty(value)?,
-            Format::Table => text(value),
+            Format::Table => printable(&text(value)),
         };
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{}", printed.trim_end())?;
@@ -44,20 +44,37 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// Prints a line to stderr, beside a command's result.
+pub fn say(line: &str) {
+    // Nobody is left to tell if it is closed, and the work goes on.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Prints an error and its causes to stderr, each beginning a line of its own.
 pub fn print_error(error: &anyhow::Error) {
     let mut said = String::new();
     for cause in error.chain() {
-        let text = cause.to_string().trim().to_owned();
+        let text = printable(cause.to_string().trim());
         // Many errors already quote their cause.
         if said.contains(&text) {
             continue;
         }
         let label = if said.is_empty() { "error" } else { "  caused by" };
-        // Nobody is left to tell if stderr is closed.
-        let _ = writeln!(io::stderr(), "{label}: {text}");
+        say(&format!("{label}: {text}"));
         said = text;
     }
+}
+
+/// Text that does nothing to a terminal but stand there, whatever names a file has brought: control characters become `�`,
+/// except the ends of lines and the tables' own bold heads.
+fn printable(text: &str) -> String {
+    const STYLES: [&str; 2] = ["\u{1b}[1m", "\u{1b}[0m"];
+    let styled = |at: usize| STYLES.iter().any(|style| text[at..].starts_with(style));
+    let shown = |(at, c): (usize, char)| {
+        let is_plain = !c.is_control() || matches!(c, '\n' | '\t') || styled(at);
+        if is_plain { c } else { char::REPLACEMENT_CHARACTER }
+    };
+    text.char_indices().map(shown).collect()
 }
 
 /// A table with a rule under its heads; columns named in `left` are words, all others numbers.
@@ -70,4 +87,20 @@ pub fn table(heads: &[&str], left: &[&str]) -> Table {
         column.set_cell_alignment(alignment);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_nothing_to_a_terminal() {
+        assert_eq!(printable("Größe\n\ta\u{1b}]0;title\u{7}b\rc"), "Größe\n\ta\u{fffd}]0;title\u{fffd}b\u{fffd}c");
+        assert_eq!(printable("\u{1b}[31mred\u{9b}31m"), "\u{fffd}[31mred\u{fffd}31m");
+        let mut heads = table(&["name"], &[]);
+        heads.enforce_styling();
+        let heads = heads.to_string();
+        assert!(heads.contains("\u{1b}[1m"), "{heads:?}");
+        assert_eq!(printable(&heads), heads);
+    }
 }

@@ -7,6 +7,8 @@ use hetconv::train::{EpochMetrics, StepReport, TrainObserver};
 use hetconv::units::{duration, grouped, rate};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output::say;
+
 /// Time between two plain lines.
 const EVERY: Duration = Duration::from_secs(20);
 
@@ -52,7 +54,7 @@ impl Bar {
         let line = format!("{}  {text}", self.name);
         match &self.bar {
             Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            None => say(&line),
         }
     }
 }

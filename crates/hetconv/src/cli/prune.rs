@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hetconv::graph::{Graph, ModelFile, PruneAmount, Pruned, atomic_write, prune};
+use hetconv::graph::{Graph, ModelFile, ModelName, PruneAmount, Pruned, atomic_write, prune};
 use hetconv::train::{PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, run_files};
 use hetconv::units::{count, duration};
 use serde::{Deserialize, Serialize};
@@ -161,7 +161,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 /// The settings of the run, and its folder.
 fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     let whole = args.file.as_deref().map(model::load).transpose()?;
-    let name = whole.as_ref().map(|whole| pruned_name(&whole.graph)).transpose()?;
+    let name = whole.as_ref().map(|whole| pruned_name(&whole.graph));
     let out = match (&args.run.out, &name) {
         (Some(out), _) => out.clone(),
         (None, Some(name)) => Path::new("runs").join(name),
@@ -197,9 +197,9 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     };
     let from = PrunedFrom { file, ratio: args.amount.ratio, macs };
     amount(&from)?;
-    let own = |data: &str, recipe| Ok(RunConfig::new(&name, data, recipe)?);
-    let config = as_trained(args.run.config(RecipeName::FineTune, own)?, Path::new(&from.file))?;
-    Ok((RunConfig { pruned: Some(from), ..config }, out))
+    let file = PathBuf::from(&from.file);
+    let own = |data: &str, recipe| Ok(RunConfig::of_pruned(from, &name, data, recipe));
+    Ok((as_trained(args.run.config(RecipeName::FineTune, own)?, &file)?, out))
 }
 
 /// How much is to be removed.
@@ -211,11 +211,13 @@ fn amount(from: &PrunedFrom) -> Result<PruneAmount> {
     }
 }
 
-/// The name that a network's pruned form has in runs; recipes go by it.
-fn pruned_name(graph: &Graph) -> Result<String> {
-    let mut name: hetconv::graph::ModelName = graph.name.parse()?;
-    name.pruned = true;
-    Ok(name.to_string())
+/// The name that a network's pruned form has in runs; recipes go by it if it is one of the zoo's.
+fn pruned_name(graph: &Graph) -> String {
+    match graph.name.parse::<ModelName>() {
+        Ok(name) => ModelName { pruned: true, ..name }.to_string(),
+        Err(_) if graph.name.ends_with("_pruned") => graph.name.clone(),
+        Err(_) => format!("{}_pruned", graph.name),
+    }
 }
 
 /// What it took to train a model file, and its accuracy, as far as the files of its run say so.

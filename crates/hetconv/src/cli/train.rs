@@ -30,7 +30,8 @@ time, evaluation seven eighths of the middle; a step learns from --batch-size ti
 With --from the network of a file is trained further, such as one that `hetconv convert` has made cheaper: its weights are
 where the run begins, and images are normalised as they were for them. Batches are smaller then, of 64 images, and rates
 lower. FILE is needed until the run has come to its end. Of the model file of a run, what was held out and whether images were
-mirrored is known; after a conversion, give the same --hold-out and --no-flip again.
+mirrored is known; after a conversion, give the same --hold-out and --no-flip again. Networks without batch-norms, which
+exporters fold into convolutions, are trained at a 33rd of the rate.
 
 Examples:
   hetconv train --model resnet20_p4 --data cifar10 --epochs 10
@@ -256,8 +257,15 @@ fn configure(args: &Args) -> Result<Configured> {
         (None, Some(file)) => {
             let opened = open(Path::new(&file), args.run.settings.image_size)?;
             let graph = &opened.file.graph;
-            let own = |data: &str, recipe| Ok(RunConfig::from_file(&file, &graph.name, data, recipe));
+            let own = |data: &str, recipe| Ok(RunConfig::from_file(&file, graph, data, recipe));
             let config = as_trained(args.run.config(RecipeName::OneCycle, own)?, Path::new(&file))?;
+            if !graph.has_batch_norm() && args.run.settings.lr.is_none() {
+                tracing::warn!(
+                    "{file} has no batch-norms, which exporters fold into convolutions: its rate is {} (--lr), so that it \
+                     learns slowly; export it with them to train it at the usual one",
+                    config.lr
+                );
+            }
             let [channels, ..] = graph.input_shape().unwrap_or_default();
             (RunConfig { normalisation: args.normalise.given(channels)?, ..config }, Some(opened))
         }

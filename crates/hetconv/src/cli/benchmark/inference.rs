@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hetconv::kernels::{Isa, measure};
 use hetconv::runtime::{Algorithm, Options, Plan, Session, Team};
-use hetconv::train::{Purpose, stream, uniform};
 use hetconv::units::milliseconds;
 use serde::Serialize;
 
 use super::{Benchmark, layers};
 use crate::cli::model::Size;
 use crate::cli::output::Output;
+use crate::cli::timing::noise;
 use crate::cli::{give_memory_back, model};
 
 const WARM_UP: usize = 3;
@@ -31,7 +31,7 @@ pub fn run(
     let (graph, weights) = model::with_weights(network, size)?;
     let macs = graph.cost()?.macs;
     let started = Instant::now();
-    let plan = Arc::new(Plan::compile_owned(&graph, weights, &options)?);
+    let plan = Arc::new(Plan::compile_owned(&graph, weights, &options).with_context(|| network.to_owned())?);
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
     let mut session = Session::with_team(&plan, batch, &Arc::new(Team::new(rayon::current_num_threads())))?;
@@ -46,7 +46,7 @@ pub fn run(
         true => Some(layers::measure(&mut session, &inputs, whole.steps, fma_peak_gflops)?),
         false => None,
     };
-    let [arena_bytes, alive_bytes] = plan.arena_bytes(batch);
+    let [arena_bytes, alive_bytes] = session.arena_bytes();
     let (packed_bytes, scratch_bytes) = (plan.packed_bytes(), session.scratch_bytes());
     let found = Inference { whole, compile_ms, packed_bytes, arena_bytes, alive_bytes, scratch_bytes, layers };
     output.result(&found, |found| {
@@ -73,12 +73,8 @@ struct Inference {
 }
 
 fn random_inputs(session: &Session) -> Vec<Vec<f32>> {
-    let mut rng = stream(0, 0, 0, Purpose::Permutation);
-    let mut random = |shape: [usize; 3]| {
-        let len = session.batch() * shape.iter().product::<usize>();
-        (0..len).map(|_| 2.0 * uniform(&mut rng) - 1.0).collect()
-    };
-    session.plan().input_shapes().map(&mut random).collect()
+    let of_shape = |shape: [usize; 3]| noise(session.batch() * shape.iter().product::<usize>());
+    session.plan().input_shapes().map(of_shape).collect()
 }
 
 /// Milliseconds of every measured run.
@@ -102,7 +98,7 @@ fn time(session: &mut Session, inputs: &[&[f32]], runs: Option<usize>) -> Result
 
 fn memory_and_algorithms(plan: &Plan, session: &Session) -> String {
     let mib = |bytes: usize| bytes as f64 / 1048576.0;
-    let [arena, alive] = plan.arena_bytes(session.batch());
+    let [arena, alive] = session.arena_bytes();
     let mut algorithms: Vec<(Algorithm, Vec<&str>)> = Vec::new();
     for layer in plan.layers() {
         match algorithms.iter_mut().find(|(algorithm, _)| *algorithm == layer.algorithm) {

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use hetconv::core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv::kernels::{Batch, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, measure};
-use hetconv::train::{Purpose, stream, uniform};
 use serde::Serialize;
 
 use super::percentile;
 use crate::cli::checks::cpu_name;
 use crate::cli::output::{Output, table};
 use crate::cli::progress::StepProgress;
+use crate::cli::timing::noise;
 use crate::cli::usage::bad_usage;
 
 /// One kernel of one layer.
@@ -144,15 +144,13 @@ pub fn run(wanted: &str, parts: &[u32], output: &Output) -> Result<()> {
 
 /// Median seconds of forward, grad-input and grad-weight.
 fn seconds(conv: &Conv, batch: usize, isa: Isa) -> [f64; 3] {
-    let mut rng = stream(0, 0, 0, Purpose::Permutation);
-    let mut numbers = |len: usize| -> Vec<f32> { (0..len).map(|_| 2.0 * uniform(&mut rng) - 1.0).collect() };
     let (spec, [height, width], [out_height, out_width]) = (conv.spec(), conv.in_size(), conv.out_size());
-    let input = numbers(batch * height * width * spec.in_channels);
-    let grad_output = numbers(batch * out_height * out_width * spec.out_channels);
+    let input = noise(batch * height * width * spec.in_channels);
+    let grad_output = noise(batch * out_height * out_width * spec.out_channels);
     let (main, ring) = spec.weight_lengths();
     let is_het = matches!(spec.kind, ConvKind::Het(_));
     // Spare slots of the ring are 0, and not read.
-    let (mut main, mut ring) = (numbers(main), vec![0.5; ring]);
+    let (mut main, mut ring) = (noise(main), vec![0.5; ring]);
     let weights = if is_het { ConvWeights::Het { center: &main, ring: &ring } } else { ConvWeights::Dense(&main) };
     let forward = conv.pack(isa, Direction::Forward, conv.exact(), weights);
     let backward = conv.pack(isa, Direction::GradInput, conv.exact(), weights);

@@ -7,11 +7,11 @@ use burn::tensor::Device;
 use hetconv::burn::{GraphModule, Sgd, SgdConfig};
 use hetconv::graph::{Graph, Op, Weights};
 use hetconv::kernels::{Conv, ConvSpec, Isa, measure};
-use hetconv::train::{Purpose, stream, uniform};
 
 use super::Benchmark;
 use crate::cli::model::{self, Size};
 use crate::cli::output::Output;
+use crate::cli::timing::noise;
 
 const WARM_UP: usize = 3;
 
@@ -30,9 +30,8 @@ fn time_steps(graph: &Graph, weights: &Weights, batch: usize, steps: Option<usiz
     const ENOUGH: Duration = Duration::from_secs(5);
     let mut network = GraphModule::new(graph, weights, &Device::flex())?;
     let mut optimizer = Sgd::new(SgdConfig::default());
-    let mut rng = stream(0, 0, 0, Purpose::Permutation);
     let per_image: usize = graph.input_shape().unwrap_or_default().iter().product();
-    let images: Vec<f32> = (0..batch * per_image).map(|_| 2.0 * uniform(&mut rng) - 1.0).collect();
+    let images = noise(batch * per_image);
     let labels: Vec<u16> = (0..batch).map(|i| (i % network.classes()) as u16).collect();
     let mut step = || -> Result<f64> {
         let images = images.clone();

@@ -47,10 +47,13 @@ fn settings(lines: &[Line]) -> Vec<String> {
 fn about_runs(lines: &[Line]) -> String {
     let settings = settings(lines);
     let runs = if settings.is_empty() { String::new() } else { format!("Runs: {}.", settings.join("; ")) };
+    let has_spread = lines.iter().any(|line| line.top1_spread.is_some());
+    let spread = if has_spread { "± is half of the range over the seeds." } else { "" };
     let is_missing = lines.iter().any(|line| line.status.starts_with("no run") || line.status.contains("epochs done"));
     let missing =
         if is_missing { "Rows without a run are trained by --run; pruned networks by `hetconv prune`." } else { "" };
-    [runs.as_str(), missing].join(" ").trim().to_owned()
+    let said = [runs.as_str(), spread, missing];
+    said.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// On what the times of a table were measured, if any were.

@@ -214,8 +214,8 @@ fn groups<'a>(found: impl Iterator<Item = &'a StoredRun>) -> Vec<Vec<&'a StoredR
 }
 
 /// What two runs of one row must share.
-fn setting(run: &StoredRun) -> (&str, u64, usize) {
-    (&run.line.setting, run.line.macs, run.line.train_images)
+fn setting(run: &StoredRun) -> (&str, u64, [usize; 2]) {
+    (&run.line.setting, run.line.macs, run.line.images())
 }
 
 fn without_run(name: &str, results: &Results) -> String {
@@ -276,7 +276,10 @@ fn to_standard(filled: Filled, group: &[&StoredRun], results: &Results) -> Resul
     let name: ModelName = first.model.parse()?;
     // Squeeze-and-excitation is an addition to HetConv, not to what it is compared with.
     let standard = ModelName { se: false, ..name.with_substitution(Substitution::Standard) }.to_string();
-    let is_standard = |line: &RunLine| line.model == standard && line.setting == first.setting && line.is_whole();
+    let is_standard = |line: &RunLine| {
+        let same = line.setting == first.setting && line.images() == first.images();
+        line.model == standard && same && line.is_whole()
+    };
     let runs = results.runs.iter().filter(|run| is_standard(&run.line));
     line.standard_top1 = units::mean(runs.map(|run| run.line.eval_top1));
     if let Some(goal) = line.standard_top1 {

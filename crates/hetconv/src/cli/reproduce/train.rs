@@ -9,6 +9,7 @@ use hetconv::train::{EpochMetrics, RecipeName, RunConfig, StepReport, TrainError
 
 use super::paper::{Network, Table};
 use super::results::{self, Results, RunLine, StoredRun};
+use crate::cli::output::say;
 use crate::cli::progress::TrainingProgress;
 use crate::cli::train::{data_of, network};
 use crate::cli::{runs, train::Settings};
@@ -28,7 +29,7 @@ pub struct Order<'a> {
 pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Result<()> {
     let until = order.time.map(|time| Instant::now() + time);
     for table in tables.iter().filter(|table| !table.is_trained) {
-        eprintln!("{}: its networks are not trained by --run, but by `hetconv train`", table.name);
+        say(&format!("{}: its networks are not trained by --run, but by `hetconv train`", table.name));
     }
     let rows = tables.iter().filter(|table| table.is_trained).flat_map(|table| table.rows);
     let mut names: Vec<&str> = Vec::new();
@@ -36,7 +37,7 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
         match row.network {
             Network::Named(name) if !names.contains(&name) => names.push(name),
             Network::Named(_) | Network::Elsewhere(_) => {}
-            Network::Pruned(of) => eprintln!("{of}, pruned: made by `hetconv prune` from a run of {of}"),
+            Network::Pruned(of) => say(&format!("{of}, pruned: made by `hetconv prune` from a run of {of}")),
         }
     }
     let mut wanted: Vec<(RunConfig, PathBuf)> = Vec::new();
@@ -52,7 +53,7 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
             }
             let images = data.as_ref().map(|data| [data.train.len(), data.test.len()]);
             match run.filter(|run| Some(run.line.images()) == images) {
-                Some(run) => eprintln!("{name} seed {seed}: already trained, {}", run.origin),
+                Some(run) => say(&format!("{name} seed {seed}: already trained, {}", run.origin)),
                 None => {
                     let folder = order.folder.join(format!("{name}-s{seed}-e{}", config.epochs));
                     check_stored(&config, &folder)?;
@@ -68,7 +69,7 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
         if until.is_some_and(|until| Instant::now() >= until) || !one(config, folder, &data, &name, until)? {
             let left: Vec<String> =
                 wanted[done..].iter().map(|(config, _)| format!("{} seed {}", config.model, config.seed)).collect();
-            eprintln!("time is up; left to train: {}", left.join(", "));
+            say(&format!("time is up; left to train: {}", left.join(", ")));
             break;
         }
     }

@@ -1,0 +1,70 @@
+//! Bytes that are no model, or less of one than they say.
+
+use super::*;
+
+#[test]
+fn truncated_anywhere() {
+    let bytes = bytes();
+    for length in (0..bytes.len()).step_by(97).chain(0..400.min(bytes.len())) {
+        let read = import(&bytes[..length], None, &ImportOptions::default());
+        assert!(read.is_err(), "the first {length} bytes were accepted");
+        let _ = convert(&bytes[..length], None, &ConvertOptions::new(4));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn damaged_bytes_never_panic(at in any::<prop::sample::Index>(), byte: u8) {
+        let mut bytes = bytes();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        let _ = import(&bytes, None, &ImportOptions::default());
+        let _ = convert(&bytes, None, &ConvertOptions::new(4));
+    }
+
+    #[test]
+    fn bytes_of_no_kind_never_panic(bytes: Vec<u8>) {
+        let _ = import(&bytes, None, &ImportOptions::default());
+        let _ = convert(&bytes, None, &ConvertOptions::new(4));
+    }
+}
+
+#[test]
+fn claims_of_two_gibibytes() {
+    // A length-delimited field of the model, the graph and a tensor that says it is 2 GiB long.
+    for prefix in [&[][..], &[0x3a, 0x10][..], &[0x3a, 0x12, 0x2a, 0x10][..]] {
+        let bytes = [prefix, &[0x4a, 0xff, 0xff, 0xff, 0xff, 0x07, 0x01]].concat();
+        assert!(matches!(import(&bytes, None, &ImportOptions::default()), Err(OnnxError::Decode(_))));
+        assert!(matches!(convert(&bytes, None, &ConvertOptions::new(4)), Err(OnnxError::Decode(_))));
+    }
+}
+
+#[test]
+fn no_graph_and_no_operator_set() {
+    assert!(matches!(import(&[], None, &ImportOptions::default()), Err(OnnxError::Opset { found: 0, .. })));
+    let graphless = ModelProto { graph: None, ..model() }.encode_to_vec();
+    assert!(matches!(import(&graphless, None, &ImportOptions::default()), Err(OnnxError::NoGraph)));
+    assert!(matches!(convert(&graphless, None, &ConvertOptions::new(4)), Err(OnnxError::NoGraph)));
+    for version in [-1, 7, 10, 29, i64::MAX] {
+        let found = error(|model, _| model.opset_import[0].version = Some(version));
+        assert!(matches!(found, OnnxError::Opset { found, .. } if found == version));
+    }
+}
+
+#[test]
+fn metadata_that_lies() {
+    let entry = |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+    let layers = r#"{"conv1": {"in_channels": 3, "out_channels": 16, "arrangement": {"shifted": {"parts": 3}}},
+        "conv2": {"in_channels": 16777216, "out_channels": 16777216, "arrangement": {"shifted": {"parts": 4}}}}"#;
+    for value in ["", "7", "{", layers] {
+        let mut model = model();
+        model.metadata_props =
+            ["hetconv.layers", "hetconv.classes", "hetconv.normalisation"].map(|key| entry(key, value)).to_vec();
+        let imported = import(&model.encode_to_vec(), None, &ImportOptions::default()).unwrap();
+        // `conv1` has weights where the stated pattern has none.
+        assert_eq!(imported.het_layers, ["conv2", "conv3", "conv4"]);
+        imported.model.to_bytes().unwrap();
+    }
+}
