@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="needs PyTorch")
 
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from hetconv.torch import HetConv2d, decompose  # noqa: E402
 from hetconv.torch.ops import conv2d, conv2d_grad_input, conv2d_grad_weight  # noqa: E402
@@ -182,6 +183,43 @@ def test_gradients_of_gradients():
         results.append(torch.autograd.grad(scalar, [*inputs, dy1]))
     for found, expected in zip(*results):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arguments", LAYERS)
+def test_flops_are_two_for_each_product(arguments):
+    layer = HetConv2d(**arguments)
+    x = torch.randn(2, layer.in_channels, 9, 8, requires_grad=True)
+    taps = layer.ring.shape[2]
+    with FlopCounterMode(display=False) as counter:
+        y = layer(x)
+    products = layer.center.numel() + taps * int(layer._spatial.sum())
+    forward = 2 * y.shape[0] * y.shape[2] * y.shape[3] * products
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 3 * forward
+
+
+@pytest.mark.parametrize("arguments", LAYERS)
+def test_transforms_of_functions(arguments):
+    torch.manual_seed(8)
+    layer = HetConv2d(**arguments)
+    x, tangent = torch.randn(2, 2, layer.in_channels, 9, 8)
+    weights = dict(layer.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(layer, weights, (x,)).square().sum()
+
+    results = {}
+    for form in ("auto", "dense"):
+        layer.form = form
+        grads = torch.func.grad(loss)(weights, x)
+        each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+        for name, grad in grads.items():
+            torch.testing.assert_close(each[name].sum(0), grad, rtol=1e-3, atol=1e-3)
+        results[form] = [*grads.values(), *torch.func.jvp(layer, (x,), (tangent,))]
+    for found, expected in zip(results["auto"], results["dense"]):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

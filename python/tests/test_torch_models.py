@@ -109,6 +109,12 @@ def test_convert_as_told():
             convert(model(), **wrong)
 
 
+def test_patterns_that_match_nothing_are_warned_of():
+    with pytest.warns(UserWarning) as warned:
+        convert(model(3), exclude=["9*", "[0-9]*.no"], parts_by_name={"x": 2})
+    assert sorted(str(warning.message).split()[0] for warning in warned) == ["'9*'", "'[0-9]*.no'", "'x'"]
+
+
 def test_what_is_not_a_layers_own_stays():
     net = model()
     prune.random_unstructured(net[2].conv1, "weight", 0.5)
@@ -351,6 +357,67 @@ def test_onnx_files_are_recognised_and_give_the_same_results(tmp_path):
     session = onnxruntime.InferenceSession(path)
     (found,) = session.run(None, {"images": x.numpy()})
     torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trace", [torch.fx.symbolic_trace, None])
+def test_decomposed_models_can_be_traced(trace):
+    torch.manual_seed(7)
+    net, x = Classifier().eval(), torch.randn(2, 3, 16, 16)
+    plain = decompose(net)
+    traced = torch.jit.trace(plain, x) if trace is None else trace(plain)
+    torch.testing.assert_close(traced(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+class Pooled(Classifier):
+    """With the pooling of torchvision's networks, of which exporters make the most when strides are unusual."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(self.stem, nn.BatchNorm2d(16))
+        self.pool = nn.AdaptiveAvgPool2d((1, 1))
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.shifted(torch.relu(self.stem(x)))))
+        return self.head(torch.flatten(self.pool(self.uneven(self.blocked(x))), 1))
+
+
+@needs_onnx
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("keep_batch_norm", [False, True])
+def test_onnx_files_of_either_memory_format(tmp_path, memory_format, keep_batch_norm):
+    torch.manual_seed(9)
+    net = Pooled()
+    net.blocked = HetConv2d(16, 32, 3, padding=1, stride=2, arrangement="blocked")
+    net(torch.randn(4, 3, 16, 16))
+    net = net.eval().to(memory_format=memory_format)
+    path = tmp_path / "model.onnx"
+    x = torch.randn(2, 3, 16, 16).contiguous(memory_format=memory_format)
+    export_onnx(net, x, path, keep_batch_norm=keep_batch_norm)
+    assert net.shifted.center.is_contiguous() and isinstance(net.shifted, HetConv2d)
+    again = load_model_file(path).eval()
+    torch.testing.assert_close(again(x), net(x), rtol=1e-4, atol=1e-5)
+    ops = [node["op"]["op"] for node in again.description["graph"]["nodes"]]
+    assert ops.count("batch_norm") == 1 + keep_batch_norm
+    assert sum(isinstance(module, HetConv2d) for module in again.modules()) == 3
+
+
+@needs_onnx
+@pytest.mark.filterwarnings("ignore")
+def test_pytorchs_own_exporter_writes_converted_models(tmp_path):
+    net, x = Pooled().eval(), torch.randn(2, 3, 16, 16)
+    # Where classes differ in size, weights would be put together in the file.
+    net.uneven = HetConv2d(32, 20, 5, padding=2)
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(net, (x,), path, dynamo=True, external_data=False, verbose=False)
+    again = load_model_file(path).eval()
+    torch.testing.assert_close(again(x), net(x), rtol=1e-4, atol=1e-5)
+    assert sum(isinstance(module, HetConv2d) for module in again.modules()) == 3
+
+
+def test_other_modules_are_no_model_files(tmp_path):
+    with pytest.raises(TypeError, match="export_onnx"):
+        save_model_file(Classifier(), tmp_path / "model.safetensors")
 
 
 @needs_onnx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def convert(
       PyTorch's memory.
     * `example`: images to run once, in evaluation and without gradients, to count MACs.
 
-    The model is changed in place; make its optimizer afterwards.
+    The model is changed in place; make its optimizer afterwards. A pattern that matches no convolution's name is warned of.
 
     Raises `ValueError` if nothing was converted, and for arguments that mean nothing.
     """
@@ -156,6 +157,10 @@ def convert(
 
     replace_modules(model, replacement)
     report = ConvertReport(layers)
+    patterns = [] if callable(exclude) else [exclude] if isinstance(exclude, str) else list(exclude)
+    for pattern in [*patterns, *(parts_by_name or {})]:
+        if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in layers):
+            warnings.warn(f"{pattern!r} matches no convolution's name", stacklevel=2)
     if not report.converted:
         reasons = "".join(f"\n  {layer.name}: {layer.note}" for layer in layers)
         raise ValueError(f"nothing was converted:{reasons or ' the model has no convolutions'}")

@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
-from .layer import HetConv2d, select_channels
+from .layer import HetConv2d
 from .network import UnevenlyPaddedConv2d
 from .replace import replace_modules
 
@@ -40,14 +40,14 @@ class Decomposed(nn.Module):
         self.register_buffer("filter_place", layer._filter_place, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layer's result."""
+        """The layer's result. No branch looks at the images, so that all kinds of tracing work."""
         result = self.pwc(input if self._margins is None else nn.functional.pad(input, self._margins))
         if self.channel_order is not None:
-            input = select_channels(input, self.channel_order)
+            input = input.index_select(1, self.channel_order)
         if self._pad is not None:
             input = nn.functional.pad(input, self._pad)
         result = result + self.gwc(input)
-        return result if self.filter_place is None else select_channels(result, self.filter_place)
+        return result if self.filter_place is None else result.index_select(1, self.filter_place)
 
 
 def decompose(model: nn.Module) -> nn.Module:

@@ -47,8 +47,8 @@ class HetConv2d(nn.Module):
     `pwc.weight`, the grouped and the pointwise convolution of the authors' code, for blocked layers. `dense_weight()` is the
     way back.
 
-    The kernels run where input and weights are `float32` on the CPU, outside of autocast; everything else is computed by
-    PyTorch: a grouped plus a pointwise convolution if all classes have the same sizes, otherwise a convolution with the dense
+    The kernels run where input and weights are `float32` on the CPU, outside of autocast, of the transforms of `torch.func` and
+    of `torch.onnx.export`; everything else is computed by PyTorch: a grouped plus a pointwise convolution if all classes have the same sizes, otherwise a convolution with the dense
     weight. Set `form` to `"kernels"`, `"grouped"` or `"dense"` to have one of them in any case.
     """
 
@@ -211,7 +211,7 @@ class HetConv2d(nn.Module):
         form = self.form
         if form == "auto":
             cpu = input.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-            if cpu and input.dtype == self.center.dtype == torch.float32:
+            if cpu and input.dtype == self.center.dtype == torch.float32 and not _is_transformed():
                 form = "kernels"
             else:
                 form = "dense" if self._groups is None else "grouped"
@@ -346,6 +346,13 @@ class HetConv2d(nn.Module):
         if self.dilation != (1, 1):
             text += f", dilation={self.dilation}"
         return text if self.bias is not None else text + ", bias=False"
+
+
+def _is_transformed() -> bool:
+    """Whether somebody looks at the operators who knows PyTorch's own ones only: `torch.func`, or an exporter to ONNX."""
+    if torch.onnx.is_in_onnx_export():
+        return True
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def select_channels(images: Tensor, order: Tensor) -> Tensor:

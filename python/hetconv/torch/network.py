@@ -241,7 +241,12 @@ def save_model_file(
 
     Class names, and mean and standard deviation of the channels of images from 0 to 1, are those that the network was loaded
     with unless given. The file is written beside its place and renamed.
+
+    Raises `TypeError` for any other module: `export_onnx` writes those.
     """
+    if not isinstance(model, Network):
+        kind = type(model).__name__
+        raise TypeError(f"a model file describes a `Network`, which {kind} is not; write it by `export_onnx`")
     description = copy.deepcopy(model.description)
     for node in description["graph"]["nodes"]:
         if isinstance(layer := model._layer(node), HetConv2d):

@@ -12,9 +12,11 @@ import ctypes
 import functools
 import json
 import re
+from collections import Counter
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .. import _native
 
@@ -229,6 +231,30 @@ def _grad_weight_backward(ctx, grad_center, grad_ring):
 conv2d.register_autograd(_conv2d_backward, setup_context=_conv2d_context)
 conv2d_grad_input.register_autograd(_grad_input_backward, setup_context=_grad_input_context)
 conv2d_grad_weight.register_autograd(_grad_weight_backward, setup_context=_grad_weight_context)
+
+
+def _flops(layer: str, images: torch.Size) -> int:
+    """Two for each product of a layer's own taps, for output images of this shape: what PyTorch counts of a convolution."""
+    center, ring = _weight_shapes(layer)
+    of_layer = native(layer)
+    sizes = Counter(of_layer.channel_classes)
+    spatial = sum(sizes[filter] for filter in of_layer.filter_classes)
+    return 2 * images[0] * images[2] * images[3] * (center[0] * center[1] + spatial * ring[2])
+
+
+@register_flop_formula(torch.ops.hetconv.conv2d)
+def _(input, center, ring, bias, layer, exact, out_shape=None, **_kwargs):
+    return _flops(layer, out_shape)
+
+
+@register_flop_formula(torch.ops.hetconv.conv2d_grad_input)
+def _(grad_output, center, ring, height, width, layer, exact, out_shape=None, **_kwargs):
+    return _flops(layer, grad_output)
+
+
+@register_flop_formula(torch.ops.hetconv.conv2d_grad_weight)
+def _(input, grad_output, layer, exact, out_shape=None, **_kwargs):
+    return _flops(layer, grad_output)
 
 
 def _find_openmp() -> None:
