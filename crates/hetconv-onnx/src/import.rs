@@ -377,6 +377,7 @@ impl<'a> Importer<'a> {
             "Softmax" => self.softmax(node, &attributes)?,
             "Dropout" => self.dropout(node)?,
             "Identity" => self.operand(node, 0)?,
+            "CastLike" => self.cast_like(node)?,
             "Shape" => self.shape(node, &attributes)?,
             _ => return Err(Refusal::because("is supported for constants only")),
         };

@@ -127,6 +127,16 @@ impl<'a> Importer<'a> {
         Ok(Some(vec![Value::Constant(Rc::new(constant))]))
     }
 
+    /// A value of the type of one that is not a constant: all those are floats.
+    pub(super) fn cast_like(&mut self, node: &'a NodeProto) -> Read<Value> {
+        self.operand(node, 1)?;
+        let Value::Constant(constant) = self.operand(node, 0)? else {
+            return Err(Refusal::because("is supported for constants only"));
+        };
+        self.network.spend(constant.len())?;
+        Ok(Value::Constant(Rc::new(cast(&constant, true)?)))
+    }
+
     /// Pays for a tensor of these extents, and for an empty one as if it were not: its other axes are gone through as well.
     fn spend_on(&mut self, dims: &[usize]) -> Read<()> {
         let dims: Vec<usize> = dims.iter().map(|&dim| dim.max(1)).collect();
