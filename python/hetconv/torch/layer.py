@@ -47,9 +47,10 @@ class HetConv2d(nn.Module):
     `pwc.weight`, the grouped and the pointwise convolution of the authors' code, for blocked layers. `dense_weight()` is the
     way back.
 
-    The kernels run where input and weights are `float32` on the CPU, outside of autocast, of the transforms of `torch.func` and
-    of `torch.onnx.export`; everything else is computed by PyTorch: a grouped plus a pointwise convolution if all classes have the same sizes, otherwise a convolution with the dense
-    weight. Set `form` to `"kernels"`, `"grouped"` or `"dense"` to have one of them in any case.
+    The kernels run where input and weights are `float32` on the CPU, outside of autocast, of the transforms of `torch.func`
+    and of `torch.onnx.export`; everything else is computed by PyTorch: a grouped plus a pointwise convolution if all classes
+    have the same sizes, otherwise a convolution with the dense weight. Set `form` to `"kernels"`, `"grouped"` or `"dense"` to
+    have one of them in any case.
     """
 
     form: Form = "auto"

@@ -25,9 +25,10 @@ def export_onnx(
     """Writes a model with one input of images as an ONNX file that any runtime reads.
 
     HetConv layers are written as grouped plus 1×1 convolutions (see `decompose`); `hetconv` recognises them when it reads the
-    file, so that its runtime computes each in one pass. The model is exported as it is in evaluation, in PyTorch's usual memory
-    format whatever its own is; the batch size stays open. Batch-norms right behind PyTorch's own convolutions are folded into
-    them, unless `keep_batch_norm` says that training is to go on from the file. `options` go to `torch.onnx.export`.
+    file, so that its runtime computes each in one pass. The model is exported as it is in evaluation, in PyTorch's usual
+    memory format whatever its own is; the batch size stays open. Batch-norms right behind PyTorch's own convolutions are
+    folded into them, unless `keep_batch_norm` says that training is to go on from the file. `options` go to
+    `torch.onnx.export`.
 
     Needs the packages `onnx` and `onnxscript`.
     """
