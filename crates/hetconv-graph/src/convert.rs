@@ -338,7 +338,8 @@ pub fn kept_lines(kept: &[(String, String)]) -> String {
 /// ```
 ///
 /// # Errors
-/// A model that does not fit together, weights that are not finite, P = 0, or one in which nothing could be converted, with the reasons.
+/// A model that does not fit together, weights that are not finite, P = 0, or one in which nothing could be converted, with
+/// the reasons.
 pub fn convert(model: &ModelFile, options: &ConvertOptions) -> Result<(ModelFile, ConvertReport), ConvertError> {
     if !options.has_parts() {
         return Err(ConvertError::NoParts);

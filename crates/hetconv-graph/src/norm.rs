@@ -40,6 +40,12 @@ impl ChannelAffine {
         Some(Self { shift: (0..scale.len()).map(shift).collect(), scale })
     }
 
+    /// The first channel whose variance and ε are not positive together, so that they have no root, and its variance.
+    pub fn without_root(variances: &[f32], epsilon: f32) -> Option<(usize, f32)> {
+        let is_positive = |variance: f32| f64::from(variance) + f64::from(epsilon) > 0.0;
+        variances.iter().copied().enumerate().find(|&(_, variance)| !is_positive(variance))
+    }
+
     /// Makes a layer's weights those of the layer and this together; a filter's stand one behind the other. Zeros stay +0,
     /// which the spare slots of a ring have to be.
     ///

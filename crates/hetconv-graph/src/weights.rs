@@ -6,7 +6,7 @@ use hetconv_core::HetPattern;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::{ConvKind, Graph, GraphError, Node, Op};
+use crate::{ChannelAffine, ConvKind, Graph, GraphError, Node, Op};
 
 /// One weight tensor a graph asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -316,10 +316,8 @@ impl Weights {
         }
         for node in &graph.nodes {
             let Op::BatchNorm { epsilon, .. } = node.op else { continue };
-            let Some(variances) = self.get(&format!("{}.running_var", node.name)) else { continue };
-            let is_positive = |variance: f32| f64::from(variance) + f64::from(epsilon) > 0.0;
-            let mut all = variances.data.iter().enumerate();
-            if let Some((channel, &variance)) = all.find(|&(_, &variance)| !is_positive(variance)) {
+            let variances = self.get(&format!("{}.running_var", node.name)).map_or(&[][..], |tensor| &tensor.data);
+            if let Some((channel, variance)) = ChannelAffine::without_root(variances, epsilon) {
                 return Err(ValueError::Variance { node: node.name.clone(), channel, variance });
             }
         }

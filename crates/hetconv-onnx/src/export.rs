@@ -70,7 +70,8 @@ pub(crate) const SIZE_LIMIT: usize = i32::MAX as usize;
 /// order. HetConv layers, class names and normalisation stand in the file's metadata, where the import finds them.
 ///
 /// # Errors
-/// A model that does not fit together, weights that are not finite, an operator set that cannot express it, or more than 2 GiB of weights.
+/// A model that does not fit together, weights that are not finite, an operator set that cannot express it, or more than 2
+/// GiB of weights.
 pub fn export(model: &ModelFile, options: &ExportOptions) -> Result<Vec<u8>, OnnxError> {
     let proto = export_model(model, options)?;
     let bytes = proto.encoded_len();

@@ -66,9 +66,7 @@ impl<'a> Source<'a> {
         for suffix in ["weight", "bias", "running_mean"] {
             self.values(node, suffix)?;
         }
-        let variances = self.values(node, "running_var")?.iter().enumerate();
-        let is_positive = |variance: f32| f64::from(variance) + f64::from(epsilon) > 0.0;
-        if let Some((channel, &variance)) = variances.into_iter().find(|&(_, &variance)| !is_positive(variance)) {
+        if let Some((channel, variance)) = ChannelAffine::without_root(self.values(node, "running_var")?, epsilon) {
             return Err(CompileError::Variance { node: name.to_owned(), channel, variance });
         }
         let affine = ChannelAffine::of_batch_norm(&self.weights, name, epsilon);
