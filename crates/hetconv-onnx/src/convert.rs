@@ -19,7 +19,7 @@ use crate::decompose::Layer;
 use crate::export::SIZE_LIMIT;
 use crate::import::{ImportOptions, import_bytes};
 use crate::layer::{dense_kernels, grouped_parts, stored_pattern};
-use crate::prepare::{is_standard, node_name, stated_opset};
+use crate::prepare::{is_standard, node_name, stated_opset, tell_apart};
 use crate::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::tensor::DataFiles;
 use crate::writer::Writer;
@@ -60,7 +60,8 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
         return Err(OnnxError::NoParts);
     }
     let bytes = Bytes::copy_from_slice(bytes);
-    let model = ModelProto::decode(bytes.clone())?;
+    let mut model = ModelProto::decode(bytes.clone())?;
+    tell_apart(&mut model.graph.as_mut().ok_or(OnnxError::NoGraph)?.node);
     let graph = model.graph.as_ref().ok_or(OnnxError::NoGraph)?;
     let weights = select::weights(graph);
     let pixels = output_pixels(graph, &bytes, folder);
@@ -230,10 +231,7 @@ fn output_pixels(graph: &GraphProto, bytes: &Bytes, folder: Option<&Path>) -> Ha
         _ => None,
     });
     let by_node: HashMap<&str, u64> = known.collect();
-    let mut nodes_of: HashMap<&str, usize> = HashMap::new();
-    graph.node.iter().for_each(|node| *nodes_of.entry(node_name(node)).or_default() += 1);
-    // Nothing is known of nodes that cannot be told apart.
-    for node in graph.node.iter().filter(|node| nodes_of[node_name(node)] == 1) {
+    for node in &graph.node {
         if let (Some(output), Some(&size)) = (node.output.first(), by_node.get(node_name(node))) {
             pixels.insert(output.clone(), size);
         }

@@ -1,4 +1,4 @@
-//! Data that lies beside an ONNX file, brought into it.
+//! Data that lies beside an ONNX file.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use prost::bytes::Bytes;
 use crate::OnnxError;
 use crate::export::SIZE_LIMIT;
 use crate::proto::tensor_proto::DataLocation;
-use crate::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto};
+use crate::proto::{FunctionProto, GraphProto, NodeProto, SparseTensorProto, TensorProto};
 use crate::tensor::DataFiles;
 use crate::wire::{self, fields};
 
@@ -36,26 +36,19 @@ const GRAPH_SPARSE_INITIALIZER: u32 = 15;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn embed_external_data(bytes: &[u8], folder: &Path) -> Result<Vec<u8>, OnnxError> {
-    let embed = Embed(DataFiles::new(Some(folder)));
-    let mut model = Vec::with_capacity(bytes.len());
-    for field in fields(&Bytes::copy_from_slice(bytes))? {
-        match field.tag {
-            MODEL_GRAPH => {
-                let mut graph = Vec::with_capacity(field.payload.len());
-                for field in fields(&field.payload)? {
-                    match field.tag {
-                        GRAPH_NODE => embed.field(&field, Embed::node, &mut graph)?,
-                        GRAPH_INITIALIZER => embed.field(&field, Embed::tensor, &mut graph)?,
-                        GRAPH_SPARSE_INITIALIZER => embed.field(&field, Embed::sparse, &mut graph)?,
-                        _ => graph.extend_from_slice(&field.bytes),
-                    }
-                }
-                wire::put_bytes(MODEL_GRAPH, &graph, &mut model);
-            }
-            MODEL_FUNCTIONS => embed.field(&field, Embed::function, &mut model)?,
-            _ => model.extend_from_slice(&field.bytes),
+    let files = DataFiles::new(Some(folder));
+    let model = Tensors(|tensor: &mut TensorProto| {
+        if tensor.data_location() != DataLocation::External {
+            return Ok(false);
         }
-    }
+        let read = files.read(tensor);
+        let bytes = read.map_err(|fault| OnnxError::Tensor { tensor: tensor.name().to_owned(), fault })?;
+        tensor.raw_data = Some(bytes);
+        tensor.external_data.clear();
+        tensor.data_location = None;
+        Ok(true)
+    })
+    .model(bytes)?;
     if model.len() > SIZE_LIMIT {
         return Err(OnnxError::TooLarge { bytes: model.len(), limit: SIZE_LIMIT });
     }
@@ -67,39 +60,52 @@ pub fn embed_external_data(bytes: &[u8], folder: &Path) -> Result<Vec<u8>, OnnxE
 /// # Errors
 /// A file that is none.
 pub fn data_files(bytes: &[u8]) -> Result<BTreeSet<String>, OnnxError> {
-    let model = ModelProto::decode(bytes)?;
     let mut files = BTreeSet::new();
-    let mut graphs: Vec<&GraphProto> = model.graph.iter().collect();
-    let mut nodes: Vec<&NodeProto> = model.functions.iter().flat_map(|function| &function.node).collect();
-    while !graphs.is_empty() || !nodes.is_empty() {
-        let mut tensors: Vec<&TensorProto> = Vec::new();
-        for graph in std::mem::take(&mut graphs) {
-            let sparse = graph.sparse_initializer.iter();
-            tensors.extend(graph.initializer.iter().chain(sparse.flat_map(|s| s.values.iter().chain(&s.indices))));
-            nodes.extend(&graph.node);
+    Tensors(|tensor: &mut TensorProto| {
+        if tensor.data_location() == DataLocation::External {
+            let locations = tensor.external_data.iter().filter(|entry| entry.key() == "location");
+            files.extend(locations.map(|entry| entry.value().to_owned()));
         }
-        for attribute in std::mem::take(&mut nodes).into_iter().flat_map(|node| &node.attribute) {
-            let sparse = attribute.sparse_tensor.iter().chain(&attribute.sparse_tensors);
-            tensors.extend(attribute.t.iter().chain(&attribute.tensors));
-            tensors.extend(sparse.flat_map(|s| s.values.iter().chain(&s.indices)));
-            graphs.extend(attribute.g.iter().chain(&attribute.graphs));
-        }
-        let external = tensors.into_iter().filter(|tensor| tensor.data_location() == DataLocation::External);
-        let locations = external.flat_map(|tensor| &tensor.external_data).filter(|entry| entry.key() == "location");
-        files.extend(locations.map(|entry| entry.value().to_owned()));
-    }
+        Ok(false)
+    })
+    .model(bytes)?;
     Ok(files)
 }
 
-/// Brings in the data from a folder. Every method says whether there was any.
-struct Embed<'a>(DataFiles<'a>);
+/// Goes through all tensors of a file with a function that may change one, and says whether it did. So do the methods,
+/// of all tensors in what they are given.
+struct Tensors<F>(F);
 
-impl Embed<'_> {
+impl<F: FnMut(&mut TensorProto) -> Result<bool, OnnxError>> Tensors<F> {
+    /// The file with its tensors changed. What has none that changed keeps its bytes.
+    fn model(&mut self, bytes: &[u8]) -> Result<Vec<u8>, OnnxError> {
+        let mut model = Vec::with_capacity(bytes.len());
+        for field in fields(&Bytes::copy_from_slice(bytes))? {
+            match field.tag {
+                MODEL_GRAPH => {
+                    let mut graph = Vec::with_capacity(field.payload.len());
+                    for field in fields(&field.payload)? {
+                        match field.tag {
+                            GRAPH_NODE => self.field(&field, Self::node, &mut graph)?,
+                            GRAPH_INITIALIZER => self.field(&field, |of, tensor| of.0(tensor), &mut graph)?,
+                            GRAPH_SPARSE_INITIALIZER => self.field(&field, Self::sparse, &mut graph)?,
+                            _ => graph.extend_from_slice(&field.bytes),
+                        }
+                    }
+                    wire::put_bytes(MODEL_GRAPH, &graph, &mut model);
+                }
+                MODEL_FUNCTIONS => self.field(&field, Self::function, &mut model)?,
+                _ => model.extend_from_slice(&field.bytes),
+            }
+        }
+        Ok(model)
+    }
+
     /// Copies a field, with its message changed if need be.
     fn field<M: Message + Default>(
-        &self,
+        &mut self,
         field: &wire::Field,
-        change: impl Fn(&Self, &mut M) -> Result<bool, OnnxError>,
+        change: impl Fn(&mut Self, &mut M) -> Result<bool, OnnxError>,
         to: &mut Vec<u8>,
     ) -> Result<(), OnnxError> {
         let mut message = M::decode(field.payload.clone())?;
@@ -111,37 +117,25 @@ impl Embed<'_> {
         Ok(())
     }
 
-    fn tensor(&self, tensor: &mut TensorProto) -> Result<bool, OnnxError> {
-        if tensor.data_location() != DataLocation::External {
-            return Ok(false);
-        }
-        let bytes =
-            self.0.read(tensor).map_err(|fault| OnnxError::Tensor { tensor: tensor.name().to_owned(), fault })?;
-        tensor.raw_data = Some(bytes);
-        tensor.external_data.clear();
-        tensor.data_location = None;
-        Ok(true)
+    fn sparse(&mut self, sparse: &mut SparseTensorProto) -> Result<bool, OnnxError> {
+        any(sparse.values.iter_mut().chain(&mut sparse.indices), |tensor| self.0(tensor))
     }
 
-    fn sparse(&self, sparse: &mut SparseTensorProto) -> Result<bool, OnnxError> {
-        any(sparse.values.iter_mut().chain(&mut sparse.indices), |tensor| self.tensor(tensor))
-    }
-
-    fn node(&self, node: &mut NodeProto) -> Result<bool, OnnxError> {
+    fn node(&mut self, node: &mut NodeProto) -> Result<bool, OnnxError> {
         any(&mut node.attribute, |attribute| {
-            Ok(any(attribute.t.iter_mut().chain(&mut attribute.tensors), |tensor| self.tensor(tensor))?
+            Ok(any(attribute.t.iter_mut().chain(&mut attribute.tensors), |tensor| self.0(tensor))?
                 | any(attribute.g.iter_mut().chain(&mut attribute.graphs), |graph| self.graph(graph))?
                 | any(attribute.sparse_tensor.iter_mut().chain(&mut attribute.sparse_tensors), |s| self.sparse(s))?)
         })
     }
 
-    fn graph(&self, graph: &mut GraphProto) -> Result<bool, OnnxError> {
+    fn graph(&mut self, graph: &mut GraphProto) -> Result<bool, OnnxError> {
         Ok(any(&mut graph.node, |node| self.node(node))?
-            | any(&mut graph.initializer, |tensor| self.tensor(tensor))?
+            | any(&mut graph.initializer, |tensor| self.0(tensor))?
             | any(&mut graph.sparse_initializer, |sparse| self.sparse(sparse))?)
     }
 
-    fn function(&self, function: &mut FunctionProto) -> Result<bool, OnnxError> {
+    fn function(&mut self, function: &mut FunctionProto) -> Result<bool, OnnxError> {
         any(&mut function.node, |node| self.node(node))
     }
 }

@@ -6,6 +6,7 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use crate::OnnxError;
+use crate::names::Names;
 use crate::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto};
 
 /// The operator sets that are read.
@@ -24,6 +25,7 @@ pub(crate) fn prepare(bytes: Bytes) -> Result<(ModelProto, i64), OnnxError> {
     let opset = opset(&model)?;
     let mut graph = model.graph.take().ok_or(OnnxError::NoGraph)?;
     let functions = std::mem::take(&mut model.functions);
+    tell_apart(&mut graph.node);
     graph.node = inline(std::mem::take(&mut graph.node), &functions)?;
     sort(&mut graph)?;
     model.graph = Some(graph);
@@ -134,6 +136,17 @@ fn call(node: &NodeProto, function: &FunctionProto, results: &HashSet<&str>, num
 /// A node's name, or that of its first output.
 pub(crate) fn node_name(node: &NodeProto) -> &str {
     if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() }
+}
+
+/// Gives every node a name of its own: nothing forbids a file to call two of them the same.
+pub(crate) fn tell_apart(nodes: &mut [NodeProto]) {
+    let mut names = Names::default();
+    for node in nodes {
+        let name = names.claim(node_name(node));
+        if name != node_name(node) {
+            node.name = Some(name);
+        }
+    }
 }
 
 /// Brings the nodes into an order in which every value is computed before it is read.

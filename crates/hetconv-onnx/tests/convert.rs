@@ -3,6 +3,7 @@
 #[path = "../../hetconv-graph/tests/common/mod.rs"]
 mod common;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use common::{distinct_weights, random_image, run};
@@ -229,6 +230,22 @@ fn a_network_that_cannot_be_executed_is_converted_all_the_same() {
     // Image sizes are not known, and neither are MACs.
     assert_eq!(converted.report.after.macs, None);
     assert!(converted.report.after.params < converted.report.before.params);
+}
+
+#[test]
+fn nodes_of_one_name_are_told_apart() {
+    let convs = |model: &mut ModelProto| {
+        let nodes = model.graph.as_mut().unwrap().node.iter_mut();
+        nodes.filter(|node| node.op_type() == "Conv").for_each(|node| node.name = Some("conv".to_owned()));
+    };
+    let [known, same] = [file(), changed(convs)].map(|bytes| convert(&bytes, None, &ConvertOptions::new(4)).unwrap());
+    let names: HashSet<&str> = same.report.layers.iter().map(|layer| layer.name.as_str()).collect();
+    assert_eq!(names.len(), known.report.layers.len(), "{names:?}");
+    for (layer, known) in same.report.layers.iter().zip(&known.report.layers) {
+        assert_eq!((layer.before, layer.after, &layer.kept), (known.before, known.after, &known.kept));
+        assert!(layer.before.macs.is_some(), "{}", layer.name);
+    }
+    assert_eq!(results(&same.bytes), results(&known.bytes));
 }
 
 #[test]

@@ -159,6 +159,35 @@ fn runs_are_made_found_and_kept() {
 }
 
 #[test]
+fn what_is_trained_is_pruned_as_well() {
+    let here = tempfile::tempdir().unwrap();
+    images(&here.path().join("images"));
+    let run = |more: &[&str]| {
+        let settings = ["table2", "--run", "--data", "images", "--epochs", "1", "--batch-size", "8"];
+        json_and_messages(here.path(), &[&["reproduce"], &settings[..], more].concat())
+    };
+    let (found, _) = run(&[]);
+    let rows = found[0]["rows"].as_array().unwrap();
+    for name in ["vgg16-cifar", "resnet56"] {
+        let [whole, p4, pruned] = ["", "_p4", ", pruned"].map(|of| row(rows, &format!("{name}{of}")));
+        assert_eq!(pruned["files"], format!("runs/reproduce/{name}_pruned-s0-e1/summary.json"));
+        let [all, asked, left] = [whole, p4, pruned].map(|row| row["macs"].as_u64().unwrap());
+        assert!(left <= asked && left > asked * 9 / 10, "{left} of {asked} MACs");
+        // An image costs both networks three passes: the whole one before it is pruned, and what is left after.
+        assert_eq!(pruned["training_macs"], 3 * 16 * (all + left));
+    }
+    let (_, said) = run(&["--time", "0"]);
+    assert!(said.contains("vgg16-cifar_pruned seed 0: already trained") && !said.contains("left to train"), "{said}");
+
+    // Of a run that only a table tells of there are no weights to prune.
+    let whole = ["runs/reproduce/vgg16-cifar-s0-e1", "runs/reproduce/resnet56-s0-e1"];
+    json(here.path(), &[&["report"], &whole[..], &["--results", "kept", "--no-timing"]].concat());
+    let (_, said) = run(&["--runs", "elsewhere", "--results", "kept", "--time", "0"]);
+    assert!(said.contains("vgg16-cifar seed 0: trained once more"), "{said}");
+    assert!(said.contains("vgg16-cifar seed 0, vgg16-cifar_pruned seed 0, resnet56 seed 0, resnet56_pruned"), "{said}");
+}
+
+#[test]
 fn a_run_with_other_settings_is_never_taken_up() {
     let here = tempfile::tempdir().unwrap();
     images(&here.path().join("images"));

@@ -226,6 +226,9 @@ impl LoadOptions {
 }
 
 impl Dataset {
+    /// The name of the data set that needs no files: see [`synthetic()`].
+    pub const BUILT_IN: &str = synthetic::NAME;
+
     /// A data set from its splits.
     ///
     /// # Errors

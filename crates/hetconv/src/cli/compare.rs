@@ -39,7 +39,7 @@ pub struct Args {
     variants: Vec<String>,
 
     /// The data set: a path or a known name (see `hetconv data list`)
-    #[arg(long, value_name = "PATH", default_value = "synthetic")]
+    #[arg(long, value_name = "PATH", default_value = Dataset::BUILT_IN)]
     data: String,
 
     /// Seeds; each variant is trained once with each
@@ -167,7 +167,7 @@ fn candidates(args: &Args) -> Result<Vec<Candidate>> {
 fn configs(args: &Args, candidate: &Candidate) -> Result<Vec<RunConfig>> {
     let own = |recipe| Ok(RunConfig::new(&candidate.name.to_string(), &args.data, recipe)?);
     let mut config = args.settings.config(RecipeName::OneCycle, own)?;
-    if args.data == "synthetic" && args.settings.epochs.is_none() && args.settings.recipe.is_none() {
+    if args.data == Dataset::BUILT_IN && args.settings.epochs.is_none() && args.settings.recipe.is_none() {
         config.epochs = SYNTHETIC_EPOCHS;
     }
     let configs: Vec<RunConfig> = args.seeds.iter().map(|&seed| RunConfig { seed, ..config.clone() }).collect();
@@ -186,13 +186,7 @@ fn job<'a>(config: &'a RunConfig, graph: &Graph, data: &'a Dataset, out: &'a Pat
 
 /// Whether the run in a folder, if there is one, has these very settings and was made on this data.
 fn check_stored(config: &RunConfig, data: &Dataset, out: &Path) -> Result<()> {
-    let stored = out.join(run_files::CONFIG);
-    if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
-        bail!(
-            "{} holds a run with other settings than these; choose another --out, or remove the folder",
-            out.display()
-        );
-    }
+    runs::check_settings(config, out, "--out")?;
     if !runs::is_finished(out) {
         return Ok(());
     }

@@ -47,14 +47,14 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 /// Prints a line to stderr, beside a command's result.
 pub fn say(line: &str) {
     // Nobody is left to tell if it is closed, and the work goes on.
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
 /// Prints an error and its causes to stderr, each beginning a line of its own.
 pub fn print_error(error: &anyhow::Error) {
     let mut said = String::new();
     for cause in error.chain() {
-        let text = printable(cause.to_string().trim());
+        let text = cause.to_string().trim().to_owned();
         // Many errors already quote their cause.
         if said.contains(&text) {
             continue;

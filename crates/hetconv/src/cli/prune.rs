@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hetconv::graph::{Graph, ModelFile, ModelName, PruneAmount, Pruned, atomic_write, prune};
-use hetconv::train::{PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, run_files};
+use hetconv::graph::{ModelFile, ModelName, PruneAmount, Pruned, atomic_write, prune};
+use hetconv::train::{Dataset, PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, run_files};
 use hetconv::units::{count, duration};
 use serde::{Deserialize, Serialize};
 
 use super::eval::same_classes;
 use super::output::{Output, table};
+use super::progress::TrainingProgress;
 use super::runs::{self, FinishedRun};
-use super::train::{self, RunArgs, as_trained, data_of, nothing, train_one};
+use super::train::{self, RunArgs, as_trained, data_of, nothing, train_watched};
 use super::usage::bad_usage;
 use super::{model, summary::reduction};
 
@@ -58,7 +59,7 @@ struct Amount {
 
 /// What `pruned.json` says.
 #[derive(Serialize, Deserialize)]
-struct Report {
+pub struct Report {
     model: String,
     /// The whole network's file.
     file: String,
@@ -115,53 +116,89 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let Some(from) = &config.pruned else {
         bad_usage!("{} holds a run of a whole network; go on with it by `hetconv train --resume`", out.display());
     };
-    let path = out.join(REPORT);
-    if args.run.resume && runs::is_finished(&out) && path.is_file() {
+    if args.run.resume && is_finished(&out) {
         let summary = Summary::load(&out.join(run_files::SUMMARY))?;
-        return output.result(&load_report(&path)?, |report| text(report, &summary, &out));
+        return output.result(&load_report(&out.join(REPORT))?, |report| text(report, &summary, &out));
     }
-    let file = PathBuf::from(&from.file);
-    let whole = model::load(&file)?;
-    let Pruned { graph, weights, ratio, layers } = prune(&whole.graph, &whole.weights, amount(from)?)?;
+    let pruning = Pruning::of(from)?;
     let data = data_of(&config)?;
-    same_classes(&file, &whole.classes, model::outputs(&graph), &data)?;
-    let start = ModelFile { graph: graph.clone(), weights, ..whole.clone() };
-    let recipe = config.complete_recipe()?;
-    let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: args.run.resume };
-    let summary = train_one(job, Some(&start), &config.model)?;
-
-    let before = whole.graph.cost()?;
-    let (training, top1_before) = history(&file)?;
-    let fine_tuning = TrainingCost::of(&summary);
-    let layer = |layer: &hetconv::graph::PrunedLayer| {
-        let (name, filters) = (layer.name.clone(), layer.filters);
-        Layer { name, filters, kept: filters - layer.removed.len() }
-    };
-    let report = Report {
-        model: summary.model.clone(),
-        file: from.file.clone(),
-        ratio,
-        params: summary.params,
-        params_before: before.params,
-        macs: summary.macs,
-        macs_before: before.macs,
-        layers: layers.iter().map(layer).collect(),
-        top1_before,
-        top1: summary.eval_top1,
-        top5: summary.eval_top5,
-        training,
-        fine_tuning,
-        total: training.map(|training| training.plus(fine_tuning)),
-    };
-    let json = serde_json::to_string_pretty(&report)?;
-    atomic_write(&path, |file| writeln!(file, "{json}")).with_context(|| format!("cannot write {}", path.display()))?;
+    let name = &config.model;
+    let (report, summary) =
+        pruning.train(&config, &data, &out, args.run.resume, name, &mut TrainingProgress::new(name))?;
     output.result(&report, |report| text(report, &summary, &out))
+}
+
+/// Whether a folder holds a run of a pruned network that has come to its end, with its report.
+pub fn is_finished(folder: &Path) -> bool {
+    runs::is_finished(folder) && folder.join(REPORT).is_file()
+}
+
+/// A network that filters were removed from.
+pub struct Pruning {
+    file: PathBuf,
+    whole: ModelFile,
+    pruned: Pruned,
+}
+
+impl Pruning {
+    /// Removes the filters.
+    pub fn of(from: &PrunedFrom) -> Result<Self> {
+        let file = PathBuf::from(&from.file);
+        let whole = model::load(&file)?;
+        let pruned = prune(&whole.graph, &whole.weights, amount(from)?)?;
+        Ok(Self { file, whole, pruned })
+    }
+
+    /// Trains what is left under this name, and writes the report into the run's folder.
+    pub fn train(
+        self,
+        config: &RunConfig,
+        data: &Dataset,
+        out: &Path,
+        resume: bool,
+        name: &str,
+        observer: &mut dyn TrainObserver,
+    ) -> Result<(Report, Summary)> {
+        let Self { file, whole, pruned: Pruned { graph, weights, ratio, layers } } = self;
+        same_classes(&file, &whole.classes, model::outputs(&graph), data)?;
+        let before = whole.graph.cost()?;
+        let start = ModelFile { graph: graph.clone(), weights, ..whole };
+        let job = TrainJob { config, graph, data, recipe: config.complete_recipe()?, out, resume };
+        let summary = train_watched(job, Some(&start), name, observer)?;
+
+        let (training, top1_before) = history(&file)?;
+        let fine_tuning = TrainingCost::of(&summary);
+        let layer = |layer: &hetconv::graph::PrunedLayer| {
+            let (name, filters) = (layer.name.clone(), layer.filters);
+            Layer { name, filters, kept: filters - layer.removed.len() }
+        };
+        let report = Report {
+            model: summary.model.clone(),
+            file: file.display().to_string(),
+            ratio,
+            params: summary.params,
+            params_before: before.params,
+            macs: summary.macs,
+            macs_before: before.macs,
+            layers: layers.iter().map(layer).collect(),
+            top1_before,
+            top1: summary.eval_top1,
+            top5: summary.eval_top5,
+            training,
+            fine_tuning,
+            total: training.map(|training| training.plus(fine_tuning)),
+        };
+        let (path, json) = (out.join(REPORT), serde_json::to_string_pretty(&report)?);
+        atomic_write(&path, |file| writeln!(file, "{json}"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok((report, summary))
+    }
 }
 
 /// The settings of the run, and its folder.
 fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     let whole = args.file.as_deref().map(model::load).transpose()?;
-    let name = whole.as_ref().map(|whole| pruned_name(&whole.graph));
+    let name = whole.as_ref().map(|whole| pruned_name(&whole.graph.name));
     let out = match (&args.run.out, &name) {
         (Some(out), _) => out.clone(),
         (None, Some(name)) => Path::new("runs").join(name),
@@ -212,11 +249,11 @@ fn amount(from: &PrunedFrom) -> Result<PruneAmount> {
 }
 
 /// The name that a network's pruned form has in runs; recipes go by it if it is one of the zoo's.
-fn pruned_name(graph: &Graph) -> String {
-    match graph.name.parse::<ModelName>() {
+pub fn pruned_name(name: &str) -> String {
+    match name.parse::<ModelName>() {
         Ok(name) => ModelName { pruned: true, ..name }.to_string(),
-        Err(_) if graph.name.ends_with("_pruned") => graph.name.clone(),
-        Err(_) => format!("{}_pruned", graph.name),
+        Err(_) if name.ends_with("_pruned") => name.to_owned(),
+        Err(_) => format!("{name}_pruned"),
     }
 }
 

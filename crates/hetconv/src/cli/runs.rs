@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hetconv::graph::{Graph, ModelFile};
 use hetconv::report::{Epoch, Run, Variant};
 use hetconv::train::{EpochMetrics, RunConfig, Summary, read_metrics, run_files};
@@ -27,6 +27,19 @@ pub fn is_finished(folder: &Path) -> bool {
 /// The folder of the run that made a model file, if it still lies where the run left it.
 pub fn folder_of(file: &Path) -> Option<&Path> {
     file.parent().filter(|_| file.file_name().is_some_and(|name| name == run_files::MODEL))
+}
+
+/// Whether the run in a folder, if there is one, has these very settings: said before hours are spent on others. `flag` names
+/// another folder.
+pub fn check_settings(config: &RunConfig, folder: &Path, flag: &str) -> Result<()> {
+    let stored = folder.join(run_files::CONFIG);
+    if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
+        bail!(
+            "{} holds a run with other settings than these; choose another {flag}, or remove the folder",
+            folder.display()
+        );
+    }
+    Ok(())
 }
 
 /// Reads a finished run.

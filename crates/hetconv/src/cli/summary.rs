@@ -89,7 +89,10 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 
 fn summarise(graph: &Graph, images: u64, count_additions: bool) -> Result<Summary> {
     let [channels, height, width] = graph.input_shape().context("the network has no input")?;
-    let times_images = |n: u64| n.checked_mul(images).with_context(|| format!("{images} images are too many to count"));
+    let times_images = |n: u64| -> Result<u64> {
+        let Some(all) = n.checked_mul(images) else { bad_usage!("--input: {images} images are too many to count") };
+        Ok(all)
+    };
     let total = |cost: &Cost| times_images(if count_additions { cost.macs_with_additions() } else { cost.macs });
     let cost = graph.cost()?;
     let (macs, macs_standard) = (total(&cost)?, total(&model::standard(graph)?.cost()?)?);

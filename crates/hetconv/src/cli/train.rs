@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hetconv::graph::{Graph, ModelFile};
 use hetconv::train::{
-    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, fine_tune, run_files, train,
+    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, fine_tune, run_files, train,
 };
 use hetconv::units::{count, duration, grouped, rate};
 
@@ -207,10 +207,20 @@ pub fn network(config: &RunConfig, data: &Dataset) -> Result<Graph> {
 
 /// Trains one network, from fresh weights or those of `start`, with progress under this name.
 pub fn train_one(job: TrainJob<'_>, start: Option<&ModelFile>, name: &str) -> Result<Summary> {
-    let (out, mut progress) = (job.out, TrainingProgress::new(name));
+    train_watched(job, start, name, &mut TrainingProgress::new(name))
+}
+
+/// As [`train_one`], with somebody else watching, who may stop it.
+pub fn train_watched(
+    job: TrainJob<'_>,
+    start: Option<&ModelFile>,
+    name: &str,
+    observer: &mut dyn TrainObserver,
+) -> Result<Summary> {
+    let out = job.out;
     let summary = match start {
-        None => train(job, &mut progress),
-        Some(start) => fine_tune(job, start, &mut progress),
+        None => train(job, observer),
+        Some(start) => fine_tune(job, start, observer),
     };
     summary.with_context(|| format!("training {name} in {} failed", out.display()))
 }
@@ -325,7 +335,7 @@ impl RunArgs {
         recipe: RecipeName,
         own: impl FnOnce(&str, RecipeName) -> Result<RunConfig>,
     ) -> Result<RunConfig> {
-        let data = self.data.as_deref().unwrap_or("synthetic");
+        let data = self.data.as_deref().unwrap_or(Dataset::BUILT_IN);
         Ok(RunConfig {
             seed: self.seed.unwrap_or(0),
             accumulate: self.accumulate.unwrap_or(1),

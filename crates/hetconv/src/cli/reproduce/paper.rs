@@ -23,8 +23,9 @@ pub struct Row {
 pub enum Network {
     /// A network of the zoo.
     Named(&'static str),
-    /// A network of the zoo with filters taken away, and its fine-tuning.
-    Pruned(&'static str),
+    /// A network of the zoo with as many filters taken away as bring it down to the MACs of another one, and its
+    /// fine-tuning.
+    Pruned { of: &'static str, like: &'static str },
     /// Somebody else's network, of which only something published is known.
     Elsewhere(&'static str),
 }
@@ -134,10 +135,10 @@ pub const TABLES: [Table; 7] = [
             row("vgg16-cifar", &[]),
             row("vgg16-cifar_p4", &[paper(Figure::Top1(93.93))]),
             row("vgg16-cifar_p64", &[paper(Figure::Top1(93.42)), paper(FEW_FLOPS)]),
-            Row { network: Network::Pruned("vgg16-cifar"), published: &[] },
+            Row { network: Network::Pruned { of: "vgg16-cifar", like: "vgg16-cifar_p4" }, published: &[] },
             row("resnet56", &[]),
             row("resnet56_p4", &[]),
-            Row { network: Network::Pruned("resnet56"), published: &[] },
+            Row { network: Network::Pruned { of: "resnet56", like: "resnet56_p4" }, published: &[] },
         ],
     },
     Table {
@@ -220,8 +221,10 @@ mod tests {
             for (i, row) in table.rows.iter().enumerate() {
                 assert!(table.rows[..i].iter().all(|other| other.network != row.network), "{:?}", row.network);
                 match row.network {
-                    Network::Named(name) | Network::Pruned(name) => {
-                        assert_eq!(name.parse::<ModelName>().unwrap().to_string(), name);
+                    Network::Named(name) => assert_eq!(name.parse::<ModelName>().unwrap().to_string(), name),
+                    Network::Pruned { of, like } => {
+                        let has = |name| table.rows.iter().any(|row| row.network == Network::Named(name));
+                        assert!(has(of) && has(like), "{of} {like}");
                     }
                     Network::Elsewhere(_) => assert!(!row.published.is_empty()),
                 }

@@ -60,7 +60,7 @@ fn about_runs(lines: &[Line]) -> String {
 fn about_times(spec: &Table, results: &Results) -> String {
     let names = spec.rows.iter().filter_map(|row| match row.network {
         Network::Named(name) => Some(name),
-        Network::Pruned(_) | Network::Elsewhere(_) => None,
+        Network::Pruned { .. } | Network::Elsewhere(_) => None,
     });
     let names: Vec<&str> = names.collect();
     let own = results.measurements.iter().filter(|(line, _)| names.contains(&line.network.as_str()));

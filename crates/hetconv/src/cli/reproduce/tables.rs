@@ -131,7 +131,7 @@ fn fill(spec: &Table, row: &Row, results: &Results) -> Result<Vec<Filled>> {
         Network::Elsewhere(name) => {
             Ok(vec![Filled { line: Line { status: "published only".into(), ..line(name) }, variant: None }])
         }
-        Network::Pruned(of) => {
+        Network::Pruned { of, .. } => {
             let name: ModelName = of.parse()?;
             let standard = model::build(&name, name.usual_classes(), None)?.cost()?.macs;
             // With other classes or image sizes it was another network.

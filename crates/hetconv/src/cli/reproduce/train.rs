@@ -3,16 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use hetconv::train::{Dataset, name_of, train};
-use hetconv::train::{EpochMetrics, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, run_files};
+use anyhow::Result;
+use hetconv::train::{
+    Dataset, EpochMetrics, PrunedFrom, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, name_of,
+    run_files,
+};
 
 use super::paper::{Network, Table};
 use super::results::{self, Results, RunLine, StoredRun};
 use crate::cli::output::say;
 use crate::cli::progress::TrainingProgress;
-use crate::cli::train::{data_of, network};
-use crate::cli::{runs, train::Settings};
+use crate::cli::prune::{self, Pruning, pruned_name};
+use crate::cli::runs;
+use crate::cli::train::{Settings, data_of, network, train_watched};
 
 /// What is trained, and for how long.
 pub struct Order<'a> {
@@ -31,49 +34,89 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
     for table in tables.iter().filter(|table| !table.is_trained) {
         say(&format!("{}: its networks are not trained by --run, but by `hetconv train`", table.name));
     }
-    let rows = tables.iter().filter(|table| table.is_trained).flat_map(|table| table.rows);
-    let mut names: Vec<&str> = Vec::new();
-    for row in rows {
-        match row.network {
-            Network::Named(name) if !names.contains(&name) => names.push(name),
-            Network::Named(_) | Network::Elsewhere(_) => {}
-            Network::Pruned(of) => say(&format!("{of}, pruned: made by `hetconv prune` from a run of {of}")),
+    let mut networks: Vec<Network> = Vec::new();
+    for row in tables.iter().filter(|table| table.is_trained).flat_map(|table| table.rows) {
+        if !networks.contains(&row.network) {
+            networks.push(row.network);
         }
     }
-    let mut wanted: Vec<(RunConfig, PathBuf)> = Vec::new();
-    let mut data: Option<Dataset> = None;
+    // A network is pruned when it has been trained.
+    networks.sort_by_key(|network| matches!(network, Network::Pruned { .. }));
+    let Some(first) = networks.iter().find_map(|network| named(*network)) else { return Ok(()) };
+    let data = data_of(&order.config(first, order.seeds.first().copied().unwrap_or(0))?)?;
+    let mut wanted: Vec<RunConfig> = Vec::new();
     for &seed in order.seeds {
-        for name in &names {
-            let own = |recipe| Ok(RunConfig::new(name, order.data, recipe)?);
-            let config = RunConfig { seed, ..order.settings.config(RecipeName::OneCycle, own)? };
-            config.validate()?;
-            let run = known(&config, results)?;
-            if run.is_some() && data.is_none() {
-                data = Some(data_of(&config)?);
+        for &network in &networks {
+            let config = match network {
+                Network::Named(name) => order.config(name, seed)?,
+                Network::Pruned { of, like } => order.config_of_pruned(of, like, seed, &data)?,
+                Network::Elsewhere(_) => continue,
+            };
+            let images = [data.train.len(), data.test.len()];
+            if let Some(run) = known(&config, results)?.filter(|run| run.line.images() == images) {
+                say(&format!("{} seed {seed}: already trained, {}", config.model, run.origin));
+                continue;
             }
-            let images = data.as_ref().map(|data| [data.train.len(), data.test.len()]);
-            match run.filter(|run| Some(run.line.images()) == images) {
-                Some(run) => say(&format!("{name} seed {seed}: already trained, {}", run.origin)),
-                None => {
-                    let folder = order.folder.join(format!("{name}-s{seed}-e{}", config.epochs));
-                    check_stored(&config, &folder)?;
-                    wanted.push((config, folder));
+            if let Network::Pruned { of, .. } = network {
+                let whole = order.config(of, seed)?;
+                if !runs::is_finished(&order.folder_of(&whole)) && !wanted.contains(&whole) {
+                    say(&format!(
+                        "{of} seed {seed}: trained once more, for its weights are not in {}",
+                        order.folder.display()
+                    ));
+                    wanted.push(whole);
                 }
             }
+            wanted.push(config);
         }
     }
-    let Some((first, _)) = wanted.first() else { return Ok(()) };
-    let data = data.map_or_else(|| data_of(first), Ok)?;
-    for (done, (config, folder)) in wanted.iter().enumerate() {
+    for config in &wanted {
+        runs::check_settings(config, &order.folder_of(config), "--runs")?;
+    }
+    for (done, config) in wanted.iter().enumerate() {
         let name = format!("{} seed {} ({} of {})", config.model, config.seed, done + 1, wanted.len());
-        if until.is_some_and(|until| Instant::now() >= until) || !one(config, folder, &data, &name, until)? {
+        let is_up = until.is_some_and(|until| Instant::now() >= until);
+        if is_up || !one(config, &order.folder_of(config), &data, &name, until)? {
             let left: Vec<String> =
-                wanted[done..].iter().map(|(config, _)| format!("{} seed {}", config.model, config.seed)).collect();
+                wanted[done..].iter().map(|config| format!("{} seed {}", config.model, config.seed)).collect();
             say(&format!("time is up; left to train: {}", left.join(", ")));
             break;
         }
     }
     Ok(())
+}
+
+fn named(network: Network) -> Option<&'static str> {
+    match network {
+        Network::Named(name) => Some(name),
+        Network::Pruned { .. } | Network::Elsewhere(_) => None,
+    }
+}
+
+impl Order<'_> {
+    /// The settings of a network's run.
+    fn config(&self, name: &str, seed: u64) -> Result<RunConfig> {
+        self.completed(seed, |recipe| Ok(RunConfig::new(name, self.data, recipe)?))
+    }
+
+    /// The settings of the run of a network pruned to the MACs of another one.
+    fn config_of_pruned(&self, of: &str, like: &str, seed: u64, data: &Dataset) -> Result<RunConfig> {
+        let file = self.folder_of(&self.config(of, seed)?).join(run_files::MODEL);
+        let macs = network(&self.config(like, seed)?, data)?.cost()?.macs;
+        let from = PrunedFrom { file: file.display().to_string(), ratio: None, macs: Some(macs) };
+        self.completed(seed, |recipe| Ok(RunConfig::of_pruned(from, &pruned_name(of), self.data, recipe)))
+    }
+
+    fn completed(&self, seed: u64, own: impl FnOnce(RecipeName) -> Result<RunConfig>) -> Result<RunConfig> {
+        let config = RunConfig { seed, ..self.settings.config(RecipeName::OneCycle, own)? };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The folder of a run.
+    fn folder_of(&self, config: &RunConfig) -> PathBuf {
+        self.folder.join(format!("{}-s{}-e{}", config.model, config.seed, config.epochs))
+    }
 }
 
 /// The run of these settings on data of this name, if there is one.
@@ -83,26 +126,28 @@ fn known<'a>(config: &RunConfig, results: &'a Results) -> Result<Option<&'a Stor
     Ok(results.runs.iter().find(|run| is_same(&run.line)))
 }
 
-/// Whether the run in a folder, if there is one, has these very settings: said before hours are spent on others.
-fn check_stored(config: &RunConfig, folder: &Path) -> Result<()> {
-    let stored = folder.join(run_files::CONFIG);
-    if stored.is_file() && RunConfig::load(&stored)?.digest() != config.digest() {
-        bail!("{} holds a run with other settings; choose another --runs, or remove the folder", folder.display());
-    }
-    Ok(())
-}
-
 /// Trains one network, or goes on with it; whether it came to its end before time was up.
 fn one(config: &RunConfig, folder: &Path, data: &Dataset, name: &str, until: Option<Instant>) -> Result<bool> {
-    if runs::is_finished(folder) {
-        return Ok(true);
-    }
-    let graph = network(config, data)?;
-    let job = TrainJob { config, graph, data, recipe: config.complete_recipe()?, out: folder, resume: true };
-    match train(job, &mut Until { progress: TrainingProgress::new(name), until }) {
-        Ok(_) => Ok(true),
-        Err(TrainError::Stopped { .. }) => Ok(false),
-        Err(error) => Err(anyhow::Error::new(error).context(format!("training {name} in {} failed", folder.display()))),
+    let mut observer = Until { progress: TrainingProgress::new(name), until };
+    let trained = match &config.pruned {
+        Some(from) if !prune::is_finished(folder) => {
+            Pruning::of(from)?.train(config, data, folder, true, name, &mut observer).map(drop)
+        }
+        None if !runs::is_finished(folder) => {
+            let (graph, recipe) = (network(config, data)?, config.complete_recipe()?);
+            train_watched(
+                TrainJob { config, graph, data, recipe, out: folder, resume: true },
+                None,
+                name,
+                &mut observer,
+            )
+            .map(drop)
+        }
+        _ => Ok(()),
+    };
+    match trained {
+        Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped { .. })) => Ok(false),
+        trained => trained.map(|()| true),
     }
 }
 
