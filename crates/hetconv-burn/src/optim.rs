@@ -6,6 +6,7 @@ use burn::backend::{BackendTensor, DispatchTensor, DispatchTensorKind};
 use burn::tensor::Tensor;
 use hetconv_graph::WeightRole;
 use hetconv_kernels::Isa;
+use hetconv_kernels::optim::SgdStep;
 
 use crate::parameters::{Gradient, Gradients, Parameter, download, upload, with_rank};
 use crate::{GraphModule, Implementation, VelocityError};
@@ -152,7 +153,8 @@ impl SgdConfig {
         let gradient = crate::kernel::flex(gradient.value);
         let gradient = crate::kernel::values(&gradient);
         let (weight, velocity) = (storage(&mut parameter.value), storage(&mut velocity.value));
-        hetconv_kernels::optim::sgd_step(isa, weight, velocity, gradient, rate, self.momentum, decay, self.nesterov);
+        let &SgdConfig { momentum, nesterov, .. } = self;
+        SgdStep { lr: rate, momentum, weight_decay: decay, nesterov }.apply(isa, weight, velocity, gradient);
     }
 
     fn composed(&self, parameter: &mut Parameter, velocity: &mut Velocity, gradient: Gradient, rate: f32, decay: f32) {

@@ -73,6 +73,32 @@ impl Windows {
     }
 }
 
+/// A batch of images and the windows over them, for training.
+#[derive(Clone, Copy, Debug)]
+pub struct PooledImages<'a> {
+    /// Size, stride, padding and dilation of the windows.
+    pub geometry: &'a Conv2dGeometry,
+    /// Number of images.
+    pub batch: usize,
+    /// Height and width of an image.
+    pub size: [usize; 2],
+    /// Channels of an image.
+    pub channels: usize,
+}
+
+impl PooledImages<'_> {
+    fn windows(&self) -> Windows {
+        Windows::new(self.geometry, self.size, self.channels)
+    }
+
+    /// The lengths of one image before and after, once those of the batch are known to fit.
+    fn check(&self, windows: &Windows, in_len: usize, out_len: usize) -> (usize, usize) {
+        let (in_image, out_image) = (windows.in_len(), windows.out_len());
+        assert!(in_len == self.batch * in_image && out_len == self.batch * out_image, "lengths");
+        (in_image, out_image)
+    }
+}
+
 /// A pooling for inference.
 #[derive(Debug)]
 pub struct Pool {
@@ -177,20 +203,10 @@ pub fn global_average(isa: Isa, x: &[f32], y: &mut [f32]) {
 ///
 /// # Panics
 /// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
-#[allow(clippy::too_many_arguments)]
-pub fn max_pool_forward(
-    isa: Isa,
-    geometry: &Conv2dGeometry,
-    batch: usize,
-    in_size: [usize; 2],
-    channels: usize,
-    x: &[f32],
-    y: &mut [f32],
-    argmax: &mut [u32],
-) {
-    let windows = Windows::new(geometry, in_size, channels);
-    let (in_len, out_len) = (windows.in_len(), windows.out_len());
-    assert!(x.len() == batch * in_len && y.len() == batch * out_len && argmax.len() == y.len(), "lengths");
+pub fn max_pool_forward(isa: Isa, images: PooledImages<'_>, x: &[f32], y: &mut [f32], argmax: &mut [u32]) {
+    let windows = images.windows();
+    let (in_len, out_len) = images.check(&windows, x.len(), y.len());
+    assert!(argmax.len() == y.len(), "argmax length");
     let images =
         x.par_chunks(in_len.max(1)).zip(y.par_chunks_mut(out_len.max(1))).zip(argmax.par_chunks_mut(out_len.max(1)));
     images.for_each(|((x, y), argmax)| isa.run(MaxPool { windows: &windows, x, y, argmax }));
@@ -237,20 +253,9 @@ impl Task for MaxPool<'_> {
 ///
 /// # Panics
 /// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
-#[allow(clippy::too_many_arguments)]
-pub fn max_pool_backward(
-    isa: Isa,
-    geometry: &Conv2dGeometry,
-    batch: usize,
-    in_size: [usize; 2],
-    channels: usize,
-    argmax: &[u32],
-    grad_y: &[f32],
-    grad_x: &mut [f32],
-) {
-    let windows = Windows::new(geometry, in_size, channels);
-    let (in_len, out_len) = (windows.in_len(), windows.out_len());
-    assert!(grad_x.len() == batch * in_len && grad_y.len() == batch * out_len, "lengths");
+pub fn max_pool_backward(isa: Isa, images: PooledImages<'_>, argmax: &[u32], grad_y: &[f32], grad_x: &mut [f32]) {
+    let windows = images.windows();
+    let (in_len, out_len) = images.check(&windows, grad_x.len(), grad_y.len());
     assert!(argmax.len() == grad_y.len(), "argmax length");
     let images = grad_x
         .par_chunks_mut(in_len.max(1))
@@ -303,20 +308,9 @@ fn weights(windows: &Windows, taps: usize, count_padding: bool) -> Vec<f32> {
 ///
 /// # Panics
 /// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
-#[allow(clippy::too_many_arguments)]
-pub fn avg_pool_forward(
-    isa: Isa,
-    geometry: &Conv2dGeometry,
-    batch: usize,
-    in_size: [usize; 2],
-    channels: usize,
-    count_padding: bool,
-    x: &[f32],
-    y: &mut [f32],
-) {
-    let pool = Pool::average(geometry, in_size, channels, count_padding);
-    let (in_len, out_len) = (pool.windows.in_len(), pool.windows.out_len());
-    assert!(x.len() == batch * in_len && y.len() == batch * out_len, "lengths");
+pub fn avg_pool_forward(isa: Isa, images: PooledImages<'_>, count_padding: bool, x: &[f32], y: &mut [f32]) {
+    let pool = Pool::average(images.geometry, images.size, images.channels, count_padding);
+    let (_, out_len) = images.check(&pool.windows, x.len(), y.len());
     let rows = pool.rows();
     y.par_chunks_mut(out_len.max(1)).enumerate().for_each(|(image, y)| pool.run_rows(isa, image * rows, x, y));
 }
@@ -325,20 +319,10 @@ pub fn avg_pool_forward(
 ///
 /// # Panics
 /// If the geometry doesn't fit the image, that has no pixels, or the lengths don't fit.
-#[allow(clippy::too_many_arguments)]
-pub fn avg_pool_backward(
-    isa: Isa,
-    geometry: &Conv2dGeometry,
-    batch: usize,
-    in_size: [usize; 2],
-    channels: usize,
-    count_padding: bool,
-    grad_y: &[f32],
-    grad_x: &mut [f32],
-) {
-    let windows = Windows::new(geometry, in_size, channels);
-    let (in_len, out_len) = (windows.in_len(), windows.out_len());
-    assert!(grad_x.len() == batch * in_len && grad_y.len() == batch * out_len, "lengths");
+pub fn avg_pool_backward(isa: Isa, images: PooledImages<'_>, count_padding: bool, grad_y: &[f32], grad_x: &mut [f32]) {
+    let windows = images.windows();
+    let (in_len, out_len) = images.check(&windows, grad_x.len(), grad_y.len());
+    let PooledImages { geometry, channels, .. } = images;
     let weights = weights(&windows, geometry.taps(), count_padding);
     grad_x.par_chunks_mut(in_len.max(1)).zip(grad_y.par_chunks(out_len.max(1))).for_each(|(grad_x, grad_y)| {
         isa.plain(|| {

@@ -76,6 +76,19 @@ const MOST: usize = 16;
 /// Values of weights that a core's second-level cache keeps beside the activations.
 const NEAR: usize = cache::SECOND / 2;
 
+/// The activations of a batch, channels in the orders of the [`ConvSpec`](crate::ConvSpec).
+#[derive(Debug)]
+pub struct PreparedBatch<'a> {
+    /// How many images it has.
+    pub images: usize,
+    /// What is read, `[images, height, width, M]`.
+    pub source: &'a [f32],
+    /// What is added, laid out as the target.
+    pub residual: Option<&'a [f32]>,
+    /// What is written, `[images, out height, out width, N]`.
+    pub target: &'a mut [f32],
+}
+
 impl Prepared {
     pub(crate) fn new(
         conv: Conv,
@@ -165,25 +178,20 @@ impl Prepared {
         of_split(Split::NONE).max(of_split(self.split(images)))
     }
 
-    /// act(convolution + bias + residual): `[images, height, width, M]` → `[images, out height, out width, N]`, channels in
-    /// the orders of the [`ConvSpec`](crate::ConvSpec). The residual is laid out as the target. Each thread of the team
-    /// takes parts that depend on the shape alone, so the results do not depend on the team. Weights that the layer which is
-    /// run `next` reads first are brought near.
+    /// act(convolution + bias + residual), into the target. Each thread of the team takes parts that depend on the shape alone,
+    /// so the results do not depend on the team. Weights that the layer which is run `next` reads first are brought near.
     ///
     /// # Panics
     /// If a length does not fit, or there are fewer scratches than threads or one of them is too small.
-    #[allow(clippy::too_many_arguments)]
     pub fn run<S: AsMut<[f32]> + Send>(
         &self,
         team: &Team,
         scratch: &mut [S],
-        images: usize,
-        source: &[f32],
-        residual: Option<&[f32]>,
-        target: &mut [f32],
+        batch: PreparedBatch<'_>,
         next: Option<&Prepared>,
     ) {
-        let pass = self.pass(images, source, residual, target);
+        let images = batch.images;
+        let pass = self.pass(batch);
         let split = self.split(images);
         let next = next.map(|next| (next, next.split(images)));
         team.each(split.parts(), scratch, |part, scratch| {
@@ -202,21 +210,15 @@ impl Prepared {
     ///
     /// # Panics
     /// As [`Prepared::run`].
-    pub fn run_alone(
-        &self,
-        scratch: &mut [f32],
-        images: usize,
-        source: &[f32],
-        residual: Option<&[f32]>,
-        target: &mut [f32],
-    ) {
-        let pass = self.pass(images, source, residual, target);
+    pub fn run_alone(&self, scratch: &mut [f32], batch: PreparedBatch<'_>) {
+        let pass = self.pass(batch);
         // SAFETY: the only part.
         unsafe { self.part([Band::WHOLE; 2], pass, scratch) };
     }
 
     /// The activations, after a look at all lengths.
-    fn pass<'a>(&self, images: usize, source: &'a [f32], residual: Option<&'a [f32]>, target: &mut [f32]) -> Pass<'a> {
+    fn pass<'a>(&self, batch: PreparedBatch<'a>) -> Pass<'a> {
+        let PreparedBatch { images, source, residual, target } = batch;
         let [source_len, target_len] = [self.conv.in_len(images), self.conv.out_len(images)];
         let (target_len, first) = match &self.segment {
             Some(segment) => (product([target_len / self.conv.spec().out_channels, segment.pitch]), segment.first),

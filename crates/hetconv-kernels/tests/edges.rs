@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use common::{Numbers, Weights, assert_close, check, each_isa};
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
-use hetconv_kernels::{Algorithm, Batch, Conv, ConvSpec, Direction, Input, Isa, Reordered, Team};
+use hetconv_kernels::{Algorithm, Batch, Conv, ConvSpec, Direction, Input, Isa, PreparedBatch, Reordered, Team};
 
 fn het(m: usize, n: usize, parts: usize) -> ConvKind {
     ConvKind::Het(HetPattern::shifted(m, n, parts).expect("legal"))
@@ -307,8 +307,12 @@ fn nothing_is_read_or_written_outside() {
                     let mut scratch = [(); 2].map(|()| guarded(&vec![0.0; prepared.scratch_len(2).max(1)]));
                     let mut scratch = scratch.each_mut().map(Guarded::get_mut);
                     let residual = Some(&*grad.get_mut());
-                    prepared.run(&team, &mut scratch, 2, input.get_mut(), residual, output.get_mut(), None);
-                    prepared.run_alone(scratch[0], 2, input.get_mut(), residual, output.get_mut());
+                    let batch =
+                        PreparedBatch { images: 2, source: input.get_mut(), residual, target: output.get_mut() };
+                    prepared.run(&team, &mut scratch, batch, None);
+                    let batch =
+                        PreparedBatch { images: 2, source: input.get_mut(), residual, target: output.get_mut() };
+                    prepared.run_alone(scratch[0], batch);
                     let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
                     std::hint::black_box(conv.grad_input(2, grad.get_mut(), &packed));
                     let (x, grad) = (&*input.get_mut(), &*grad.get_mut());

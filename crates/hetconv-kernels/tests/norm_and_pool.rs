@@ -6,10 +6,9 @@ mod common;
 use common::{Numbers, assert_close, each_isa};
 use hetconv_core::Conv2dGeometry;
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward, NormGradients};
-use hetconv_kernels::pool;
+use hetconv_kernels::pool::{self, PooledImages};
 
 /// Batch-norm, residual and ReLU by the definition.
-#[allow(clippy::too_many_arguments)]
 fn batch_norm(x: &[f64], r: Option<&[f64]>, gamma: &[f64], beta: &[f64], relu: bool, epsilon: f64) -> Vec<f64> {
     let channels = gamma.len();
     let rows = x.len() / channels;
@@ -191,14 +190,15 @@ fn pools_and_their_gradients() {
             }
             let (mut y, mut dx) = (vec![f32::NAN; dy.len()], vec![f32::NAN; x.len()]);
             let mut argmax = vec![0; dy.len()];
-            pool::max_pool_forward(isa, &geometry, batch, [h, w], channels, &x, &mut y, &mut argmax);
+            let images = PooledImages { geometry: &geometry, batch, size: [h, w], channels };
+            pool::max_pool_forward(isa, images, &x, &mut y, &mut argmax);
             assert_close("max", &y, &want[0], 0.0);
-            pool::max_pool_backward(isa, &geometry, batch, [h, w], channels, &argmax, &dy, &mut dx);
+            pool::max_pool_backward(isa, images, &argmax, &dy, &mut dx);
             assert_close("max gradient", &dx, &grads[0], 1e-6);
             for (k, count_padding) in [(1, false), (2, true)] {
-                pool::avg_pool_forward(isa, &geometry, batch, [h, w], channels, count_padding, &x, &mut y);
+                pool::avg_pool_forward(isa, images, count_padding, &x, &mut y);
                 assert_close("mean", &y, &want[k], 1e-6);
-                pool::avg_pool_backward(isa, &geometry, batch, [h, w], channels, count_padding, &dy, &mut dx);
+                pool::avg_pool_backward(isa, images, count_padding, &dy, &mut dx);
                 assert_close("mean gradient", &dx, &grads[k], 1e-6);
             }
         }
@@ -244,11 +244,13 @@ fn a_nan_wins_the_window_and_padding_never_does() {
     each_isa("max of unusual values", |isa| {
         let geometry = Conv2dGeometry::square(2, 2, 0, 1);
         let (mut y, mut argmax) = ([0.0; 1], [0; 1]);
-        pool::max_pool_forward(isa, &geometry, 1, [2, 2], 1, &[1.0, f32::NAN, 3.0, 2.0], &mut y, &mut argmax);
+        let images = PooledImages { geometry: &geometry, batch: 1, size: [2, 2], channels: 1 };
+        pool::max_pool_forward(isa, images, &[1.0, f32::NAN, 3.0, 2.0], &mut y, &mut argmax);
         assert!(y[0].is_nan() && argmax[0] == 1);
         let padded = Conv2dGeometry::square(2, 1, 1, 1);
         let (mut y, mut argmax) = ([0.0; 4], [0; 4]);
-        pool::max_pool_forward(isa, &padded, 1, [1, 1], 1, &[-7.0], &mut y, &mut argmax);
+        let images = PooledImages { geometry: &padded, size: [1, 1], ..images };
+        pool::max_pool_forward(isa, images, &[-7.0], &mut y, &mut argmax);
         assert_eq!((y, argmax), ([-7.0; 4], [0; 4]));
     });
 }

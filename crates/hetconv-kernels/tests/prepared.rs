@@ -5,7 +5,7 @@ mod common;
 
 use common::{Numbers, Weights, check, each_isa};
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, Isa, Prepared};
+use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, Isa, Prepared, PreparedBatch};
 
 fn het(m: usize, n: usize, parts: usize) -> ConvKind {
     ConvKind::Het(HetPattern::shifted(m, n, parts).expect("legal"))
@@ -55,7 +55,8 @@ fn segments_of_wider_pixels() {
                 let run = |prepared: &Prepared| {
                     let mut scratch = Aligned::zeroed(prepared.scratch_len(IMAGES));
                     let mut output = vec![-7.0; IMAGES * size[0] * size[1] * prepared.pitch()];
-                    prepared.run_alone(&mut scratch, IMAGES, &input, None, &mut output);
+                    let batch = PreparedBatch { images: IMAGES, source: &input, residual: None, target: &mut output };
+                    prepared.run_alone(&mut scratch, batch);
                     output
                 };
                 let want = run(&prepared);

@@ -8,7 +8,7 @@ use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Op, Shape, Takes, ValueId, Weights};
 use hetconv_kernels::pool::Pool;
 use hetconv_kernels::select::Select;
-use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared};
+use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch};
 
 use crate::fold::{Folded, Source};
 use crate::plan::{Input, Layer};
@@ -347,7 +347,10 @@ fn time(prepared: &Prepared, batch: usize) -> Option<Duration> {
     let mut scratch = Aligned::try_zeroed(prepared.scratch_len(batch))?;
     let mut pass = || {
         let started = Instant::now();
-        prepared.run_alone(&mut scratch, batch, &source, None, &mut target);
+        prepared.run_alone(
+            &mut scratch,
+            PreparedBatch { images: batch, source: &source, residual: None, target: &mut target },
+        );
         started.elapsed()
     };
     pass();

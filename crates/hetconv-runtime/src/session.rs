@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hetconv_kernels::{Aligned, Prepared, Team};
+use hetconv_kernels::{Aligned, Prepared, PreparedBatch, Team};
 
 use crate::schedule::{Chunk, Schedule};
 use crate::step::{Kind, Step};
@@ -231,9 +231,8 @@ impl Session {
                     Kind::Conv(prepared) => Some(&**prepared),
                     _ => None,
                 });
-                Clock::time(clock, index, || {
-                    whole(plan, step, batch, team, workers, &read, target, next);
-                });
+                let whole = Whole { plan, step, images: batch, read, target };
+                Clock::time(clock, index, || whole.run(team, workers, next));
             }
         }
         Ok(())
@@ -267,32 +266,36 @@ fn read<'a>(
     }
 }
 
-/// Computes a step of all images on all threads, and brings near what the next layer reads first.
-#[allow(clippy::too_many_arguments)]
-fn whole<'a>(
-    plan: &Plan,
-    step: &Step,
+/// A step of all images.
+struct Whole<'a, R> {
+    plan: &'a Plan,
+    step: &'a Step,
     images: usize,
-    team: &Team,
-    workers: &mut [Worker],
-    read: &(dyn Fn(usize) -> &'a [f32] + Sync),
-    target: &mut [f32],
-    next: Option<&Prepared>,
-) {
-    /// Values of a part, at least.
-    const LEAST: usize = 16 << 10;
-    if let Kind::Conv(prepared) = &step.kind {
-        let residual = (step.operands.len() > 1).then(|| read(1));
-        return prepared.run(team, workers, images, read(0), residual, target, next);
+    /// Its operands.
+    read: R,
+    target: &'a mut [f32],
+}
+
+impl<'a, R: Fn(usize) -> &'a [f32] + Sync> Whole<'a, R> {
+    /// Computes it on all threads, and brings near what the next layer reads first.
+    fn run(self, team: &Team, workers: &mut [Worker], next: Option<&Prepared>) {
+        /// Values of a part, at least.
+        const LEAST: usize = 16 << 10;
+        let Self { plan, step, images, read, target } = self;
+        if let Kind::Conv(prepared) = &step.kind {
+            let residual = (step.operands.len() > 1).then(|| read(1));
+            let batch = PreparedBatch { images, source: read(0), residual, target };
+            return prepared.run(team, workers, batch, next);
+        }
+        let rows = images * if step.has_rows() { plan.values[step.output].size[0] } else { 1 };
+        let row_len = target.len() / rows;
+        let read_len: usize = step.operands.iter().map(|&operand| images * plan.values[operand].len()).sum();
+        let parts = ((target.len() + read_len) / LEAST).clamp(1, 16);
+        let of_part = rows.div_ceil(parts);
+        team.chunks(target, of_part * row_len, workers, |index, target, _| {
+            step.compute(plan.isa, &plan.values, index * of_part, &|side| read(side), target);
+        });
     }
-    let rows = images * if step.has_rows() { plan.values[step.output].size[0] } else { 1 };
-    let row_len = target.len() / rows;
-    let read_len: usize = step.operands.iter().map(|&operand| images * plan.values[operand].len()).sum();
-    let parts = ((target.len() + read_len) / LEAST).clamp(1, 16);
-    let of_part = rows.div_ceil(parts);
-    team.chunks(target, of_part * row_len, workers, |index, target, _| {
-        step.compute(plan.isa, &plan.values, index * of_part, &|side| read(side), target);
-    });
 }
 
 /// A group's steps on a few images.
@@ -335,7 +338,8 @@ impl Few<'_> {
             Clock::time(clock, index, || match &step.kind {
                 Kind::Conv(prepared) => {
                     let residual = (step.operands.len() > 1).then(|| read(1));
-                    prepared.run_alone(scratch, images, read(0), residual, written);
+                    let batch = PreparedBatch { images, source: read(0), residual, target: written };
+                    prepared.run_alone(scratch, batch);
                 }
                 _ => step.compute(plan.isa, &plan.values, 0, &read, written),
             });

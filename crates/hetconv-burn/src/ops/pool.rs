@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use hetconv_core::Conv2dGeometry;
-use hetconv_kernels::{Isa, pool, zeros};
+use hetconv_kernels::pool::{self, PooledImages};
+use hetconv_kernels::{Isa, zeros};
 
 use crate::Implementation;
 use crate::composed;
@@ -75,6 +76,11 @@ impl PoolOp {
         [shape[0], self.out_size[0], self.out_size[1], shape[3]]
     }
 
+    /// The images of a batch of this shape, before or after.
+    fn images(&self, [batch, .., channels]: [usize; 4]) -> PooledImages<'_> {
+        PooledImages { geometry: &self.geometry, batch, size: self.in_size, channels }
+    }
+
     fn in_shape(&self, output: &FlexTensor) -> [usize; 4] {
         let shape = output.layout().shape();
         [shape[0], self.in_size[0], self.in_size[1], shape[3]]
@@ -105,23 +111,19 @@ impl Kernel<1> for MaxKernel {
     type Side = ();
 
     fn forward(&self, [input]: &[FlexTensor; 1]) -> (FlexTensor, (), Vec<u32>) {
-        let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.out_shape(input);
         let elements = shape.iter().product();
         let (mut output, mut argmax) = (zeros(elements), zeros(elements));
-        let [batch, _, _, channels] = shape;
         let x = values(input);
-        pool::max_pool_forward(self.isa, geometry, batch, *in_size, channels, x, &mut output, &mut argmax);
+        pool::max_pool_forward(self.isa, self.pool.images(shape), x, &mut output, &mut argmax);
         (tensor(output, shape), (), argmax)
     }
 
     fn backward(&self, argmax: Vec<u32>, grad: FlexTensor, _wanted: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.in_shape(&grad);
-        let [batch, _, _, channels] = shape;
         let mut grad_input = zeros(shape.iter().product());
         let grad = values(&grad);
-        pool::max_pool_backward(self.isa, geometry, batch, *in_size, channels, &argmax, grad, &mut grad_input);
+        pool::max_pool_backward(self.isa, self.pool.images(shape), &argmax, grad, &mut grad_input);
         [Some(tensor(grad_input, shape))]
     }
 }
@@ -138,31 +140,18 @@ impl Kernel<1> for AvgKernel {
     type Side = ();
 
     fn forward(&self, [input]: &[FlexTensor; 1]) -> (FlexTensor, (), ()) {
-        let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.out_shape(input);
-        let [batch, _, _, channels] = shape;
         let mut output = zeros(shape.iter().product());
         let x = values(input);
-        pool::avg_pool_forward(self.isa, geometry, batch, *in_size, channels, self.count_padding, x, &mut output);
+        pool::avg_pool_forward(self.isa, self.pool.images(shape), self.count_padding, x, &mut output);
         (tensor(output, shape), (), ())
     }
 
     fn backward(&self, (): (), grad: FlexTensor, _wanted: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let PoolOp { geometry, in_size, .. } = &self.pool;
         let shape = self.pool.in_shape(&grad);
-        let [batch, _, _, channels] = shape;
         let mut grad_input = zeros(shape.iter().product());
         let grad = values(&grad);
-        pool::avg_pool_backward(
-            self.isa,
-            geometry,
-            batch,
-            *in_size,
-            channels,
-            self.count_padding,
-            grad,
-            &mut grad_input,
-        );
+        pool::avg_pool_backward(self.isa, self.pool.images(shape), self.count_padding, grad, &mut grad_input);
         [Some(tensor(grad_input, shape))]
     }
 }

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use hetconv_core::{Activation, ChannelOrder, ConvKind};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{
-    Algorithm, Aligned, Batch, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, Team, reference,
+    Algorithm, Aligned, Batch, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, PreparedBatch, Team,
+    reference,
 };
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
@@ -238,10 +239,14 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
             let prepared = again.prepare(isa, algorithm, weights.get(), Some(bias), Some(function));
             let mut scratch: Vec<Aligned> = (0..3).map(|_| Aligned::zeroed(prepared.scratch_len(batch))).collect();
             output.fill(f32::NAN);
-            prepared.run(team, &mut scratch, batch, &stored, Some(&residual), &mut output, Some(&prepared));
+            let of_all =
+                PreparedBatch { images: batch, source: &stored, residual: Some(&residual), target: &mut output };
+            prepared.run(team, &mut scratch, of_all, Some(&prepared));
             assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, tolerance);
             output.fill(f32::NAN);
-            prepared.run_alone(scratch[0].as_mut(), batch, &stored, Some(&residual), &mut output);
+            let of_all =
+                PreparedBatch { images: batch, source: &stored, residual: Some(&residual), target: &mut output };
+            prepared.run_alone(scratch[0].as_mut(), of_all);
             assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, tolerance);
         }
 

@@ -32,7 +32,7 @@ Examples:
 pub struct Args {
     /// The trained network's model file
     #[arg(required_unless_present = "resume")]
-    file: Option<PathBuf>,
+    file: Option<String>,
 
     #[command(flatten)]
     amount: Amount,
@@ -197,7 +197,7 @@ impl Pruning {
 
 /// The settings of the run, and its folder.
 fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
-    let whole = args.file.as_deref().map(model::load).transpose()?;
+    let whole = args.file.as_deref().map(|file| model::load(Path::new(file))).transpose()?;
     let name = whole.as_ref().map(|whole| pruned_name(&whole.graph.name));
     let out = match (&args.run.out, &name) {
         (Some(out), _) => out.clone(),
@@ -212,7 +212,7 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
         (Some(_), None) => bad_usage!("--match needs FILE, whose classes and image size the other network gets"),
         (None, _) => args.amount.macs,
     };
-    let file = args.file.as_ref().map(|file| file.display().to_string());
+    let file = args.file.clone();
     let of = |get: fn(&PrunedFrom) -> Option<String>| {
         move |config: &RunConfig| config.pruned.as_ref().and_then(get).unwrap_or_else(nothing)
     };

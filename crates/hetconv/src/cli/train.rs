@@ -45,7 +45,7 @@ pub struct Args {
 
     /// Begin with the network and the weights of a model file or an ONNX file
     #[arg(long, value_name = "FILE", conflicts_with = "model", requires = "out")]
-    from: Option<PathBuf>,
+    from: Option<String>,
 
     #[command(flatten)]
     normalise: Normalise,
@@ -240,7 +240,7 @@ fn configure(args: &Args) -> Result<Configured> {
         (None, Some(model)) => Path::new("runs").join(model),
         (None, None) => bad_usage!("--out or --model is needed to find the run's folder"),
     };
-    let from = args.from.as_ref().map(|file| file.display().to_string());
+    let from = args.from.clone();
     let [mean, std] = [&args.normalise.mean, &args.normalise.std].map(|given| (!given.is_empty()).then(|| join(given)));
     let given: [Given<'_>; 4] = [
         ("--model", args.model.clone(), &|config| match &config.from {
