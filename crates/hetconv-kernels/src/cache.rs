@@ -11,6 +11,12 @@ pub(crate) const FIRST: usize = 8 << 10;
 pub(crate) const WAYS: usize = 8;
 pub(crate) const WAY: usize = FIRST / WAYS;
 
+/// Channels to store a pixel with, so that pixels that follow each other are not all in one set of the first level: as many,
+/// or a line more.
+pub fn spread(channels: usize) -> usize {
+    if channels > 0 && channels.is_multiple_of(WAY) { channels + LINE } else { channels }
+}
+
 /// The second level: 1 MiB.
 pub(crate) const SECOND: usize = 256 << 10;
 

@@ -60,6 +60,7 @@ pub mod scale;
 pub mod select;
 
 pub use aligned::Aligned;
+pub use cache::spread;
 pub use conv::{Algorithm, Batch, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered};
 pub use fresh::zeros;
 pub use isa::{Isa, IsaError};

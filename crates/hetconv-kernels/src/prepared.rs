@@ -28,15 +28,15 @@ pub struct Prepared {
     activation: Option<Activation>,
     /// Whole-vector products of an image, roughly.
     products: f64,
-    segment: Option<Segment>,
+    wider: Option<Wider>,
 }
 
-/// Channels of wider pixels.
+/// Pixels with more channels than the layer's own.
 #[derive(Debug)]
-struct Segment {
-    /// Channels of a pixel.
-    pitch: usize,
-    /// The first of them that is written.
+struct Wider {
+    /// Channels of a pixel of the source, and of the target.
+    pitches: [usize; 2],
+    /// The first of the target's that is written.
     first: usize,
     /// What the direct pass reads and writes then.
     regions: Vec<Region>,
@@ -104,7 +104,7 @@ impl Prepared {
             // A vector is read for every product.
             PackedForm::Depthwise(_) => 2.0 * conv.executed_macs() as f64 / isa.lanes() as f64,
         };
-        Self { conv, isa, algorithm, form, bias, activation, products, segment: None }
+        Self { conv, isa, algorithm, form, bias, activation, products, wider: None }
     }
 
     /// The same, writing its outputs as the channels from `first` on of pixels that have `pitch` of them; the others are
@@ -113,21 +113,37 @@ impl Prepared {
     /// # Panics
     /// If the pixels are too narrow, or the convolution is depthwise.
     #[must_use]
-    pub fn into_segment(mut self, pitch: usize, first: usize) -> Self {
+    pub fn into_segment(self, pitch: usize, first: usize) -> Self {
         let channels = self.conv.spec().out_channels;
         assert!(first.checked_add(channels).is_some_and(|end| end <= pitch), "a segment of a pixel");
-        self.segment = None;
-        let wider = |region: &Region| {
-            let mut region = region.clone();
-            region.pixels.iter_mut().for_each(|(_, target)| *target = *target / channels * pitch);
-            region
-        };
+        let [source, _] = self.pitches();
+        self.with_pitches([source, pitch], first)
+    }
+
+    /// The same, reading pixels that have `pitch` channels, the first of which are its own.
+    ///
+    /// # Panics
+    /// If the pixels are too narrow, or the convolution is none of 1×1 that is computed directly.
+    #[must_use]
+    pub fn reading_wider(self, pitch: usize) -> Self {
+        assert!(pitch >= self.conv.spec().in_channels, "a pixel's channels");
+        assert!(self.algorithm == Algorithm::Direct, "read by the direct algorithm");
+        let ([_, target], first) = (self.pitches(), self.wider.as_ref().map_or(0, |wider| wider.first));
+        self.with_pitches([pitch, target], first)
+    }
+
+    fn with_pitches(mut self, pitches: [usize; 2], first: usize) -> Self {
+        self.wider = None;
+        let own = self.pitches();
         let regions = match self.kernel() {
-            Kernel::Direct(direct) => direct.regions.iter().map(wider).collect(),
+            Kernel::Direct(direct) => {
+                let of_image = direct.source_pixels;
+                direct.regions.iter().map(|region| region.with_channels(of_image, [own, pitches])).collect()
+            }
             Kernel::Winograd(_) => Vec::new(),
             Kernel::Depthwise(_) => panic!("a depthwise convolution writes whole pixels"),
         };
-        self.segment = Some(Segment { pitch, first, regions });
+        self.wider = Some(Wider { pitches, first, regions });
         self
     }
 
@@ -150,9 +166,10 @@ impl Prepared {
         }
     }
 
-    /// Channels of a pixel of the target.
-    pub fn pitch(&self) -> usize {
-        self.segment.as_ref().map_or(self.conv.spec().out_channels, |segment| segment.pitch)
+    /// Channels of a pixel of the source, and of the target.
+    pub fn pitches(&self) -> [usize; 2] {
+        let spec = self.conv.spec();
+        self.wider.as_ref().map_or([spec.in_channels, spec.out_channels], |wider| wider.pitches)
     }
 
     /// Values of the packed weights and the bias.
@@ -219,27 +236,26 @@ impl Prepared {
     /// The activations, after a look at all lengths.
     fn pass<'a>(&self, batch: PreparedBatch<'a>) -> Pass<'a> {
         let PreparedBatch { images, source, residual, target } = batch;
-        let [source_len, target_len] = [self.conv.in_len(images), self.conv.out_len(images)];
-        let (target_len, first) = match &self.segment {
-            Some(segment) => (product([target_len / self.conv.spec().out_channels, segment.pitch]), segment.first),
-            None => (target_len, 0),
-        };
+        let (pitches, first) = (self.pitches(), self.wider.as_ref().map_or(0, |wider| wider.first));
+        let sizes = [self.conv.in_size(), self.conv.out_size()];
+        let [source_len, target_len] = [0, 1].map(|i| product([images, sizes[i][0], sizes[i][1], pitches[i]]));
         assert_eq!(source.len(), source_len, "length of the source");
         assert_eq!(target.len(), target_len, "length of the target");
         assert!(residual.is_none_or(|residual| residual.len() == target_len), "length of the residual");
-        assert!(residual.is_none() || self.segment.is_none(), "a residual of a segment");
+        let is_segment = pitches[1] > self.conv.spec().out_channels;
+        assert!(residual.is_none() || !is_segment, "a residual of a segment");
         Pass { residual, ..Pass::new(images, source, Target(target[first.min(target_len)..].as_mut_ptr())) }
     }
 
     fn kernel(&self) -> Kernel<'_> {
         let mut kernel = self.conv.kernel(Direction::Forward, &self.form, &self.bias, self.activation);
-        if let Some(segment) = &self.segment {
+        if let Some(Wider { pitches: [source, target], regions, .. }) = &self.wider {
             match &mut kernel {
                 Kernel::Direct(direct) => {
-                    (direct.regions, direct.target_channels) = (segment.regions.as_slice(), segment.pitch)
+                    (direct.regions, direct.source_channels, direct.target_channels) = (regions, *source, *target);
                 }
-                Kernel::Winograd(winograd) => winograd.target_channels = segment.pitch,
-                Kernel::Depthwise(_) => unreachable!("no segment is made of it"),
+                Kernel::Winograd(winograd) => winograd.target_channels = *target,
+                Kernel::Depthwise(_) => unreachable!("no pixels of it are wider"),
             }
         }
         kernel

@@ -66,13 +66,16 @@ impl Select {
     /// Writes every value of `y`.
     fn copy_rows(&self, first: usize, x: &[f32], y: &mut [MaybeUninit<f32>]) {
         let ([height, width], [out_height, out_width]) = (self.in_size, self.out_size());
+        // Most often these are the operand's channels, perhaps with zeros behind them.
+        let same = self.sources.iter().zip(0..self.channels as u32).take_while(|&(&of, own)| of == Some(own)).count();
         let row_len = out_width * self.sources.len();
         for (index, row) in y.chunks_exact_mut(row_len.max(1)).enumerate() {
             let (image, from_row) = ((first + index) / out_height, (first + index) % out_height * self.stride);
             for (column, pixel) in row.chunks_exact_mut(self.sources.len()).enumerate() {
                 let from = (image * height + from_row) * width + column * self.stride;
                 let from = &x[from * self.channels..][..self.channels];
-                for (to, source) in pixel.iter_mut().zip(&self.sources) {
+                pixel[..same].write_copy_of_slice(&from[..same]);
+                for (to, source) in pixel.iter_mut().zip(&self.sources).skip(same) {
                     to.write(source.map_or(0.0, |source| from[source as usize]));
                 }
             }
@@ -122,5 +125,7 @@ mod tests {
         }
         assert_eq!(back, want);
         assert!(select.forward(0, &[]).is_empty());
+        let wider = Select { sources: vec![Some(0), Some(1), None, Some(0)], ..select };
+        assert_eq!(wider.forward(1, &x[..12]), [0., 1., 0., 0., 8., 9., 0., 8.]);
     }
 }

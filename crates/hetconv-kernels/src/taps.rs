@@ -27,6 +27,17 @@ pub(crate) struct Region {
     pub crowded: bool,
 }
 
+impl Region {
+    /// The same where a source's pixels, of which there are so many in an image, and a target's have other numbers of
+    /// channels; it has one tap only, or the source's number stays.
+    pub fn with_channels(&self, pixels: usize, [from, to]: [[usize; 2]; 2]) -> Self {
+        assert!(self.taps.len() <= 1 || from[0] == to[0], "distances of taps are those of pixels");
+        let moved = |&(source, target): &(usize, usize)| (source / from[0] * to[0], target / from[1] * to[1]);
+        let moved: Vec<(usize, usize)> = self.pixels.iter().map(moved).collect();
+        Self { taps: self.taps.clone(), crowded: crowded(&moved, pixels * to[0]), pixels: moved }
+    }
+}
+
 /// Whether a tile of the first pixels of a region, images `image_len` values apart, takes all ways of a set.
 fn crowded(pixels: &[(usize, usize)], image_len: usize) -> bool {
     if pixels.is_empty() {

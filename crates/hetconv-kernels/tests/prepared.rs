@@ -54,7 +54,7 @@ fn segments_of_wider_pixels() {
                 let prepared = prepare(&spec, size, isa, algorithm);
                 let run = |prepared: &Prepared| {
                     let mut scratch = Aligned::zeroed(prepared.scratch_len(IMAGES));
-                    let mut output = vec![-7.0; IMAGES * size[0] * size[1] * prepared.pitch()];
+                    let mut output = vec![-7.0; IMAGES * size[0] * size[1] * prepared.pitches()[1]];
                     let batch = PreparedBatch { images: IMAGES, source: &input, residual: None, target: &mut output };
                     prepared.run_alone(&mut scratch, batch);
                     output
@@ -66,6 +66,32 @@ fn segments_of_wider_pixels() {
                     assert!(got[..9].iter().chain(&got[49..]).all(|&other| other == -7.0));
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn sources_of_wider_pixels() {
+    const IMAGES: usize = 2;
+    let size = [3, 5];
+    each_isa("wider sources", |isa| {
+        for kind in [ConvKind::Standard, ConvKind::Grouped(4)] {
+            let spec = ConvSpec::by_class(24, 40, Conv2dGeometry::same(1, 1), kind);
+            let run = |prepared: &Prepared, input: &[f32]| {
+                let mut scratch = Aligned::zeroed(prepared.scratch_len(IMAGES));
+                let mut output = vec![-7.0; IMAGES * size[0] * size[1] * prepared.pitches()[1]];
+                let batch = PreparedBatch { images: IMAGES, source: input, residual: None, target: &mut output };
+                prepared.run_alone(&mut scratch, batch);
+                output
+            };
+            let input = Numbers(4).vec(IMAGES * size[0] * size[1] * 24);
+            let want = run(&prepare(&spec, size, isa, Algorithm::Direct), &input);
+            // What is no channel of its own is never read.
+            let wider: Vec<f32> = input.chunks(24).flat_map(|pixel| [pixel, &[f32::NAN; 9]].concat()).collect();
+            let prepared = prepare(&spec, size, isa, Algorithm::Direct).reading_wider(33);
+            assert_eq!(run(&prepared, &wider), want);
+            let got = run(&prepared.into_segment(57, 9), &wider);
+            assert!(got.chunks_exact(57).zip(want.chunks_exact(40)).all(|(got, want)| got[9..49] == *want));
         }
     });
 }

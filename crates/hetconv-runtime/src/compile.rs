@@ -8,7 +8,9 @@ use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Op, Shape, Takes, ValueId, Weights};
 use hetconv_kernels::pool::Pool;
 use hetconv_kernels::select::Select;
-use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch};
+use hetconv_kernels::{
+    Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch, spread,
+};
 
 use crate::fold::{Folded, Source};
 use crate::plan::{Input, Layer};
@@ -40,6 +42,7 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
         plan,
         of_node: vec![None; graph.nodes.len()],
         segments: segments(graph, &fusion, &shapes, &chains),
+        picked: HashMap::new(),
     };
     for chain in &chains {
         compiler.chain(chain)?;
@@ -68,6 +71,8 @@ struct Compiler<'a> {
     /// The value that holds each node's result, once it is computed.
     of_node: Vec<Option<usize>>,
     segments: HashMap<ValueId, Segment>,
+    /// For values of which every n-th pixel was picked, by n: the value of those.
+    picked: HashMap<(usize, usize), usize>,
 }
 
 /// The place of a convolution's result in that of a concatenation.
@@ -135,11 +140,53 @@ impl Compiler<'_> {
         let input = self.source.graph.nodes[node].inputs[side];
         let stored = self.computed(input);
         let Some(gather) = self.orders.gather(node, side) else { return stored };
-        let value = self.plan.values[stored];
         let sources = gather.iter().map(|&position| Some(position)).collect();
-        let select = Select { sources, channels: value.channels, stride: 1, in_size: value.size };
-        let output = self.value(value);
-        self.push(node, Kind::Select(select), vec![stored], output, None);
+        self.selected(node, stored, sources, 1)
+    }
+
+    /// The stride of a pointwise convolution whose pixels are picked before it reads them, on all threads: of one that reads
+    /// every so many only, whose blocks would each pass over those between, or of one whose pixels are in one set of the
+    /// first-level cache.
+    fn picks(&self, node: ValueId) -> Option<usize> {
+        /// Fewer pixels find room in a set.
+        const FEW: usize = 8;
+        let node = &self.source.graph.nodes[node];
+        let Op::Conv2d { geometry, kind, in_channels, out_channels, .. } = &node.op else { return None };
+        let Conv2dGeometry { kernel, stride: [stride, columns], padding, .. } = geometry;
+        let is_pointwise = *kernel == [1; 2] && *padding == [0; 4] && stride == columns;
+        let is_crowded = spread(*in_channels) > *in_channels && self.shaped(node.inputs[0]).pixels() > FEW;
+        let gains = *stride > 1 || is_crowded;
+        (is_pointwise && gains && !kind.is_depthwise(*in_channels, *out_channels)).then_some(*stride)
+    }
+
+    /// The value that such a layer reads: at every `stride`-th row and column, its pixels well apart in the caches.
+    fn picked(&mut self, node: ValueId, stride: usize) -> usize {
+        let input = self.source.graph.nodes[node].inputs[0];
+        let stored = self.computed(input);
+        let Value { channels, .. } = self.plan.values[stored];
+        let gather = self.orders.gather(node, 0);
+        if gather.is_none()
+            && let Some(&picked) = self.picked.get(&(stored, stride))
+        {
+            return picked;
+        }
+        let mut sources: Vec<Option<u32>> = match gather {
+            Some(gather) => gather.iter().map(|&position| Some(position)).collect(),
+            None => (0..channels as u32).map(Some).collect(),
+        };
+        sources.resize(spread(channels), None);
+        let picked = self.selected(node, stored, sources, stride);
+        if gather.is_none() {
+            self.picked.insert((stored, stride), picked);
+        }
+        picked
+    }
+
+    fn selected(&mut self, node: ValueId, operand: usize, sources: Vec<Option<u32>>, stride: usize) -> usize {
+        let Value { size, channels } = self.plan.values[operand];
+        let (of_result, select) = (sources.len(), Select { sources, channels, stride, in_size: size });
+        let output = self.value(Value { size: select.out_size(), channels: of_result });
+        self.push(node, Kind::Select(select), vec![operand], output, None);
         output
     }
 
@@ -165,8 +212,10 @@ impl Compiler<'_> {
             self.concat(chain.first);
             return Ok(());
         }
-        let sides = 0..node.inputs.len();
-        let mut operands: Vec<usize> = sides.map(|side| self.operand(chain.first, side)).collect();
+        let mut operands: Vec<usize> = match self.picks(chain.first) {
+            Some(stride) => vec![self.picked(chain.first, stride)],
+            None => (0..node.inputs.len()).map(|side| self.operand(chain.first, side)).collect(),
+        };
         let value = self.shaped(chain.first);
         let kind = match &node.op {
             Op::Input { shape } => {
@@ -177,7 +226,7 @@ impl Compiler<'_> {
                 if let Some((sum, side)) = chain.sum {
                     operands.push(self.operand(sum, side));
                 }
-                Kind::Conv(Box::new(self.layer(chain, activation.take())?))
+                Kind::Conv(Box::new(self.layer(chain, operands[0], activation.take())?))
             }
             Op::BatchNorm { .. } => self.norm(chain.first)?,
             Op::Activation { function } => {
@@ -254,14 +303,24 @@ impl Compiler<'_> {
         Ok(Kind::Norm { scale, shift })
     }
 
-    fn layer(&mut self, chain: &Chain, activation: Option<Activation>) -> Result<Prepared, CompileError> {
+    /// A convolution or linear layer that reads a value.
+    fn layer(
+        &mut self,
+        chain: &Chain,
+        operand: usize,
+        activation: Option<Activation>,
+    ) -> Result<Prepared, CompileError> {
         let graph = self.source.graph;
         let node = &graph.nodes[chain.first];
         let Folded { tensors, bias } = self.source.layer(chain.first, chain.norm)?;
         let in_order = self.orders.input_order(chain.first, 0).clone();
         let out_order = self.orders.order(chain.last).clone();
-        let spec = spec(&node.op, in_order, out_order);
-        let in_size = self.shaped(node.inputs[0]).size;
+        let mut spec = spec(&node.op, in_order, out_order);
+        let picks = self.picks(chain.first).is_some();
+        if picks {
+            spec.geometry.stride = [1; 2];
+        }
+        let Value { size: in_size, channels: pitch } = self.plan.values[operand];
         let failed = |source| CompileError::Conv { node: node.name.clone(), source };
         let make = || Conv::new(spec.clone(), in_size).map_err(failed);
         let weights = || match &tensors[..] {
@@ -273,7 +332,10 @@ impl Compiler<'_> {
         let segment = self.segments.get(&chain.last);
         let segment = segment.map(|segment| (self.shapes[segment.concat].channels(), segment.first));
         let prepare = |conv: Conv, algorithm| {
-            let prepared = conv.prepare(isa, algorithm, weights(), Some(&bias), activation);
+            let mut prepared = conv.prepare(isa, algorithm, weights(), Some(&bias), activation);
+            if picks {
+                prepared = prepared.reading_wider(pitch);
+            }
             match segment {
                 Some((pitch, first)) => prepared.into_segment(pitch, first),
                 None => prepared,
@@ -341,9 +403,10 @@ fn time(prepared: &Prepared, batch: usize) -> Option<Duration> {
         let len = [height, width, channels].iter().try_fold(batch, |len, &size| len.checked_mul(size))?;
         Aligned::try_zeroed(len)
     };
-    let mut source = zeroed(conv.in_size(), conv.spec().in_channels)?;
+    let [from, to] = prepared.pitches();
+    let mut source = zeroed(conv.in_size(), from)?;
     source.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 17) as f32 / 8.0 - 1.0);
-    let mut target = zeroed(conv.out_size(), prepared.pitch())?;
+    let mut target = zeroed(conv.out_size(), to)?;
     let mut scratch = Aligned::try_zeroed(prepared.scratch_len(batch))?;
     let mut pass = || {
         let started = Instant::now();

@@ -138,6 +138,37 @@ fn a_thousand_sessions_over_one_plan() {
 }
 
 #[test]
+fn pixels_that_lie_apart_are_picked_once() {
+    let mut b = GraphBuilder::new("wide");
+    let x = b.input("image", [3, 7, 6]);
+    let x = b.conv_bn_relu("stem", x, 1024, Conv2dGeometry::same(1, 1));
+    let mut sums = Vec::new();
+    for (stride, kind) in [(1, ConvKind::Standard), (2, ConvKind::Standard), (3, ConvKind::Grouped(4))] {
+        let geometry = Conv2dGeometry::square(1, stride, 0, 1);
+        let y = b.conv(format!("a{stride}"), x, 40, geometry.clone(), kind.clone(), true);
+        let z = b.conv(format!("b{stride}"), x, 24, geometry, kind, false);
+        let y = b.concat(format!("concat{stride}"), &[y, z]);
+        sums.push(b.global_avg_pool(format!("pool{stride}"), y));
+    }
+    // Channels that have to be brought into another order as well.
+    let het = ConvKind::Het(HetPattern::shifted(64, 64, 4).unwrap());
+    let y = b.conv("narrow", x, 64, Conv2dGeometry::same(1, 1), ConvKind::Standard, true);
+    let y = b.conv("het", y, 64, Conv2dGeometry::same(3, 1), het, true);
+    let y = b.conv("every other", y, 64, Conv2dGeometry::square(1, 2, 0, 1), ConvKind::Grouped(2), true);
+    sums.push(b.global_avg_pool("pool", y));
+    let sum = b.add("sum", &sums);
+    let graph = b.finish([sum]).unwrap();
+    let weights = distinct_weights(&graph, 3);
+    check(&graph, &weights, &[1, 5]);
+    let plan = Plan::compile(&graph, &weights, &Options::default()).unwrap();
+    let steps: Vec<&str> = plan.steps().map(|(name, _)| name).collect();
+    let count = |name: &str| steps.iter().filter(|step| **step == name).count();
+    for stride in 1..=3 {
+        assert_eq!([count(&format!("a{stride}")), count(&format!("b{stride}"))], [2, 1], "{steps:?}");
+    }
+}
+
+#[test]
 fn convolutions_write_where_a_concatenation_would_copy_them() {
     let het = |m, n| ConvKind::Het(HetPattern::shifted(m, n, 4).unwrap());
     let mut b = GraphBuilder::new("inception");
