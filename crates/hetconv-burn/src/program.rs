@@ -494,7 +494,7 @@ impl Compiler<'_> {
     fn gather(&self, id: ValueId, stride: usize) -> Step {
         let sources = self.plan.sources(id).expect("the plan has the sources of every gather").to_vec();
         let input = self.graph.nodes[id].inputs[0];
-        let select = Select { sources, channels: self.channels(input), stride, in_size: self.shapes[input].size() };
+        let select = Select::new(sources, self.channels(input), stride, self.shapes[input].size());
         Step::Select(SelectOp::new(select, self.implementation))
     }
 }

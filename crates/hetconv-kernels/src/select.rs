@@ -9,17 +9,51 @@ use crate::fresh::{fresh, place, product, zeros};
 /// Channels of a result, each a copy of one of the operand's or zeros, at every `stride`-th row and column.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Select {
-    /// For each channel of the result the operand's it copies.
-    pub sources: Vec<Option<u32>>,
-    /// Channels of the operand.
-    pub channels: usize,
-    /// Rows and columns from one pixel of the result to the next.
-    pub stride: usize,
-    /// Height and width of the operand.
-    pub in_size: [usize; 2],
+    sources: Vec<Option<u32>>,
+    channels: usize,
+    stride: usize,
+    in_size: [usize; 2],
+    /// So many first channels are the operand's first ones.
+    own: usize,
+    /// Behind those, the channels of the result that are copies, and the operand's.
+    others: Vec<(u32, u32)>,
 }
 
 impl Select {
+    /// A selection from operands of so many channels: `sources` has for each channel of the result the operand's that it
+    /// copies, `stride` is from one row or column of the result to the next, and `in_size` the operand's height and width.
+    ///
+    /// # Panics
+    /// If a source is no channel of the operand, or the stride is 0.
+    pub fn new(sources: Vec<Option<u32>>, channels: usize, stride: usize, in_size: [usize; 2]) -> Self {
+        assert!(stride > 0, "a stride");
+        assert!(sources.iter().flatten().all(|&source| (source as usize) < channels), "channels of the operand");
+        let own = sources.iter().zip(0..).take_while(|&(&source, channel)| source == Some(channel)).count();
+        let others = sources.iter().zip(0..).skip(own);
+        let others = others.filter_map(|(&source, channel)| Some((channel, source?))).collect();
+        Self { sources, channels, stride, in_size, own, others }
+    }
+
+    /// For each channel of the result the operand's it copies.
+    pub fn sources(&self) -> &[Option<u32>] {
+        &self.sources
+    }
+
+    /// Channels of the operand.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Rows and columns from one pixel of the result to the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Height and width of the operand.
+    pub fn in_size(&self) -> [usize; 2] {
+        self.in_size
+    }
+
     /// Height and width of the result.
     pub fn out_size(&self) -> [usize; 2] {
         self.in_size.map(|size| size.div_ceil(self.stride))
@@ -66,17 +100,16 @@ impl Select {
     /// Writes every value of `y`.
     fn copy_rows(&self, first: usize, x: &[f32], y: &mut [MaybeUninit<f32>]) {
         let ([height, width], [out_height, out_width]) = (self.in_size, self.out_size());
-        // Most often these are the operand's channels, perhaps with zeros behind them.
-        let same = self.sources.iter().zip(0..self.channels as u32).take_while(|&(&of, own)| of == Some(own)).count();
         let row_len = out_width * self.sources.len();
         for (index, row) in y.chunks_exact_mut(row_len.max(1)).enumerate() {
             let (image, from_row) = ((first + index) / out_height, (first + index) % out_height * self.stride);
             for (column, pixel) in row.chunks_exact_mut(self.sources.len()).enumerate() {
                 let from = (image * height + from_row) * width + column * self.stride;
                 let from = &x[from * self.channels..][..self.channels];
-                pixel[..same].write_copy_of_slice(&from[..same]);
-                for (to, source) in pixel.iter_mut().zip(&self.sources).skip(same) {
-                    to.write(source.map_or(0.0, |source| from[source as usize]));
+                pixel[..self.own].write_copy_of_slice(&from[..self.own]);
+                pixel[self.own..].fill(MaybeUninit::new(0.0));
+                for &(to, source) in &self.others {
+                    pixel[to as usize].write(from[source as usize]);
                 }
             }
         }
@@ -94,10 +127,9 @@ impl Select {
             grad_x.par_chunks_mut(in_len).zip(grad_y.par_chunks(out_len)).for_each(|(grad_x, grad_y)| {
                 for (grad_y, pixel) in grad_y.chunks_exact(self.sources.len()).zip(self.pixels()) {
                     let grad_x = &mut grad_x[pixel * self.channels..][..self.channels];
-                    for (&grad, source) in grad_y.iter().zip(&self.sources) {
-                        if let Some(source) = source {
-                            grad_x[*source as usize] += grad;
-                        }
+                    grad_x.iter_mut().zip(&grad_y[..self.own]).for_each(|(to, &grad)| *to += grad);
+                    for &(from, source) in &self.others {
+                        grad_x[source as usize] += grad_y[from as usize];
                     }
                 }
             });
@@ -112,7 +144,7 @@ mod tests {
 
     #[test]
     fn copies_zeros_and_sums() {
-        let select = Select { sources: vec![Some(1), None, Some(0), Some(1)], channels: 2, stride: 2, in_size: [3, 2] };
+        let select = Select::new(vec![Some(1), None, Some(0), Some(1)], 2, 2, [3, 2]);
         assert_eq!(select.out_size(), [2, 1]);
         let x: Vec<f32> = (0..24).map(|i| i as f32).collect();
         // Pixels 0 and 4 of each image.
@@ -125,7 +157,12 @@ mod tests {
         }
         assert_eq!(back, want);
         assert!(select.forward(0, &[]).is_empty());
-        let wider = Select { sources: vec![Some(0), Some(1), None, Some(0)], ..select };
+        let wider = Select::new(vec![Some(0), Some(1), None, Some(0)], 2, 2, [3, 2]);
         assert_eq!(wider.forward(1, &x[..12]), [0., 1., 0., 0., 8., 9., 0., 8.]);
+        let mut want = [0.0; 12];
+        for (at, value) in [(0, 5.), (1, 2.), (8, 13.), (9, 6.)] {
+            want[at] = value;
+        }
+        assert_eq!(wider.backward(1, &grad[..8]), want);
     }
 }

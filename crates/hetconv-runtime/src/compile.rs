@@ -184,7 +184,7 @@ impl Compiler<'_> {
 
     fn selected(&mut self, node: ValueId, operand: usize, sources: Vec<Option<u32>>, stride: usize) -> usize {
         let Value { size, channels } = self.plan.values[operand];
-        let (of_result, select) = (sources.len(), Select { sources, channels, stride, in_size: size });
+        let (of_result, select) = (sources.len(), Select::new(sources, channels, stride, size));
         let output = self.value(Value { size: select.out_size(), channels: of_result });
         self.push(node, Kind::Select(select), vec![operand], output, None);
         output
@@ -255,7 +255,7 @@ impl Compiler<'_> {
             Op::Gather { stride, .. } => {
                 let input = self.shaped(node.inputs[0]);
                 let sources = self.orders.sources(chain.first).unwrap_or_default().to_vec();
-                Kind::Select(Select { sources, channels: input.channels, stride: *stride, in_size: input.size })
+                Kind::Select(Select::new(sources, input.channels, *stride, input.size))
             }
         };
         let output = match self.segments.get(&chain.last).copied() {

@@ -27,11 +27,11 @@ impl SelectOp {
             Implementation::Kernels(_) => Form::Kernels(Arc::new(select)),
             Implementation::Composed => {
                 // A channel of zeros stands behind the operand's.
-                let zeros = select.sources.contains(&None);
+                let zeros = select.sources().contains(&None);
                 let sources: Vec<u32> =
-                    select.sources.iter().map(|source| source.unwrap_or(select.channels as u32)).collect();
-                let selection = Selection::new(&sources, select.channels + usize::from(zeros));
-                Form::Composed { selection, zeros, stride: select.stride }
+                    select.sources().iter().map(|source| source.unwrap_or(select.channels() as u32)).collect();
+                let selection = Selection::new(&sources, select.channels() + usize::from(zeros));
+                Form::Composed { selection, zeros, stride: select.stride() }
             }
         })
     }
@@ -75,12 +75,12 @@ impl Kernel<1> for SelectKernel {
         let batch = input.layout().shape()[0];
         let [height, width] = self.0.out_size();
         let output = self.0.forward(batch, values(input));
-        (tensor(output, [batch, height, width, self.0.sources.len()]), (), batch)
+        (tensor(output, [batch, height, width, self.0.sources().len()]), (), batch)
     }
 
     fn backward(&self, batch: usize, grad: FlexTensor, _wanted: [bool; 1]) -> [Option<FlexTensor>; 1] {
-        let [height, width] = self.0.in_size;
+        let [height, width] = self.0.in_size();
         let grad_input = self.0.backward(batch, values(&grad));
-        [Some(tensor(grad_input, [batch, height, width, self.0.channels]))]
+        [Some(tensor(grad_input, [batch, height, width, self.0.channels()]))]
     }
 }
