@@ -51,7 +51,7 @@ fn about_runs(lines: &[Line]) -> String {
     let spread = if has_spread { "± is half of the range over the seeds." } else { "" };
     let is_missing = lines.iter().any(|line| line.status.starts_with("no run") || line.status.contains("epochs done"));
     let missing =
-        if is_missing { "Rows without a run are trained by --run; pruned networks by `hetconv prune`." } else { "" };
+        if is_missing { "Rows without a run are trained, and pruned, by --run." } else { "" };
     let said = [runs.as_str(), spread, missing];
     said.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
