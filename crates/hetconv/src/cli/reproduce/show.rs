@@ -50,8 +50,7 @@ fn about_runs(lines: &[Line]) -> String {
     let has_spread = lines.iter().any(|line| line.top1_spread.is_some());
     let spread = if has_spread { "± is half of the range over the seeds." } else { "" };
     let is_missing = lines.iter().any(|line| line.status.starts_with("no run") || line.status.contains("epochs done"));
-    let missing =
-        if is_missing { "Rows without a run are trained, and pruned, by --run." } else { "" };
+    let missing = if is_missing { "Rows without a run are trained, and pruned, by --run." } else { "" };
     let said = [runs.as_str(), spread, missing];
     said.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
