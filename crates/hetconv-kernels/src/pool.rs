@@ -172,23 +172,22 @@ fn wins(x: f32, largest: f32) -> bool {
     (x > largest) | (x.is_nan() & !largest.is_nan())
 }
 
-/// Mean over all pixels of each channel of one image, `[pixels, channels]`.
+/// Mean over all pixels of each channel of one image, `[pixels, pitch]`: of the first channels, if the pixels have more.
 ///
 /// # Panics
 /// If the lengths don't fit.
-pub fn global_average(isa: Isa, x: &[f32], y: &mut [f32]) {
+pub fn global_average(isa: Isa, pitch: usize, x: &[f32], y: &mut [f32]) {
     /// Pixels and channels that are summed in `f32`, before the sums of many pixels are added in `f64`.
     const PIXELS: usize = 64;
     const CHANNELS: usize = 64;
-    assert!(!y.is_empty() && x.len().is_multiple_of(y.len()), "lengths");
-    let channels = y.len();
-    let pixels = (x.len() / channels).max(1) as f64;
+    assert!(!y.is_empty() && y.len() <= pitch && x.len().is_multiple_of(pitch), "lengths");
+    let pixels = (x.len() / pitch).max(1) as f64;
     isa.plain(|| {
         for (first, means) in (0..).step_by(CHANNELS).zip(y.chunks_mut(CHANNELS)) {
             let mut total = [0.0f64; CHANNELS];
-            for some in x.chunks(PIXELS * channels) {
+            for some in x.chunks(PIXELS * pitch) {
                 let mut sums = [0.0f32; CHANNELS];
-                for pixel in some.chunks_exact(channels) {
+                for pixel in some.chunks_exact(pitch) {
                     sums.iter_mut().zip(&pixel[first..][..means.len()]).for_each(|(sum, &x)| *sum += x);
                 }
                 total.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(sum));
@@ -345,7 +344,7 @@ pub fn global_avg_forward(isa: Isa, batch: usize, pixels: usize, channels: usize
     assert!(pixels > 0, "images have pixels");
     assert!(x.len() == batch * pixels * channels && y.len() == batch * channels, "lengths");
     let images = x.par_chunks((pixels * channels).max(1)).zip(y.par_chunks_mut(channels.max(1)));
-    images.for_each(|(x, y)| global_average(isa, x, y));
+    images.for_each(|(x, y)| global_average(isa, channels, x, y));
 }
 
 /// Gradient of [`global_avg_forward`].

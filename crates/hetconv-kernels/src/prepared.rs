@@ -108,7 +108,7 @@ impl Prepared {
     }
 
     /// The same, writing its outputs as the channels from `first` on of pixels that have `pitch` of them; the others are
-    /// left as they are. Then there is no residual.
+    /// left as they are. A residual is laid out as the target, and there is none unless the segment begins the pixel.
     ///
     /// # Panics
     /// If the pixels are too narrow, or the convolution is depthwise.
@@ -242,8 +242,7 @@ impl Prepared {
         assert_eq!(source.len(), source_len, "length of the source");
         assert_eq!(target.len(), target_len, "length of the target");
         assert!(residual.is_none_or(|residual| residual.len() == target_len), "length of the residual");
-        let is_segment = pitches[1] > self.conv.spec().out_channels;
-        assert!(residual.is_none() || !is_segment, "a residual of a segment");
+        assert!(residual.is_none() || first == 0, "a residual of a segment further on");
         Pass { residual, ..Pass::new(images, source, Target(target[first.min(target_len)..].as_mut_ptr())) }
     }
 

@@ -1,17 +1,16 @@
 //! From a graph to a plan.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Op, Shape, Takes, ValueId, Weights};
 use hetconv_kernels::pool::Pool;
 use hetconv_kernels::select::Select;
-use hetconv_kernels::{
-    Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch, spread,
-};
+use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch};
 
+use crate::apart::{is_pointwise, is_tiled, stored_channels, values_apart};
 use crate::fold::{Folded, Source};
 use crate::plan::{Input, Layer};
 use crate::step::{Kind, Step, Value};
@@ -34,6 +33,7 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
     };
     let fusion = Fusion::new(graph, &orders);
     let chains = fusion.chains(takes);
+    let segments = segments(graph, &fusion, &shapes, &chains);
     let mut compiler = Compiler {
         source,
         shapes: &shapes,
@@ -41,7 +41,8 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
         options,
         plan,
         of_node: vec![None; graph.nodes.len()],
-        segments: segments(graph, &fusion, &shapes, &chains),
+        apart: values_apart(graph, &shapes, &orders, &chains, |value| segments.contains_key(&value)),
+        segments,
         picked: HashMap::new(),
     };
     for chain in &chains {
@@ -71,6 +72,8 @@ struct Compiler<'a> {
     /// The value that holds each node's result, once it is computed.
     of_node: Vec<Option<usize>>,
     segments: HashMap<ValueId, Segment>,
+    /// The values whose pixels lie apart.
+    apart: HashSet<ValueId>,
     /// For values of which every n-th pixel was picked, by n: the value of those.
     picked: HashMap<(usize, usize), usize>,
 }
@@ -91,10 +94,7 @@ fn segments(graph: &Graph, fusion: &Fusion<'_>, shapes: &[Shape], chains: &[Chai
         let inputs = graph.nodes[concat].inputs.iter().zip(first_channels(graph, shapes, concat));
         for (side, (&input, first)) in inputs.enumerate() {
             let whole = |chain: &&Chain| chain.last == input && chain.sum.is_none();
-            let is_layer = chains.iter().find(whole).is_some_and(|chain| match &graph.nodes[chain.first].op {
-                Op::Conv2d { kind, in_channels, out_channels, .. } => !kind.is_depthwise(*in_channels, *out_channels),
-                _ => false,
-            });
+            let is_layer = chains.iter().find(whole).is_some_and(|chain| is_tiled(&graph.nodes[chain.first].op));
             if is_layer && fusion.only_reader(input) == Some((concat, side)) {
                 segments.insert(input, Segment { concat, first });
             }
@@ -144,26 +144,12 @@ impl Compiler<'_> {
         self.selected(node, stored, sources, 1)
     }
 
-    /// The stride of a pointwise convolution whose pixels are picked before it reads them, on all threads: of one that reads
-    /// every so many only, whose blocks would each pass over those between, or of one whose pixels are in one set of the
-    /// first-level cache.
-    fn picks(&self, node: ValueId) -> Option<usize> {
-        /// Fewer pixels find room in a set.
-        const FEW: usize = 8;
-        let node = &self.source.graph.nodes[node];
-        let Op::Conv2d { geometry, kind, in_channels, out_channels, .. } = &node.op else { return None };
-        let Conv2dGeometry { kernel, stride: [stride, columns], padding, .. } = geometry;
-        let is_pointwise = *kernel == [1; 2] && *padding == [0; 4] && stride == columns;
-        let is_crowded = spread(*in_channels) > *in_channels && self.shaped(node.inputs[0]).pixels() > FEW;
-        let gains = *stride > 1 || is_crowded;
-        (is_pointwise && gains && !kind.is_depthwise(*in_channels, *out_channels)).then_some(*stride)
-    }
-
-    /// The value that such a layer reads: at every `stride`-th row and column, its pixels well apart in the caches.
+    /// The value that a pointwise layer reads: every `stride`-th row and column, picked on all threads, where each block of
+    /// its outputs would pass over those between.
     fn picked(&mut self, node: ValueId, stride: usize) -> usize {
         let input = self.source.graph.nodes[node].inputs[0];
         let stored = self.computed(input);
-        let Value { channels, .. } = self.plan.values[stored];
+        let own = self.shaped(input);
         let gather = self.orders.gather(node, 0);
         if gather.is_none()
             && let Some(&picked) = self.picked.get(&(stored, stride))
@@ -172,9 +158,10 @@ impl Compiler<'_> {
         }
         let mut sources: Vec<Option<u32>> = match gather {
             Some(gather) => gather.iter().map(|&position| Some(position)).collect(),
-            None => (0..channels as u32).map(Some).collect(),
+            None => (0..own.channels as u32).map(Some).collect(),
         };
-        sources.resize(spread(channels), None);
+        let pixels = own.size.iter().map(|size| size.div_ceil(stride)).product();
+        sources.resize(stored_channels(own.channels, pixels), None);
         let picked = self.selected(node, stored, sources, stride);
         if gather.is_none() {
             self.picked.insert((stored, stride), picked);
@@ -212,11 +199,14 @@ impl Compiler<'_> {
             self.concat(chain.first);
             return Ok(());
         }
-        let mut operands: Vec<usize> = match self.picks(chain.first) {
+        let mut operands: Vec<usize> = match picks(&node.op) {
             Some(stride) => vec![self.picked(chain.first, stride)],
             None => (0..node.inputs.len()).map(|side| self.operand(chain.first, side)).collect(),
         };
-        let value = self.shaped(chain.first);
+        let mut value = self.shaped(chain.first);
+        if self.apart.contains(&chain.last) {
+            value.channels = stored_channels(value.channels, value.pixels());
+        }
         let kind = match &node.op {
             Op::Input { shape } => {
                 self.plan.inputs.push(Input { name: node.name.clone(), shape: *shape });
@@ -226,7 +216,7 @@ impl Compiler<'_> {
                 if let Some((sum, side)) = chain.sum {
                     operands.push(self.operand(sum, side));
                 }
-                Kind::Conv(Box::new(self.layer(chain, operands[0], activation.take())?))
+                Kind::Conv(Box::new(self.layer(chain, operands[0], value.channels, activation.take())?))
             }
             Op::BatchNorm { .. } => self.norm(chain.first)?,
             Op::Activation { function } => {
@@ -303,11 +293,12 @@ impl Compiler<'_> {
         Ok(Kind::Norm { scale, shift })
     }
 
-    /// A convolution or linear layer that reads a value.
+    /// A convolution or linear layer that reads a value, and writes pixels of so many channels.
     fn layer(
         &mut self,
         chain: &Chain,
         operand: usize,
+        to: usize,
         activation: Option<Activation>,
     ) -> Result<Prepared, CompileError> {
         let graph = self.source.graph;
@@ -316,11 +307,10 @@ impl Compiler<'_> {
         let in_order = self.orders.input_order(chain.first, 0).clone();
         let out_order = self.orders.order(chain.last).clone();
         let mut spec = spec(&node.op, in_order, out_order);
-        let picks = self.picks(chain.first).is_some();
-        if picks {
+        if picks(&node.op).is_some() {
             spec.geometry.stride = [1; 2];
         }
-        let Value { size: in_size, channels: pitch } = self.plan.values[operand];
+        let Value { size: in_size, channels: from } = self.plan.values[operand];
         let failed = |source| CompileError::Conv { node: node.name.clone(), source };
         let make = || Conv::new(spec.clone(), in_size).map_err(failed);
         let weights = || match &tensors[..] {
@@ -330,16 +320,18 @@ impl Compiler<'_> {
         };
         let isa = self.plan.isa;
         let segment = self.segments.get(&chain.last);
-        let segment = segment.map(|segment| (self.shapes[segment.concat].channels(), segment.first));
+        let segment = match segment {
+            Some(segment) => (self.shapes[segment.concat].channels(), segment.first),
+            None => (to, 0),
+        };
         let prepare = |conv: Conv, algorithm| {
             let mut prepared = conv.prepare(isa, algorithm, weights(), Some(&bias), activation);
-            if picks {
-                prepared = prepared.reading_wider(pitch);
+            let [own_from, own_to] = prepared.pitches();
+            if from > own_from {
+                prepared = prepared.reading_wider(from);
             }
-            match segment {
-                Some((pitch, first)) => prepared.into_segment(pitch, first),
-                None => prepared,
-            }
+            let (pitch, first) = segment;
+            if pitch > own_to { prepared.into_segment(pitch, first) } else { prepared }
         };
         let conv = make()?;
         if self.options.tune && !self.options.exact && conv.algorithms().len() > 1 {
@@ -361,6 +353,13 @@ impl Compiler<'_> {
         let algorithm = algorithm(&conv, isa, self.options);
         Ok(prepare(conv, algorithm))
     }
+}
+
+/// The stride of a pointwise convolution that does not read all pixels.
+fn picks(op: &Op) -> Option<usize> {
+    let Op::Conv2d { geometry, .. } = op else { return None };
+    let [rows, columns] = geometry.stride;
+    (is_pointwise(op) && rows == columns && rows > 1).then_some(rows)
 }
 
 /// The instruction set that was asked for, or the best there is.

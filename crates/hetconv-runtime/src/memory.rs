@@ -1,5 +1,6 @@
 //! Where every value stands in memory: values that are never alive at once share it.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 /// How long a value is alive, in steps, and how much memory it takes.
@@ -18,15 +19,23 @@ impl Life {
     }
 }
 
-/// A place for every value, and the memory they take together.
-///
-/// Larger values first, each into the smallest gap between those it meets that holds it.
+/// A place for every value, and the memory they take together: larger values first, those of one size from the beginning or
+/// from the end, whichever takes less. Which of two equal halves the last large value is in decides what fits beside it.
 pub(crate) fn place(lives: &[Life]) -> (Vec<Range<usize>>, usize) {
     let mut order: Vec<usize> = (0..lives.len()).collect();
-    order.sort_by_key(|&value| std::cmp::Reverse(lives[value].len));
+    let ways = [0, 1].map(|_| {
+        order.reverse();
+        order.sort_by_key(|&value| Reverse(lives[value].len));
+        place_in(&order, lives)
+    });
+    ways.into_iter().min_by_key(|(_, total)| *total).unwrap_or_default()
+}
+
+/// Places values in some order, each into the smallest gap between those it meets that holds it.
+fn place_in(order: &[usize], lives: &[Life]) -> (Vec<Range<usize>>, usize) {
     let mut places: Vec<Option<Range<usize>>> = vec![None; lives.len()];
     let mut total = 0;
-    for value in order {
+    for &value in order {
         let life = &lives[value];
         let met =
             places.iter().zip(lives).filter(|(_, other)| other.meets(life)).filter_map(|(place, _)| place.clone());

@@ -53,6 +53,7 @@ pub(crate) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Value {
     pub size: [usize; 2],
+    /// With those that keep its pixels apart, if they are.
     pub channels: usize,
 }
 
@@ -111,9 +112,9 @@ impl Step {
             }
             Kind::Pool(pool) => pool.run_rows(isa, first, read(0), target),
             Kind::GlobalAverage => {
-                let len = of(0).len();
+                let (len, pitch) = (of(0).len(), of(0).channels);
                 for (image, y) in target.chunks_exact_mut(channels).enumerate() {
-                    global_average(isa, &read(0)[(first + image) * len..][..len], y);
+                    global_average(isa, pitch, &read(0)[(first + image) * len..][..len], y);
                 }
             }
             Kind::Copy => target.copy_from_slice(same(0)),
