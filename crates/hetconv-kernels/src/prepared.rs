@@ -81,11 +81,11 @@ const NEAR: usize = cache::SECOND / 2;
 pub struct PreparedBatch<'a> {
     /// How many images it has.
     pub images: usize,
-    /// What is read, `[images, height, width, M]`.
+    /// What is read, `[images, height, width, M]`, or pixels of as many channels as [`Prepared::pitches`] says.
     pub source: &'a [f32],
     /// What is added, laid out as the target.
     pub residual: Option<&'a [f32]>,
-    /// What is written, `[images, out height, out width, N]`.
+    /// What is written, `[images, out height, out width, N]`, or pixels of as many channels.
     pub target: &'a mut [f32],
 }
 

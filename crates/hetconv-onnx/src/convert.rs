@@ -50,8 +50,8 @@ struct Candidate {
 /// Replaces the convolutions of an ONNX file by HetConv and leaves everything else as it is, byte for byte.
 ///
 /// Convolutions without groups and with an odd square kernel of K > 1 are converted: each becomes a grouped convolution
-/// (centre taps 0), a 1×1 convolution that keeps the bias, and their sum, which has the convolution's name. `folder` is
-/// where external data may be.
+/// (centre taps 0), a 1×1 convolution that keeps the bias, and their sum, which has the convolution's name (with a number, if
+/// another node before it has the same). `folder` is where external data may be.
 ///
 /// # Errors
 /// A file that is none, P = 0, or one in which nothing could be converted, with the reasons.

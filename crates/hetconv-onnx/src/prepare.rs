@@ -138,13 +138,15 @@ pub(crate) fn node_name(node: &NodeProto) -> &str {
     if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() }
 }
 
-/// Gives every node a name of its own: nothing forbids a file to call two of them the same.
+/// Gives every node a name of its own, those a number that bear one again: nothing forbids a file to call two of them the
+/// same.
 pub(crate) fn tell_apart(nodes: &mut [NodeProto]) {
     let mut names = Names::default();
+    let mut first: HashSet<String> = nodes.iter().map(|node| node_name(node).to_owned()).collect();
+    first.iter().for_each(|name| drop(names.claim(name)));
     for node in nodes {
-        let name = names.claim(node_name(node));
-        if name != node_name(node) {
-            node.name = Some(name);
+        if !first.remove(node_name(node)) {
+            node.name = Some(names.claim(node_name(node)));
         }
     }
 }

@@ -246,6 +246,14 @@ fn nodes_of_one_name_are_told_apart() {
         assert!(layer.before.macs.is_some(), "{}", layer.name);
     }
     assert_eq!(results(&same.bytes), results(&known.bytes));
+    // A number that another node has is not given away.
+    let numbered = |model: &mut ModelProto| {
+        let nodes = model.graph.as_mut().unwrap().node.iter_mut();
+        let names = ["conv", "conv", "conv_1"].into_iter().map(|name| Some(name.to_owned()));
+        nodes.filter(|node| node.op_type() == "Conv").zip(names).for_each(|(node, name)| node.name = name);
+    };
+    let layers = convert(&changed(numbered), None, &ConvertOptions::new(4)).unwrap().report.layers;
+    assert_eq!(layers[..3].iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["conv", "conv_2", "conv_1"]);
 }
 
 #[test]

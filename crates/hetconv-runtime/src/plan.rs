@@ -115,7 +115,8 @@ impl Plan {
     }
 
     /// What a session computes, one after another: for each step the first of the nodes that it stands for, and the layer
-    /// if it is one. Steps of an input, an output or a change of order are named as the node whose value they move.
+    /// if it is one. Steps of an input, an output, a change of order or a choice of pixels are named as the node whose value
+    /// they move or the first that reads it.
     pub fn steps(&self) -> impl Iterator<Item = (&str, Option<&Layer>)> {
         let mut layers = self.layers.iter();
         self.steps.iter().map(move |step| {

@@ -179,6 +179,21 @@ fn what_is_trained_is_pruned_as_well() {
     let (_, said) = run(&["--time", "0"]);
     assert!(said.contains("vgg16-cifar_pruned seed 0: already trained") && !said.contains("left to train"), "{said}");
 
+    // Cut short before its report, a run lacks that only, and its folder may be spelled otherwise.
+    let report = here.path().join("runs/reproduce/resnet56_pruned-s0-e1/pruned.json");
+    let kept = std::fs::read(&report).unwrap();
+    std::fs::remove_file(&report).unwrap();
+    let (_, said) = run(&["--runs", "./runs/reproduce"]);
+    assert!(!said.contains("resnet56_pruned seed 0: already trained"), "{said}");
+    assert_eq!(std::fs::read(&report).unwrap(), kept);
+    let weights = here.path().join("runs/reproduce/resnet56-s0-e1/model.safetensors");
+    std::fs::rename(&weights, weights.with_extension("kept")).unwrap();
+    std::fs::remove_file(&report).unwrap();
+    let settings = ["--data", "images", "--epochs", "1", "--batch-size", "8"];
+    let refused = hetconv(here.path(), &[&["reproduce", "table2", "--run"], &settings[..]].concat());
+    assert!(stderr(&refused).contains("without its weights"), "{}", stderr(&refused));
+    std::fs::rename(weights.with_extension("kept"), &weights).unwrap();
+
     // Of a run that only a table tells of there are no weights to prune.
     let whole = ["runs/reproduce/vgg16-cifar-s0-e1", "runs/reproduce/resnet56-s0-e1"];
     json(here.path(), &[&["report"], &whole[..], &["--results", "kept", "--no-timing"]].concat());

@@ -308,7 +308,6 @@ pub fn as_trained(mut config: RunConfig, file: &Path) -> Result<RunConfig> {
             return Ok(config);
         }
     };
-    let place = |data: &str| Path::new(data).canonicalize().unwrap_or_else(|_| PathBuf::from(data));
     if place(&own.data) == place(&config.data) {
         let given = config.hold_out.or(own.hold_out);
         if given != own.hold_out {
@@ -323,6 +322,11 @@ pub fn as_trained(mut config: RunConfig, file: &Path) -> Result<RunConfig> {
         config.no_flip |= own.no_flip;
     }
     Ok(config)
+}
+
+/// Where a path leads, however it is spelled; the path itself if nothing is there.
+pub fn place(path: &str) -> PathBuf {
+    Path::new(path).canonicalize().unwrap_or_else(|_| PathBuf::from(path))
 }
 
 /// A flag that not all commands have, the value given, and what a run's settings say.

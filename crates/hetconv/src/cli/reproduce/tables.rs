@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::measure::TRAINING_BATCH;
 use super::paper::{Network, Row, Table};
 use super::results::{Results, RunLine, StoredRun, What};
+use crate::cli::prune::pruned_name;
 use crate::cli::summary::reduction;
 use crate::cli::{model, runs};
 
@@ -136,11 +137,12 @@ fn fill(spec: &Table, row: &Row, results: &Results) -> Result<Vec<Filled>> {
             let standard = model::build(&name, name.usual_classes(), None)?.cost()?.macs;
             // With other classes or image sizes it was another network.
             let is_pruned =
-                |line: &RunLine| line.model == format!("{of}_pruned") && line.macs_before_pruning == Some(standard);
+                |line: &RunLine| line.model == pruned_name(of) && line.macs_before_pruning == Some(standard);
             let label = format!("{of}, pruned");
             let groups = groups(results.runs.iter().filter(|run| is_pruned(&run.line)));
             if groups.is_empty() {
-                return Ok(vec![Filled { line: Line { status: "no run".into(), ..line(&label) }, variant: None }]);
+                let status = without_run(&pruned_name(of), results);
+                return Ok(vec![Filled { line: Line { status, ..line(&label) }, variant: None }]);
             }
             let fill = |runs: &Vec<&StoredRun>| {
                 let [params, macs] = [runs[0].line.params, runs[0].line.macs];
@@ -214,8 +216,16 @@ fn groups<'a>(found: impl Iterator<Item = &'a StoredRun>) -> Vec<Vec<&'a StoredR
 }
 
 /// What two runs of one row must share.
-fn setting(run: &StoredRun) -> (&str, u64, [usize; 2]) {
-    (&run.line.setting, run.line.macs, run.line.images())
+fn setting(run: &StoredRun) -> (String, u64, [usize; 2]) {
+    (seedless(&run.line.setting, run.line.seed), run.line.macs, run.line.images())
+}
+
+/// A run's setting without the seed of the run that its network was pruned from, if that is its own.
+fn seedless(setting: &str, seed: u64) -> String {
+    match setting.split_once("-of-") {
+        Some((before, of)) => format!("{before}-of-{}", of.replacen(&format!("-s{seed}-"), "-", 1)),
+        None => setting.to_owned(),
+    }
 }
 
 fn without_run(name: &str, results: &Results) -> String {
@@ -297,6 +307,15 @@ fn to_standard(filled: Filled, group: &[&StoredRun], results: &Results) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_pruned_from_those_of_their_own_seeds_have_one_setting() {
+        let of = |seed: u64| seedless(&format!("images-s1-e2-of-vgg16-cifar-s{seed}-e10"), seed);
+        assert_eq!(of(0), "images-s1-e2-of-vgg16-cifar-e10");
+        assert_eq!(of(1), of(0));
+        assert_ne!(seedless("images-e2-of-vgg16-cifar-s1-e10", 0), seedless("images-e2-of-vgg16-cifar-s0-e10", 0));
+        assert_eq!(seedless("images-s1-e2", 1), "images-s1-e2");
+    }
 
     #[test]
     fn lines_of_one_file_stand_together() {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use hetconv::train::{
     Dataset, EpochMetrics, PrunedFrom, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, name_of,
     run_files,
@@ -15,7 +15,7 @@ use crate::cli::output::say;
 use crate::cli::progress::TrainingProgress;
 use crate::cli::prune::{self, Pruning, pruned_name};
 use crate::cli::runs;
-use crate::cli::train::{Settings, data_of, network, train_watched};
+use crate::cli::train::{Settings, data_of, network, place, train_watched};
 
 /// What is trained, and for how long.
 pub struct Order<'a> {
@@ -53,13 +53,21 @@ pub fn missing(tables: &[&Table], order: &Order<'_>, results: &Results) -> Resul
                 Network::Elsewhere(_) => continue,
             };
             let images = [data.train.len(), data.test.len()];
-            if let Some(run) = known(&config, results)?.filter(|run| run.line.images() == images) {
+            // Of a pruned run that was cut short before its report, only that is missing.
+            let is_whole = |line: &RunLine| config.pruned.is_none() || line.macs_before_pruning.is_some();
+            let known = known(&config, results)?;
+            if let Some(run) = known.filter(|run| run.line.images() == images && is_whole(&run.line)) {
                 say(&format!("{} seed {seed}: already trained, {}", config.model, run.origin));
                 continue;
             }
             if let Network::Pruned { of, .. } = network {
                 let whole = order.config(of, seed)?;
-                if !runs::is_finished(&order.folder_of(&whole)) && !wanted.contains(&whole) {
+                let folder = order.folder_of(&whole);
+                runs::check_settings(&whole, &folder, "--runs")?;
+                if runs::is_finished(&folder) && !folder.join(run_files::MODEL).is_file() {
+                    bail!("{} holds a finished run without its weights; remove it to train it again", folder.display());
+                }
+                if !runs::is_finished(&folder) && !wanted.contains(&whole) {
                     say(&format!(
                         "{of} seed {seed}: trained once more, for its weights are not in {}",
                         order.folder.display()
@@ -104,7 +112,16 @@ impl Order<'_> {
         let file = self.folder_of(&self.config(of, seed)?).join(run_files::MODEL);
         let macs = network(&self.config(like, seed)?, data)?.cost()?.macs;
         let from = PrunedFrom { file: file.display().to_string(), ratio: None, macs: Some(macs) };
-        self.completed(seed, |recipe| Ok(RunConfig::of_pruned(from, &pruned_name(of), self.data, recipe)))
+        let own = |recipe| Ok(RunConfig::of_pruned(from, &pruned_name(of), self.data, recipe));
+        let mut config = self.completed(seed, own)?;
+        // The same file may have been called otherwise when the run began.
+        let stored = RunConfig::load(&self.folder_of(&config).join(run_files::CONFIG)).ok();
+        if let (Some(from), Some(stored)) = (&mut config.pruned, stored.and_then(|stored| stored.pruned))
+            && place(&from.file) == place(&stored.file)
+        {
+            from.file = stored.file;
+        }
+        Ok(config)
     }
 
     fn completed(&self, seed: u64, own: impl FnOnce(RecipeName) -> Result<RunConfig>) -> Result<RunConfig> {
