@@ -150,21 +150,40 @@ fn every_other_pixel_is_picked_once() {
         let y = b.concat(format!("concat{stride}"), &[y, z]);
         sums.push(b.global_avg_pool(format!("pool{stride}"), y));
     }
-    // Channels that have to be brought into another order as well.
-    let het = ConvKind::Het(HetPattern::shifted(64, 64, 4).unwrap());
-    let y = b.conv("narrow", x, 64, Conv2dGeometry::same(1, 1), ConvKind::Standard, true);
-    let y = b.conv("het", y, 64, Conv2dGeometry::same(3, 1), het, true);
-    let y = b.conv("every other", y, 64, Conv2dGeometry::square(1, 2, 0, 1), ConvKind::Grouped(2), true);
-    sums.push(b.global_avg_pool("pool", y));
+    // One that takes in a sum, and one with another stride in its rows.
+    let left = b.conv("left", x, 64, Conv2dGeometry::same(3, 2), ConvKind::Standard, true);
+    let right = b.conv("right", x, 64, Conv2dGeometry::square(1, 2, 0, 1), ConvKind::Standard, true);
+    let y = b.add("shortcut", &[left, right]);
+    sums.push(b.global_avg_pool("shortcut.pool", y));
+    let uneven = Conv2dGeometry { stride: [1, 2], ..Conv2dGeometry::same(1, 1) };
+    let y = b.conv("uneven", x, 64, uneven, ConvKind::Standard, true);
+    sums.push(b.global_avg_pool("uneven.pool", y));
     let sum = b.add("sum", &sums);
     let graph = b.finish([sum]).unwrap();
     let weights = distinct_weights(&graph, 3);
-    check(&graph, &weights, &[1, 5]);
+    // Few images at a time as well.
+    check(&graph, &weights, &[1, 5, 24]);
     let plan = Plan::compile(&graph, &weights, &Options::default()).unwrap();
     let steps: Vec<&str> = plan.steps().map(|(name, _)| name).collect();
     let count = |name: &str| steps.iter().filter(|step| **step == name).count();
     for stride in 2..=3 {
         assert_eq!([count(&format!("a{stride}")), count(&format!("b{stride}"))], [2, 1], "{steps:?}");
+    }
+}
+
+#[test]
+fn every_other_pixel_in_another_order() {
+    for channels in [64, 1024] {
+        let mut b = GraphBuilder::new("orders");
+        let x = b.input("image", [3, 8, 7]);
+        let x = b.conv_bn_relu("stem", x, channels, Conv2dGeometry::same(1, 1));
+        // Neither takes the order of the other: one of them reads a selection.
+        let het = ConvKind::Het(HetPattern::shifted(channels, 32, 4).unwrap());
+        let y = b.conv("het", x, 32, Conv2dGeometry::same(3, 2), het, true);
+        let z = b.conv("every other", x, 32, Conv2dGeometry::square(1, 2, 0, 1), ConvKind::Grouped(2), true);
+        let sum = b.add("sum", &[y, z]);
+        let graph = b.finish([sum]).unwrap();
+        check(&graph, &distinct_weights(&graph, 3), &[1, 3]);
     }
 }
 
