@@ -6,8 +6,9 @@ IMAGES has a folder for each class; with folders `train` and `test` in it, these
 gloo on CPUs and nccl on GPUs. The batch is the global one: any number of processes gives the same loss curve, within
 rounding, because every random draw is a function of seed, epoch and image, and batch-norm uses the moments of the whole batch.
 
-A run that was stopped, however roughly, goes on with `--resume` from its last checkpoint, with any number of processes. It
-ends with `model.safetensors` for the `hetconv` command and `hetconv.Runtime`.
+A run that was stopped, however roughly, goes on with `--resume` from its last checkpoint, with any number of processes;
+without it, a folder that holds a run is refused. It ends with `model.safetensors` for the `hetconv` command and
+`hetconv.Runtime`.
 """
 
 import argparse
@@ -136,6 +137,15 @@ class Run:
         self.settings = {name: str(value) for name, value in vars(arguments).items() if name in SETTINGS}
         self.rows = []
 
+    def refuse_another(self, device):
+        """Ends every process if the folder holds a run already. The first process sees it and tells the others."""
+        found = [any((self.folder / name).exists() for name in ("checkpoint.pt", "model.safetensors"))]
+        dist.broadcast_object_list(found, src=0, device=device)
+        if found[0]:
+            raise SystemExit(
+                f"{self.folder} already holds a run; go on by --resume if its checkpoint is there, or choose another --out"
+            )
+
     def save(self, step, model, optimizer):
         """Writes the checkpoint beside its place, and renames it when it is on the disk."""
         if not self.main:
@@ -212,6 +222,9 @@ def train(arguments, device):
     world, main = dist.get_world_size(), dist.get_rank() == 0
     if arguments.batch % world:
         raise SystemExit(f"--batch {arguments.batch} cannot be shared by {world} processes")
+    run = Run(arguments.out, arguments)
+    if not arguments.resume:
+        run.refuse_another(device)
     root = arguments.data / "train" if (arguments.data / "train").is_dir() else arguments.data
     images = ImageFolder(root, arguments.size, arguments.seed)
     steps = len(images) // arguments.batch
@@ -225,7 +238,6 @@ def train(arguments, device):
     others = [weight for weight in network.parameters() if weight.dim() <= 1]
     groups = [{"params": decay, "weight_decay": arguments.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=arguments.lr, momentum=0.9, nesterov=True)
-    run = Run(arguments.out, arguments)
     step = run.load(network, optimizer, device) if arguments.resume else 0
     # All processes have the same running means and variances already.
     devices = [device] if device.type == "cuda" else None

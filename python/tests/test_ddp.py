@@ -70,6 +70,19 @@ def torchrun(processes, *script):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
 
 
+def pair(first, second, *more):
+    """Two processes that find each other without `torchrun`, with their arguments and, if given, environments."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank, command in enumerate((first, second)):
+        env = environment(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        env |= more[rank] if more else {}
+        processes.append(subprocess.Popen([sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True))
+    return processes
+
+
 def losses(out):
     with open(out / "loss.csv", newline="") as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
@@ -131,19 +144,9 @@ def test_one_process_killed_ends_the_other_and_the_run_resumes(images, tmp_path)
     assert done.returncode == 0, done.stderr
 
     # Without torchrun, which would stop the survivor itself. One epoch more than there is time for.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     endless = arguments(images, out, "--checkpoint-every", 2)
-    processes = []
-    for rank in (0, 1):
-        env = environment(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-        # The second one stops where it is told to, so that it is surely killed in the middle.
-        env |= {"HETCONV_STOP": "5"} if rank == 1 else {}
-        processes.append(
-            subprocess.Popen([sys.executable, "-c", STOPPING, *endless], env=env, stderr=subprocess.PIPE, text=True)
-        )
-    survivor, killed = processes
+    # The second one stops where it is told to, so that it is surely killed in the middle.
+    survivor, killed = pair(["-c", STOPPING, *endless], ["-c", STOPPING, *endless], {}, {"HETCONV_STOP": "5"})
     killed.wait(timeout=120)
     assert killed.returncode == -signal.SIGKILL
     since = time.monotonic()
@@ -160,6 +163,21 @@ def test_one_process_killed_ends_the_other_and_the_run_resumes(images, tmp_path)
 
     done = torchrun(1, *arguments(images, out, "--resume", "--seed", 1))
     assert done.returncode != 0 and "other settings" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model.safetensors"])
+def test_a_folder_that_holds_a_run_is_refused_by_all_processes(images, tmp_path, name):
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    out.mkdir()
+    for file in (name, "loss.csv"):
+        (out / file).write_text("dear")
+    # The second one does not see the folder, as on another machine.
+    for process in pair(arguments(images, out), arguments(images, elsewhere)):
+        _, message = process.communicate(timeout=120)
+        assert process.returncode == 1 and "already holds a run" in message and "--resume" in message
+        assert "Traceback" not in message
+    assert {file.name: file.read_text() for file in out.iterdir()} == {name: "dear", "loss.csv": "dear"}
+    assert not elsewhere.exists()
 
 
 # Runs the example, and kills its own process in the middle of a step.

@@ -343,6 +343,52 @@ def test_state_dicts_in_three_spellings():
     assert set(authors.state_dict()) == {"0.gwc.weight", "0.pwc.weight", "0.pwc.bias"}
 
 
+def test_state_dicts_in_other_spellings_draw_no_random_numbers():
+    layer = HetConv2d(8, 12, 3, padding=1, arrangement="blocked")
+    spatial, pointwise, bias = layer.grouped_weights()
+    own = layer.state_dict()
+    authors = {"gwc.weight": spatial, "gwc.bias": bias / 2, "pwc.weight": pointwise, "pwc.bias": bias / 2}
+    for state in (own, {"weight": layer.dense_weight(), "bias": layer.bias}, authors):
+        again = HetConv2d(8, 12, 3, padding=1, arrangement="blocked")
+        with torch.device("meta"):
+            assigned = HetConv2d(8, 12, 3, padding=1, arrangement="blocked")
+        torch.manual_seed(9)
+        again.load_state_dict(state)
+        assigned.load_state_dict(state, assign=True)
+        assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(9)))
+        for other in (again, assigned):
+            assert all(torch.equal(own[name], tensor) for name, tensor in other.state_dict().items())
+            assert other.center.is_contiguous() and other.ring.is_contiguous()
+
+
+def test_tensors_of_other_shapes_are_named():
+    def state(kernel=(3, 3), groups=4, filters=12, **more):
+        grouped, pointwise = torch.randn(filters, 8 // groups, *kernel), torch.randn(filters, 8, 1, 1)
+        return {"0.gwc.weight": grouped, "0.pwc.weight": pointwise, "0.bias": torch.zeros(12)} | more
+
+    net = nn.Sequential(HetConv2d(8, 12, 3, padding=1, arrangement="blocked"))
+    before = copy.deepcopy(net.state_dict())
+    net.load_state_dict(state())
+    net.load_state_dict(state(groups=1) | {"0.gwc.weight": torch.zeros(12, 8, 3, 3)})
+    net.load_state_dict(before)
+    for wrong, message in [
+        (state(kernel=(5, 5)), r"0: a gwc.weight of shape \(12, 2, 5, 5\); the layer's is \(12, 2, 3, 3\)"),
+        (state(kernel=(3, 1)), "gwc.weight of shape"),
+        (state(filters=10), "gwc.weight of shape"),
+        (state() | {"0.gwc.weight": torch.zeros(12, 3, 3, 3)}, r"the layer's is \(12, 2, 3, 3\)"),
+        (state() | {"0.gwc.weight": torch.zeros(12, 0, 3, 3)}, "gwc.weight of shape"),
+        (state() | {"0.gwc.weight": torch.zeros(12)}, "gwc.weight of shape"),
+        (state() | {"0.pwc.weight": torch.zeros(1, 8, 1, 1)}, r"0: a pwc.weight of shape \(1, 8, 1, 1\)"),
+        (state() | {"0.pwc.bias": torch.zeros(5)}, r"0: a pwc.bias of shape \(5,\); the layer's is \(12,\)"),
+        ({"0.gwc.weight": torch.zeros(12, 2, 3, 3)}, "0: gwc.weight and pwc.weight belong together"),
+        ({"0.weight": torch.zeros(12, 8, 5, 5)}, "0: a dense weight of shape"),
+        ({"0.weight": torch.zeros(12)}, "0: a dense weight of shape"),
+    ]:
+        with pytest.raises(RuntimeError, match=r"Error\(s\) in loading state_dict(.|\n)*" + message):
+            net.load_state_dict(wrong)
+        assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
 def test_fresh_weights_have_one_fan_in_and_spare_slots_stay_empty():
     torch.manual_seed(6)
     layer = HetConv2d(13, 17, 3, padding=1, parts=5)

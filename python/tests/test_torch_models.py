@@ -216,10 +216,11 @@ def test_a_converted_network_is_a_model_file_again(tmp_path):
     assert isinstance(load_model_file(path).conv3, HetConv2d)
 
 
-def test_uneven_padding_survives_a_conversion(tmp_path):
-    torch.manual_seed(5)
-
-    def convolution(name, reads, stride, padding):
+def write_convolutions(path, *layers):
+    """A model file with one convolution behind another, each a name and, if given, stride and padding."""
+    nodes, tensors = [{"name": "x", "op": {"op": "input", "shape": [4, 9, 8]}}], {}
+    for name, *window in layers:
+        stride, padding = window or (1, [1] * 4)
         geometry = {"kernel": [3, 3], "stride": [stride] * 2, "padding": padding, "dilation": [1, 1]}
         op = {
             "op": "conv2d",
@@ -229,25 +230,21 @@ def test_uneven_padding_survives_a_conversion(tmp_path):
             "kind": "standard",
             "bias": True,
         }
-        return {"name": name, "op": op, "inputs": [reads]}
-
-    nodes = [
-        {"name": "x", "op": {"op": "input", "shape": [4, 9, 8]}},
-        convolution("first", 0, 1, [1] * 4),
-        convolution("uneven", 1, 2, [0, 0, 1, 1]),
-        convolution("even", 2, 1, [1] * 4),
-    ]
-    tensors = {}
-    for node in nodes[1:]:
-        for name, shape in [("weight", [4, 4, 3, 3]), ("bias", [4])]:
-            tensors[f"{node['name']}.{name}"] = (shape, torch.randn(shape).numpy().tobytes())
+        nodes.append({"name": name, "op": op, "inputs": [len(nodes) - 1]})
+        for tensor, shape in [("weight", [4, 4, 3, 3]), ("bias", [4])]:
+            tensors[f"{name}.{tensor}"] = (shape, torch.randn(shape).numpy().tobytes())
     description = {
-        "graph": {"name": "uneven", "nodes": nodes, "outputs": [3]},
+        "graph": {"name": "convolutions", "nodes": nodes, "outputs": [len(layers)]},
         "classes": [],
         "normalisation": {"mean": [0.0] * 4, "std": [1.0] * 4},
     }
-    path = tmp_path / "model.safetensors"
     _native.write_model(path, json.dumps(description), tensors)
+
+
+def test_uneven_padding_survives_a_conversion(tmp_path):
+    torch.manual_seed(5)
+    path = tmp_path / "model.safetensors"
+    write_convolutions(path, ("first",), ("uneven", 2, [0, 0, 1, 1]), ("even",))
     net = load_model_file(path)
     x = torch.randn(2, 4, 9, 8)
 
@@ -260,6 +257,91 @@ def test_uneven_padding_survives_a_conversion(tmp_path):
     assert {layer.name: bool(layer.parts) for layer in report.layers} == {"first": False, "uneven": False, "even": True}
     save_model_file(net, path)
     agrees()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"name": "name_"},
+        {"description": "description_", "forward": "forward_", "_places": "_places_"},
+        {"block.type": "block.type_", "block.type.bn": "block.type_.bn", "block.plain": "block.plain"},
+        {"float": "float_", "float_": "float__"},
+        {"float_": "float_", "float": "float__"},
+        {"a..b": "a.__.b", "a._": "a._", ".": "_._", "..": "_._._", ".a": "_.a", "a": "a"},
+        {"first": "first", "first.bias": "first.bias_", "first.kernel_size": "first.kernel_size_"},
+        {"first.bias.x": "first.bias_.x", "first": "first"},
+    ],
+    ids=lambda names: " ".join(names),
+)
+def test_names_that_pytorch_has_other_uses_for(tmp_path, names):
+    torch.manual_seed(6)
+    path, again = tmp_path / "model.safetensors", tmp_path / "again.safetensors"
+    write_convolutions(path, *((name,) for name in names))
+    net = load_model_file(path)
+    assert {name for name, module in net.named_modules() if isinstance(module, nn.Conv2d)} == set(names.values())
+    # The tensors have the names of the file, and a state dict of any such network can be loaded.
+    state = net.state_dict()
+    assert set(state) == {f"{name}.{tensor}" for name in names for tensor in ("weight", "bias")}
+    for name, place in names.items():
+        assert torch.equal(state[f"{name}.weight"], net.get_submodule(place).weight)
+    save_model_file(net, again)
+    assert again.read_bytes() == path.read_bytes()
+    wrapped = nn.Sequential(nn.Linear(1, 1), copy.deepcopy(net))
+    for parameter in wrapped.parameters():
+        nn.init.zeros_(parameter)
+    own = {f"1.{name}": tensor for name, tensor in state.items()}
+    wrapped.load_state_dict({"0.weight": torch.zeros(1, 1), "0.bias": torch.zeros(1), **own})
+    assert list(wrapped.state_dict())[2:] == list(own)
+    x = torch.randn(2, 4, 9, 8)
+    assert torch.equal(wrapped[1](x), net(x))
+
+    def agrees():
+        found = torch.tensor(hetconv.Runtime(path, exact=True).run(x))
+        torch.testing.assert_close(found, net(x).detach(), rtol=1e-4, atol=1e-4)
+
+    agrees()
+    convert(net, 2, keep_first=False)
+    save_model_file(net, path)
+    agrees()
+    torch.testing.assert_close(decompose(net)(x), net(x), rtol=1e-4, atol=1e-4)
+    again = load_model_file(path)
+    assert set(again.state_dict()) == {f"{name}.{own}" for name in names for own in ("center", "ring", "bias")}
+
+
+@needs_onnx
+@pytest.mark.filterwarnings("ignore")
+def test_other_names_are_compiled_and_exported(tmp_path):
+    torch.manual_seed(7)
+    path, x = tmp_path / "model.safetensors", torch.randn(2, 4, 9, 8)
+    write_convolutions(path, ("block.type",), ("a..b",), ("a",), ("a.bias",))
+    net = load_model_file(path).eval()
+    torch.testing.assert_close(torch.compile(net, fullgraph=True)(x), net(x))
+    torch.testing.assert_close(torch.func.functional_call(net, dict(net.named_parameters()), (x,)), net(x))
+    export_onnx(net, x, tmp_path / "model.onnx")
+    found = torch.tensor(hetconv.Runtime(tmp_path / "model.onnx", exact=True).run(x))
+    torch.testing.assert_close(found, net(x).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_names_that_cannot_be_had_are_errors(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_convolutions(path, (".".join("a" * 51),))
+    copy.deepcopy(load_model_file(path)).state_dict()
+    write_convolutions(path, (".".join("a" * 1000),))
+    with pytest.raises(hetconv.Error, match="node `a.a.*` has more than 50 dots"):
+        load_model_file(path)
+    # What a layer is replaced by may have more in it.
+    for name in ("ring", "parts"):
+        write_convolutions(path, ("x1",), ("first",), (f"first.{name}",))
+        net = load_model_file(path)
+        with pytest.raises(ValueError, match=f"first.{name} is in the way"):
+            convert(net, 2)
+        assert not any(isinstance(module, HetConv2d) for module in net.modules())
+    write_convolutions(path, ("first",), ("first.gwc",))
+    net, x = load_model_file(path), torch.randn(1, 4, 9, 8)
+    convert(net, 2, keep_first=False)
+    with pytest.raises(ValueError, match="first.gwc is in the way"):
+        decompose(net)
+    assert net(x).shape == x.shape
 
 
 def test_decompose_where_padding_and_classes_are_uneven():

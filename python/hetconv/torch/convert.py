@@ -114,7 +114,8 @@ def convert(
 
     The model is changed in place; make its optimizer afterwards. A pattern that matches no convolution's name is warned of.
 
-    Raises `ValueError` if nothing was converted, and for arguments that mean nothing.
+    Raises `ValueError` if nothing was converted, for arguments that mean nothing, and where a convolution has a module of its
+    own whose name `HetConv2d` has another use for.
     """
     if parts < 1:
         raise ValueError(f"HetConv needs at least 1 part, got P = {parts}")

@@ -153,14 +153,15 @@ class HetConv2d(nn.Module):
         (kind,) = self.operator["kind"]["het"]["arrangement"]
         return kind
 
+    def _classes(self) -> list[Tensor]:
+        """The classes of the channels and of the filters, on the CPU whatever the default device is."""
+        native = self._native
+        return [torch.tensor(classes, device="cpu") for classes in (native.channel_classes, native.filter_classes)]
+
     def _register_classes(self, device: torch.device) -> None:
         """What the forms of PyTorch need to know of the pattern."""
-        channel, filter = (
-            torch.tensor(classes, device="cpu")
-            for classes in (self._native.channel_classes, self._native.filter_classes)
-        )
-        spatial = filter[:, None] == channel
-        slot = (spatial.cumsum(1) - 1).clamp(min=0)
+        channel, filter = self._classes()
+        spatial, slot = _slots(channel, filter)
         count = max(int(channel.max()), int(filter.max())) + 1
         sizes = [classes.bincount(minlength=count) for classes in (channel, filter)]
         self._groups = count if all(bool((of == of[0]).all()) for of in sizes) else None
@@ -279,66 +280,76 @@ class HetConv2d(nn.Module):
 
         With `project`, those that the layer has not are dropped; otherwise they have to be 0, or it is a `ValueError`.
         """
-        expected = (self.out_channels, self.in_channels, *self.kernel_size)
-        if tuple(weight.shape) != expected:
-            raise ValueError(f"a dense weight of shape {tuple(weight.shape)}; the layer's is {expected}")
         with torch.no_grad():
-            taps = weight.to(self.center.device).flatten(2)
-            middle = taps.shape[2] // 2
-            around = torch.cat([taps[:, :, :middle], taps[:, :, middle + 1 :]], 2)
-            if not project and bool((around * ~self._spatial[:, :, None]).any()):
-                raise ValueError(
-                    "the weight has taps where the layer has none; `convert` with init='project' drops them"
-                )
-            self.center.copy_(taps[:, :, middle])
-            self.ring.zero_()
-            filter, channel = self._spatial.nonzero(as_tuple=True)
-            self.ring[filter, self._slot[filter, channel]] = around[filter, channel].to(self.ring.dtype)
+            center, ring = self._taps(weight.to(self.center.device), project)
+            self.center.copy_(center)
+            self.ring.copy_(ring)
+
+    def _taps(self, weight: Tensor, project: bool) -> tuple[Tensor, Tensor]:
+        """`center` and `ring` of a dense weight, where that is and of its type."""
+        _check_shape("dense weight", weight, (self.out_channels, self.in_channels, *self.kernel_size))
+        # The layer's own buffers may be without memory (`meta`).
+        spatial, slot = (of.to(weight.device) for of in _slots(*self._classes()))
+        taps = weight.flatten(2)
+        middle = taps.shape[2] // 2
+        around = torch.cat([taps[:, :, :middle], taps[:, :, middle + 1 :]], 2)
+        if not project and bool(around[~spatial].any()):
+            raise ValueError("the weight has taps where the layer has none; `convert` with init='project' drops them")
+        ring = around.new_zeros(self.ring.shape)
+        filter, channel = spatial.nonzero(as_tuple=True)
+        ring[filter, slot[filter, channel]] = around[filter, channel]
+        return taps[:, :, middle].clone(memory_format=torch.contiguous_format), ring
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         foreign = {f"{prefix}{name}" for name in ("weight", "gwc.weight", "pwc.weight")} & set(state_dict)
         if foreign and f"{prefix}center" not in state_dict:
             try:
                 state_dict = self._canonical(dict(state_dict), prefix, foreign)
-            except (KeyError, ValueError) as error:
+            except ValueError as error:
                 errors.append(f"{prefix.rstrip('.') or 'the layer'}: {error}")
                 return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         if self._spatial.device != self.center.device:  # with `assign=True`
             self._register_classes(self.center.device)
 
+    @torch.no_grad()
     def _canonical(self, state_dict, prefix, foreign):
         """A state dict with `center` and `ring` in place of a dense weight, or of the authors' two convolutions."""
         if f"{prefix}weight" in foreign:
             weight, bias = state_dict.pop(f"{prefix}weight"), state_dict.get(f"{prefix}bias")
         else:
             weight, bias = self._joined(state_dict, prefix)
-        layer = HetConv2d.from_operator(self.operator, device=weight.device, dtype=weight.dtype)
-        layer.set_dense_weight(weight)
-        state_dict[f"{prefix}center"], state_dict[f"{prefix}ring"] = layer.center.detach(), layer.ring.detach()
+        state_dict[f"{prefix}center"], state_dict[f"{prefix}ring"] = self._taps(weight, project=False)
         if bias is not None:
             state_dict[f"{prefix}bias"] = bias
         return state_dict
 
     def _joined(self, state_dict, prefix):
         """The authors' grouped and pointwise convolution as one dense weight."""
-        grouped, pointwise = (state_dict.pop(f"{prefix}{name}.weight") for name in ("gwc", "pwc"))
-        biases = [state_dict.pop(f"{prefix}{name}.bias", None) for name in ("gwc", "pwc")]
-        groups = self.in_channels // max(grouped.shape[1], 1)
+        grouped, pointwise = (state_dict.pop(f"{prefix}{name}.weight", None) for name in ("gwc", "pwc"))
+        if grouped is None or pointwise is None:
+            raise ValueError("gwc.weight and pwc.weight belong together, and one is missing")
+        filters, channels, groups = self.out_channels, self.in_channels, self.parts
+        # More groups than classes have fewer taps, and fewer groups may have zeros.
+        width = grouped.shape[1] if grouped.dim() == 4 else 0
+        if width and channels % width == 0 and filters % (channels // width) == 0:
+            groups = channels // width
         if self.arrangement != "blocked" and groups > 1:
             raise ValueError(
                 "the authors' grouped convolutions have contiguous classes: arrangement='blocked' is needed"
             )
-        weight = grouped.new_zeros(self.out_channels, self.in_channels, *self.kernel_size)
-        for filters, channels, taps in zip(
-            torch.arange(self.out_channels).chunk(groups),
-            torch.arange(self.in_channels).chunk(groups),
-            grouped.chunk(groups),
-        ):
-            weight[filters[:, None], channels] = taps
-        weight[:, :, self.kernel_size[0] // 2, self.kernel_size[1] // 2] += pointwise.flatten(1)
-        biases = [bias for bias in biases if bias is not None]
-        return weight, sum(biases) if biases else None
+        _check_shape("gwc.weight", grouped, (filters, channels // groups, *self.kernel_size))
+        _check_shape("pwc.weight", pointwise, (filters, channels, 1, 1))
+        weight = grouped.new_zeros(filters, channels, *self.kernel_size)
+        blocks = weight.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))
+        for group, taps in enumerate(grouped.chunk(groups)):
+            blocks[group, :, group] = taps
+        weight[:, :, self.kernel_size[0] // 2, self.kernel_size[1] // 2] += pointwise[:, :, 0, 0]
+        biases = {f"{name}.bias": state_dict.pop(f"{prefix}{name}.bias", None) for name in ("gwc", "pwc")}
+        biases = {name: bias for name, bias in biases.items() if bias is not None}
+        for name, bias in biases.items():
+            _check_shape(name, bias, (filters,))
+        return weight, sum(biases.values()) if biases else None
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -347,6 +358,17 @@ class HetConv2d(nn.Module):
         if self.dilation != (1, 1):
             text += f", dilation={self.dilation}"
         return text if self.bias is not None else text + ", bias=False"
+
+
+def _slots(channel: Tensor, filter: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the classes of channels and filters, `[N, M]` each: whether a channel is spatial for a filter, and its slot."""
+    spatial = filter[:, None] == channel
+    return spatial, (spatial.cumsum(1) - 1).clamp(min=0)
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"a {name} of shape {tuple(tensor.shape)}; the layer's is {expected}")
 
 
 def _is_transformed() -> bool:

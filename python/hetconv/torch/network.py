@@ -25,6 +25,8 @@ _ACTIVATIONS = {
     "hard_swish": F.hardswish,
     "silu": F.silu,
 }
+# The most dots of a node's name: each is a module in another, and PyTorch goes through them by recursion.
+_DEEPEST = 50
 
 
 class Network(nn.Module):
@@ -32,7 +34,8 @@ class Network(nn.Module):
 
     Its state dict has the names of the file's tensors: what `safetensors.torch.load_file` reads of a model file can be given
     to `load_state_dict`. Layers are modules under the names of their nodes; `network.conv2` is a `HetConv2d`, and the
-    batch-norm `conv2.bn` behind it is `network.conv2.bn`.
+    batch-norm `conv2.bn` behind it is `network.conv2.bn`. Where a name means something else already, `_` is added to it: the
+    node `block.type` is `network.block.type_`, with the tensor `block.type.weight` in the state dict as in the file.
     """
 
     def __init__(self, description: dict[str, Any]) -> None:
@@ -41,9 +44,6 @@ class Network(nn.Module):
         """What the file says besides its tensors: `graph`, `classes`, `normalisation`."""
         nodes = self.description["graph"]["nodes"]
         modules = [(node["name"], module) for node in nodes if (module := _module(node["op"])) is not None]
-        # The ones that others are part of by their names come first.
-        for name, module in sorted(modules, key=lambda item: item[0].count(".")):
-            self._place(name, module)
         last = {value: index for index, node in enumerate(nodes) for value in node.get("inputs", [])}
         outputs = self.description["graph"]["outputs"]
         self._dead = [[] for _ in nodes]
@@ -52,19 +52,33 @@ class Network(nn.Module):
                 self._dead[index].append(value)
         self._with_weights = {name for name, _ in modules}
         self._inputs = sum(node["op"]["op"] == "input" for node in nodes)
+        self._places: dict[str, str] = {}
+        # After all attributes, whose names these leave alone. The ones that others are part of by their names come first.
+        for name, module in sorted(modules, key=lambda item: item[0].count(".")):
+            if name.count(".") > _DEEPEST:
+                raise _native.Error(f"the name of node `{name}` has more than {_DEEPEST} dots")
+            self._place(name, module)
+        self.register_state_dict_post_hook(_rename_as_in_file)
 
     def _place(self, name: str, module: nn.Module) -> None:
-        parent: nn.Module = self
-        *path, own = name.split(".")
-        for step in path:
-            if step not in parent._modules:
-                parent.add_module(step, nn.Module())
-            parent = parent._modules[step]
+        """Makes a module part of the one that its name says."""
+        stem, dot, own = name.rpartition(".")
+        if dot and stem not in self._places:
+            self._place(stem, nn.Module())
+        path = self._places[stem] + dot if dot else ""
+        parent = self.get_submodule(path.removesuffix("."))
+        while not own or hasattr(parent, own):
+            own += "_"
         parent.add_module(own, module)
+        self._places[name] = path + own
 
     def _layer(self, node: dict[str, Any]) -> nn.Module | None:
         """The module of a node, if it has weights."""
-        return self.get_submodule(node["name"]) if node["name"] in self._with_weights else None
+        return self.get_submodule(self._places[node["name"]]) if node["name"] in self._with_weights else None
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        _rename(state_dict, prefix, self._places)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def name(self) -> str:
@@ -92,6 +106,26 @@ class Network(nn.Module):
                 values[value] = None
         results = tuple(values[output] for output in graph["outputs"])
         return results[0] if len(results) == 1 else results
+
+
+def _rename_as_in_file(network: Network, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
+    """What a state dict goes through last."""
+    _rename(state_dict, prefix, {place: name for name, place in network._places.items()})
+
+
+def _rename(state_dict: dict[str, Any], prefix: str, names: dict[str, str]) -> None:
+    """Gives what is below a prefix the other names of the modules that it belongs to, in the order that it has."""
+    if all(one == other for one, other in names.items()):
+        return
+    for key, value in [(key, state_dict.pop(key)) for key in list(state_dict) if key.startswith(prefix)]:
+        own = module = key.removeprefix(prefix)
+        # The innermost one that has two names: there may be others below.
+        while "." in module:
+            module = module.rpartition(".")[0]
+            if module in names:
+                own = names[module] + own[len(module) :]
+                break
+        state_dict[prefix + own] = value
 
 
 class _BatchNorm(nn.BatchNorm2d):
