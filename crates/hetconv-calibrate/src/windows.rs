@@ -17,8 +17,9 @@ impl Sampling {
     /// The pixels of an image, by their place in it.
     fn places(&self, image: usize) -> impl Iterator<Item = usize> + '_ {
         let pixels = self.size[0] * self.size[1];
-        // Multiples of the golden ratio are spread evenly.
-        let start = image.wrapping_mul(0x9e37_79b9) % pixels;
+        // The fractional parts of the golden ratio's multiples, here times 2³², are spread evenly.
+        let turn = (image as u32).wrapping_mul(0x9e37_79b9);
+        let start = ((u64::from(turn) * pixels as u64) >> 32) as usize;
         (0..self.of_image).map(move |index| (start + index * pixels / self.of_image) % pixels)
     }
 
@@ -56,5 +57,25 @@ impl Sampling {
             }
         }
         windows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_begin_at_places_that_are_spread_evenly() {
+        for side in [1, 3, 6, 7, 14, 28, 32] {
+            let (pixels, sampling) = (side * side, Sampling::new([side; 2], 100, 1));
+            for images in 1..=40 {
+                let mut starts: Vec<usize> = (0..images).flat_map(|image| sampling.places(image)).collect();
+                starts.sort_unstable();
+                starts.push(starts[0] + pixels);
+                // Twice the mean distance, and a pixel for rounding.
+                let widest = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+                assert!(widest <= 2 * pixels / images + 1, "{side}×{side}: {images} images begin at {starts:?}");
+            }
+        }
     }
 }

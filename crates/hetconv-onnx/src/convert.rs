@@ -17,7 +17,7 @@ use prost::bytes::Bytes;
 use crate::OnnxError;
 use crate::decompose::Layer;
 use crate::export::SIZE_LIMIT;
-use crate::import::{ImportOptions, import_bytes};
+use crate::import::{Attributes, ImportOptions, import_bytes};
 use crate::layer::{dense_kernels, grouped_parts, stored_pattern};
 use crate::prepare::{is_standard, node_name, stated_opset, tell_apart};
 use crate::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
@@ -184,7 +184,6 @@ fn row(
     let dims: Vec<usize> =
         weight.map_or(&[][..], |tensor| &tensor.dims).iter().map(|&dim| dim.max(0) as usize).collect();
     let dim = |axis: usize| dims.get(axis).copied().unwrap_or(0);
-    let groups = node.attribute.iter().find(|attribute| attribute.name() == "group").map_or(1, |group| group.i());
     let kernel = dims.get(2..).unwrap_or_default().to_vec();
     // Nothing is known of a weight that other nodes compute.
     let weights =
@@ -199,7 +198,7 @@ fn row(
     ConvertedLayer {
         name: node_name(node).to_owned(),
         kernel,
-        in_channels: dim(1).saturating_mul(usize::try_from(groups).unwrap_or(0)),
+        in_channels: dim(1).saturating_mul(Attributes(node).groups()),
         out_channels: dim(0),
         parts: candidate.map(|layer| layer.pattern.classes()),
         kept,

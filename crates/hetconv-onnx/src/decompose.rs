@@ -74,8 +74,7 @@ impl Layer<'_> {
         if (0..2).any(|axis| margin[axis].min(margin[axis + 2]) < 0 && margin[axis].max(margin[axis + 2]) > 0) {
             // What is cut off at one side may be all of the image, so that what is added at the other comes first.
             let [top, left, bottom, right] = margin;
-            let pads = writer.ints(&format!("{name}.center.pads"), &[0, 0, top, left, 0, 0, bottom, right]);
-            input = writer.helper(&format!("{name}.moved"), "Pad", &[&input, &pads], vec![]);
+            input = writer.pad(&format!("{name}.moved"), &input, &[0, 0, top, left, 0, 0, bottom, right]);
             pointwise.padding = [0; 4];
         } else if margin.iter().any(|&margin| margin < 0) {
             // Where the window's centre starts inside the image, the 1×1 convolution reads a part of it.

@@ -71,6 +71,14 @@ pub enum OnnxError {
         /// Why it cannot be read.
         reason: String,
     },
+    /// Metadata that cannot be read, or is about another network.
+    #[error("metadata `{key}`: {reason}")]
+    Metadata {
+        /// The entry.
+        key: &'static str,
+        /// Why it cannot be used.
+        reason: String,
+    },
     /// A tensor whose claims do not hold.
     #[error("tensor `{tensor}`: {fault}")]
     Tensor {

@@ -328,12 +328,10 @@ impl<'a> Exporter<'a> {
         if appended && sources.len() == available {
             self.writer.node(&name, "Identity", &[&input], vec![]);
         } else if appended {
-            let pads = self.writer.ints(&format!("{name}.pads"), &zeros(sources.len() - available));
-            self.writer.node(&name, "Pad", &[&input, &pads], vec![]);
+            self.writer.pad_into(&name, &input, &zeros(sources.len() - available));
         } else {
             if sources.contains(&None) {
-                let pads = self.writer.ints(&format!("{name}.pads"), &zeros(1));
-                input = self.writer.helper(&format!("{name}.padded"), "Pad", &[&input, &pads], vec![]);
+                input = self.writer.pad(&format!("{name}.padded"), &input, &zeros(1));
             }
             let channels: Vec<u32> = sources.iter().map(|source| source.unwrap_or(available as u32)).collect();
             self.writer.gather_into(&name, &input, &channels);

@@ -15,6 +15,7 @@ use hetconv_graph::{Activation, ModelFile, Normalisation, Op, Shape, ValueId};
 use prost::bytes::Bytes;
 
 use crate::metadata::Metadata;
+use crate::names::Names;
 use crate::prepare::{is_standard, node_name, prepare};
 use crate::proto::tensor_shape_proto::dimension;
 use crate::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
@@ -30,7 +31,7 @@ mod layout;
 mod network;
 mod value;
 
-use attributes::Attributes;
+pub(crate) use attributes::Attributes;
 use network::Network;
 use value::{Constant, Data, Int, Ramp, Read, Refusal, Value};
 
@@ -116,7 +117,7 @@ pub fn import_file(path: &Path, options: &ImportOptions) -> Result<Imported, Onn
 /// Sums of a grouped K×K and a 1×1 convolution over one image become HetConv layers, whoever wrote them.
 ///
 /// # Errors
-/// Whatever is wrong with the file, naming the node or tensor; all nodes that are not supported at once.
+/// Whatever is wrong with the file, naming the node, tensor or metadata; all nodes that are not supported at once.
 pub fn import(bytes: &[u8], folder: Option<&Path>, options: &ImportOptions) -> Result<Imported, OnnxError> {
     import_bytes(Bytes::copy_from_slice(bytes), folder, options)
 }
@@ -129,7 +130,7 @@ pub(crate) fn import_bytes(
 ) -> Result<Imported, OnnxError> {
     let len = bytes.len();
     let (mut proto, opset) = prepare(bytes)?;
-    let metadata = Metadata::read(&proto);
+    let metadata = Metadata::read(&proto)?;
     let graph = proto.graph.take().ok_or(OnnxError::NoGraph)?;
     let data = DataFiles::by_name(folder);
     let mut network = Importer::new(&graph, opset, &data, len, options.as_written).run(options)?;
@@ -140,17 +141,15 @@ pub(crate) fn import_bytes(
     }
     network.weights.check(&network.graph)?;
     let channels = network.graph.input_shape().map_or(0, |[channels, ..]| channels);
+    metadata.check(channels, network.graph.shapes()?[network.graph.outputs[0]])?;
     let Metadata { classes, normalisation, .. } = metadata;
-    let outputs = network.graph.shapes()?[network.graph.outputs[0]].channels();
     let het = network.graph.nodes.iter().filter(|node| matches!(node.op, Op::Conv2d { kind: ConvKind::Het(_), .. }));
     let het_layers = het.map(|node| node.name.clone()).collect();
-    // Said about another network, they would make the model's own file one that does not fit together.
-    let normalisation = normalisation.filter(|normalisation| normalisation.fits(channels));
     let states_normalisation = normalisation.is_some();
     let model = ModelFile {
         graph: network.graph,
         weights: network.weights,
-        classes: classes.filter(|classes| classes.len() == outputs).unwrap_or_default(),
+        classes,
         normalisation: normalisation.unwrap_or_else(|| Normalisation::identity(channels)),
     };
     Ok(Imported { model, het_layers, states_normalisation })
@@ -182,6 +181,9 @@ impl<'a> Importer<'a> {
         for name in proto.node.iter().flat_map(|node| node.input.iter().map(String::as_str)).chain(outputs) {
             *readers.entry(name).or_insert(0) += 1;
         }
+        // Convolutions keep their nodes' names, whatever else is called so: by these they are converted and calibrated.
+        let convolutions = proto.node.iter().filter(|node| node.op_type() == "Conv");
+        let names = Names::reserving(convolutions.map(node_name));
         Self {
             proto,
             opset,
@@ -192,7 +194,7 @@ impl<'a> Importer<'a> {
             readers,
             first_names: HashMap::new(),
             batch: None,
-            network: Network::new(if proto.name().is_empty() { "onnx" } else { proto.name() }, len),
+            network: Network::new(if proto.name().is_empty() { "onnx" } else { proto.name() }, len, names),
             unsupported: Vec::new(),
         }
     }
@@ -280,17 +282,19 @@ impl<'a> Importer<'a> {
             _ => return Err(fault("it is no tensor".to_owned())),
         };
         let dims = tensor.shape.as_ref().map_or(&[][..], |shape| &shape.dim);
-        let [batch, image @ ..] = dims else { return Err(fault("its shape is not given".to_owned())) };
+        let [batch, channels, height, width] = dims else {
+            return Err(fault(match dims.len() {
+                0 => "its shape is not given".to_owned(),
+                axes => format!("images of [N, channels, height, width] are read, but it has {axes} axes"),
+            }));
+        };
         let size = |value: &Option<dimension::Value>| match value {
             Some(dimension::Value::DimValue(size)) => usize::try_from(*size).ok(),
             _ => None,
         };
-        let sizes: Vec<Option<usize>> = image.iter().map(|dim| size(&dim.value)).collect();
-        let [Some(channels), height, width] = sizes[..] else {
-            return Err(fault(format!(
-                "images of [N, channels, height, width] are read, but it has {} axes",
-                dims.len()
-            )));
+        let [channels, height, width] = [channels, height, width].map(|dim| size(&dim.value));
+        let Some(channels) = channels else {
+            return Err(fault("its channels are open: how many there are has to be stated".to_owned()));
         };
         let [default_height, default_width] = options.image_size.map_or([None; 2], |size| size.map(Some));
         let (Some(height), Some(width)) = (height.or(default_height), width.or(default_width)) else {

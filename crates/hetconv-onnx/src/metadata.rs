@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 
 use hetconv_core::HetPattern;
-use hetconv_graph::{ModelFile, Normalisation};
+use hetconv_graph::{ModelFile, Normalisation, Shape};
 
 use prost::Message;
 use prost::bytes::Bytes;
+use serde::de::DeserializeOwned;
 
 use crate::OnnxError;
 use crate::export::SIZE_LIMIT;
@@ -97,28 +98,55 @@ pub(crate) fn write(
     entries.into_iter().filter_map(|(key, value)| entry(key, value)).collect()
 }
 
-/// What a file says about itself, as far as it can be read.
-#[derive(Debug, Default)]
+/// What a file says about itself.
+#[derive(Debug)]
 pub(crate) struct Metadata {
     pub layers: BTreeMap<String, HetPattern>,
-    pub classes: Option<Vec<String>>,
+    /// Empty if they are not stated.
+    pub classes: Vec<String>,
     pub normalisation: Option<Normalisation>,
 }
 
 impl Metadata {
-    /// The entries of a file; one that makes no sense counts as missing.
-    pub fn read(model: &ModelProto) -> Self {
+    /// The entries of a file.
+    pub fn read(model: &ModelProto) -> Result<Self, OnnxError> {
         let entry = |key: &str| model.metadata_props.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
-        Self {
+        Ok(Self {
             layers: entry(LAYERS).map(layers).unwrap_or_default(),
-            classes: entry(CLASSES).and_then(|json| serde_json::from_str(json).ok()),
-            normalisation: entry(NORMALISATION).and_then(|json| serde_json::from_str(json).ok()),
+            classes: entry(CLASSES).map(|json| parsed(CLASSES, json)).transpose()?.unwrap_or_default(),
+            normalisation: entry(NORMALISATION).map(|json| parsed(NORMALISATION, json)).transpose()?,
+        })
+    }
+
+    /// Whether they are about a network of images of so many channels with such a result.
+    pub fn check(&self, channels: usize, output: Shape) -> Result<(), OnnxError> {
+        let names = self.classes.len();
+        if let Shape::Features(outputs) = output
+            && ![0, outputs].contains(&names)
+        {
+            return Err(fault(CLASSES, format!("{names} class names for {outputs} outputs")));
+        }
+        match &self.normalisation {
+            Some(normalisation) if !normalisation.fits(channels) => Err(fault(
+                NORMALISATION,
+                format!("a mean and a positive deviation are needed for each of {channels} channels"),
+            )),
+            _ => Ok(()),
         }
     }
 }
 
-/// The patterns of layers. They are stored as two sizes and P but held as a class per channel and filter, so those that
-/// claim sizes out of all proportion are left out.
+fn fault(key: &'static str, reason: String) -> OnnxError {
+    OnnxError::Metadata { key, reason }
+}
+
+fn parsed<T: DeserializeOwned>(key: &'static str, json: &str) -> Result<T, OnnxError> {
+    serde_json::from_str(json).map_err(|error| fault(key, error.to_string()))
+}
+
+/// The patterns of layers. The weights have to bear them out, so that what makes no sense is merely left out. They are
+/// stored as two sizes and P but held as a class per channel and filter, so those that claim sizes out of all
+/// proportion are left out as well.
 fn layers(json: &str) -> BTreeMap<String, HetPattern> {
     const MOST_CHANNELS: u64 = 1 << 20;
     let stated: BTreeMap<String, serde_json::Value> = serde_json::from_str(json).unwrap_or_default();

@@ -22,8 +22,8 @@ const DEEPEST_CALL: usize = 32;
 /// A decoded model whose graph has standard nodes only, each behind the ones it reads.
 pub(crate) fn prepare(bytes: Bytes) -> Result<(ModelProto, i64), OnnxError> {
     let mut model = ModelProto::decode(bytes)?;
-    let opset = opset(&model)?;
     let mut graph = model.graph.take().ok_or(OnnxError::NoGraph)?;
+    let opset = opset(&model)?;
     let functions = std::mem::take(&mut model.functions);
     tell_apart(&mut graph.node);
     graph.node = inline(std::mem::take(&mut graph.node), &functions)?;
@@ -141,12 +141,11 @@ pub(crate) fn node_name(node: &NodeProto) -> &str {
 /// Gives every node a name of its own, those a number that bear one again: nothing forbids a file to call two of them the
 /// same.
 pub(crate) fn tell_apart(nodes: &mut [NodeProto]) {
-    let mut names = Names::default();
-    let mut first: HashSet<String> = nodes.iter().map(|node| node_name(node).to_owned()).collect();
-    first.iter().for_each(|name| drop(names.claim(name)));
+    let mut names = Names::reserving(nodes.iter().map(node_name));
     for node in nodes {
-        if !first.remove(node_name(node)) {
-            node.name = Some(names.claim(node_name(node)));
+        let name = names.take(node_name(node));
+        if name != node_name(node) {
+            node.name = Some(name);
         }
     }
 }

@@ -99,9 +99,17 @@ pub(crate) fn checked_dims(dims: &[i64]) -> Result<(Vec<usize>, usize), TensorFa
     Ok((sizes.clone(), if sizes.contains(&0) { 0 } else { elements }))
 }
 
-/// The extents of a tensor and their product, if its data is there: as much as they ask for, as far as the model itself has
-/// it.
-pub(crate) fn check(tensor: &TensorProto) -> Result<(Vec<usize>, usize), TensorFault> {
+/// Whether a tensor's data is there: as much as its extents ask for. None of it is decoded.
+pub(crate) fn check(tensor: &TensorProto, files: &DataFiles<'_>) -> Result<(), TensorFault> {
+    extents(tensor)?;
+    match tensor.data_location() {
+        DataLocation::External => files.find(tensor).map(drop),
+        DataLocation::Default => Ok(()),
+    }
+}
+
+/// The extents of a tensor, if the model holds as much data as they ask for; another file is not looked at.
+fn extents(tensor: &TensorProto) -> Result<Vec<usize>, TensorFault> {
     let (sizes, count) = checked_dims(&tensor.dims)?;
     let data_type = data_type(tensor);
     let unknown = || TensorFault::ElementType(data_type.as_str_name().to_owned());
@@ -128,7 +136,7 @@ pub(crate) fn check(tensor: &TensorProto) -> Result<(Vec<usize>, usize), TensorF
         };
         length(count, found, "elements")?;
     }
-    Ok((sizes, count))
+    Ok(sizes)
 }
 
 fn data_type(tensor: &TensorProto) -> DataType {
@@ -137,7 +145,7 @@ fn data_type(tensor: &TensorProto) -> DataType {
 
 /// Reads a tensor; `files` are where external data may be.
 pub(crate) fn read(tensor: &TensorProto, files: &DataFiles<'_>) -> Result<(Vec<usize>, Elements), TensorFault> {
-    let (dims, _) = check(tensor)?;
+    let dims = extents(tensor)?;
     let data_type = data_type(tensor);
     let raw = match tensor.data_location() {
         DataLocation::External => Some(files.read(tensor)?),
@@ -224,8 +232,8 @@ impl<'a> DataFiles<'a> {
         Self { counted: Some(RefCell::default()), ..Self::new(folder) }
     }
 
-    /// The bytes of a tensor that are in a file of their own, as many as its type and dimensions ask for.
-    pub fn read(&self, tensor: &TensorProto) -> Result<Bytes, TensorFault> {
+    /// Where the bytes of a tensor with a file of its own are, as many as its type and dimensions ask for.
+    fn find(&self, tensor: &TensorProto) -> Result<Place, TensorFault> {
         let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
         let number = |key: &str| {
             let parse = |value: &str| {
@@ -237,7 +245,7 @@ impl<'a> DataFiles<'a> {
         let folder = self.folder.ok_or(TensorFault::NoFolder)?;
         let path = file_inside(folder, location)?;
         let failed = |source| TensorFault::Io { path: path.clone(), source };
-        let mut file = File::open(&path).map_err(failed)?;
+        let file = File::open(&path).map_err(failed)?;
         let available = file.metadata().map_err(failed)?.len();
         let offset: u64 = number("offset")?.unwrap_or(0);
         let rest = available.saturating_sub(offset);
@@ -253,6 +261,12 @@ impl<'a> DataFiles<'a> {
             let (dims, found) = (tensor.dims.clone(), length as usize);
             return Err(TensorFault::Length { dims, expected: expected as usize, found, unit: "bytes" });
         }
+        Ok(Place { file, path, available, offset, length })
+    }
+
+    /// The bytes of a tensor with a file of its own.
+    pub fn read(&self, tensor: &TensorProto) -> Result<Bytes, TensorFault> {
+        let Place { mut file, path, available, offset, length } = self.find(tensor)?;
         // Tensors without a name cannot be told apart.
         let is_new = |counted: &RefCell<HashSet<String>>| counted.borrow_mut().insert(tensor.name().to_owned());
         if tensor.name().is_empty() || self.counted.as_ref().is_none_or(is_new) {
@@ -261,12 +275,24 @@ impl<'a> DataFiles<'a> {
             let shared = || TensorFault::Shared { path: path.clone(), times: Self::TIMES };
             *left = left.checked_sub(length).ok_or_else(shared)?;
         }
+        let failed = |source| TensorFault::Io { path: path.clone(), source };
         // No more than the file has: a length that lies allocates nothing.
         let mut bytes = vec![0; length as usize];
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
         file.read_exact(&mut bytes).map_err(failed)?;
         Ok(Bytes::from(bytes))
     }
+}
+
+/// Where a tensor's bytes are.
+struct Place {
+    file: File,
+    path: PathBuf,
+    /// How many bytes the file has.
+    available: u64,
+    /// The tensor's first byte, and how many it has.
+    offset: u64,
+    length: u64,
 }
 
 /// The file at a relative path that does not leave the folder, not even by a symbolic link.

@@ -106,6 +106,22 @@ impl Writer {
         let steps = column("steps", |slice| slice.step);
         self.node(name, "Slice", &[data, &starts, &ends, &axes, &steps], vec![]);
     }
+
+    /// `data` with so many zeros before all axes, then behind all, or cut off where negative; gives the result's name.
+    pub fn pad(&mut self, wanted: &str, data: &str, pads: &[i64]) -> String {
+        let name = self.claim(wanted);
+        self.pad_into(&name, data, pads);
+        name
+    }
+
+    /// As [`Writer::pad`], with a claimed name.
+    pub fn pad_into(&mut self, name: &str, data: &str, pads: &[i64]) {
+        if self.opset < 11 {
+            return self.node(name, "Pad", &[data], vec![signed("pads", pads.to_vec())]);
+        }
+        let pads = self.ints(&format!("{name}.pads"), pads);
+        self.node(name, "Pad", &[data, &pads], vec![]);
+    }
 }
 
 /// A range on one axis; a negative end counts from the axis's end.

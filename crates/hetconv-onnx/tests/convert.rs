@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use common::{distinct_weights, random_image, run};
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{Activation, ArrangementKind, ConvKind, GraphBuilder, ModelFile, NameFilter, Normalisation, zoo};
+use hetconv_graph::{
+    Activation, ArrangementKind, ConvKind, GraphBuilder, ModelFile, NameFilter, Normalisation, Op, zoo,
+};
 use hetconv_onnx::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
     ValueInfoProto,
@@ -256,6 +258,45 @@ fn nodes_of_one_name_are_told_apart() {
     assert_eq!(layers[..3].iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["conv", "conv_2", "conv_1"]);
 }
 
+/// Inputs and other values may be called like a node.
+#[test]
+fn a_convolution_keeps_its_name_whatever_else_has_it() {
+    let bytes = changed(|model| {
+        let graph = model.graph.as_mut().unwrap();
+        let named = |name: &str| graph.node.iter().position(|node| node.name() == name).unwrap();
+        let [wide, dilated, flat] = ["wide", "dilated", "flat"].map(named);
+        graph.node[wide].name = Some("input".to_owned());
+        // An image is taken apart and put together again before the convolution that one of its parts is named like.
+        graph.node[dilated].name = Some("part".to_owned());
+        let (input, output) = (graph.node[flat].output.clone(), vec!["part".to_owned(), "rest".to_owned()]);
+        let axis = AttributeProto { name: Some("axis".to_owned()), i: Some(1), ..Default::default() };
+        let node = |op: &str, input, output| NodeProto {
+            input,
+            output,
+            op_type: Some(op.to_owned()),
+            attribute: vec![axis.clone()],
+            ..Default::default()
+        };
+        graph.node[dilated].input[0] = "whole".to_owned();
+        let parts = [node("Split", input, output.clone()), node("Concat", output, vec!["whole".to_owned()])];
+        graph.node.splice(dilated..dilated, parts);
+    });
+    let layers = convert(&bytes, None, &ConvertOptions::new(4)).unwrap().report.layers;
+    for as_written in [false, true] {
+        let options = ImportOptions { as_written, ..ImportOptions::default() };
+        let graph = import(&bytes, None, &options).unwrap().model.graph;
+        assert!(graph.inputs().all(|(input, _)| graph.nodes[input].name == "input_1"));
+        for layer in &layers {
+            let op = &graph.nodes[graph.find(&layer.name).unwrap()].op;
+            let Op::Conv2d { in_channels, out_channels, .. } = op else { panic!("{}: {op:?}", layer.name) };
+            assert_eq!((*in_channels, *out_channels), (layer.in_channels, layer.out_channels), "{}", layer.name);
+        }
+    }
+    let [known, same] = [file(), bytes].map(|bytes| convert(&bytes, None, &ConvertOptions::new(4)).unwrap());
+    assert_eq!(known.report.after, same.report.after);
+    assert_eq!(results(&known.bytes), results(&same.bytes));
+}
+
 #[test]
 fn old_operators_are_written_as_they_were() {
     let options = ConvertOptions { arrangement: ArrangementKind::Shifted, ..ConvertOptions::new(3) };
@@ -269,6 +310,30 @@ fn old_operators_are_written_as_they_were() {
             assert_eq!(names, ["starts", "ends", "axes"]);
             assert!(slice.attribute.iter().all(|attribute| !attribute.ints.is_empty()), "{slice:?}");
         }
+    }
+    // A window whose centre begins a pixel inside the image and ends a pixel outside.
+    let expected = [0, 0, -1, 0, 0, 0, 1, 0];
+    for (version, inputs) in [(9, 1), (10, 1), (11, 2)] {
+        let bytes = changed(|model| {
+            model.opset_import[0].version = Some(version);
+            let nodes = model.graph.as_mut().unwrap().node.iter_mut();
+            let attributes = nodes.filter(|node| node.name() == "wide").flat_map(|node| &mut node.attribute);
+            attributes.filter(|attribute| attribute.name() == "pads").for_each(|pads| pads.ints = vec![0, 1, 2, 1]);
+        });
+        let converted = decode(&convert(&bytes, None, &options).unwrap().bytes);
+        let pad = graph(&converted).node.iter().find(|node| node.op_type() == "Pad").unwrap();
+        assert_eq!(pad.input.len(), inputs, "{version}");
+        let pads: Vec<i64> = match pad.input.get(1) {
+            None => {
+                pad.attribute.iter().filter(|pads| pads.name() == "pads").flat_map(|pads| pads.ints.clone()).collect()
+            }
+            Some(name) => {
+                let tensor = graph(&converted).initializer.iter().find(|tensor| tensor.name() == name).unwrap();
+                let (pads, _) = tensor.raw_data.as_ref().unwrap().as_chunks();
+                pads.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
+            }
+        };
+        assert_eq!(pads, expected, "{version}");
     }
 }
 
@@ -390,7 +455,8 @@ fn automatic_padding() {
 
 #[test]
 fn windows_that_make_no_sense_are_kept() {
-    let attributes: [(&str, &[i64]); 3] = [("pads", &[-1, 1, 1, 1, 1]), ("strides", &[-2, 1, 1]), ("dilations", &[1])];
+    let attributes: [(&str, &[i64]); 4] =
+        [("pads", &[-1, 1, 1, 1, 1]), ("strides", &[-2, 1, 1]), ("dilations", &[1]), ("kernel_shape", &[5, 5])];
     for (name, value) in attributes {
         let bytes = changed(|model| {
             let graph = model.graph.as_mut().unwrap();

@@ -197,4 +197,8 @@ fn class_names_come_back() {
     let model = ModelFile { classes: vec!["cat".to_owned(), "dog".to_owned()], ..model(graph, 1) };
     let imported = round_trip(&model, &ExportOptions::default()).model;
     assert_eq!((imported.classes, imported.graph.name), (model.classes, model.graph.name));
+    // What names mean where the result is an image is not known here.
+    let graph = het_layer(HetPattern::shifted(8, 8, 4).unwrap(), Conv2dGeometry::same(3, 1));
+    let model = ModelFile { classes: vec!["cat".to_owned()], ..self::model(graph, 1) };
+    assert_eq!(round_trip(&model, &ExportOptions::default()).model.classes, model.classes);
 }

@@ -77,6 +77,7 @@ impl<'a> Importer<'a> {
                 self.affine(node, 0, None, Some(&negative))
             }
             (Value::Constant(constant), other) => {
+                self.check_axes(&constant, &other)?;
                 let negative =
                     as_ramp(&other, node_name(node)).map(|ramp| ramp.then_affine(node_name(node), -1.0, 0.0));
                 match (negative, constant.scalar()) {
@@ -147,6 +148,9 @@ impl<'a> Importer<'a> {
     ) -> Read<Value> {
         let name = node_name(node);
         let value = self.operand(node, operand)?;
+        for constant in scale.into_iter().chain(shift) {
+            self.check_axes(constant, &value)?;
+        }
         let number = |constant: Option<&Constant>, default| constant.map_or(Some(default), Constant::scalar);
         if let (Some(scale), Some(shift)) = (number(scale, 1.0), number(shift, 0.0))
             && let Some(ramp) = as_ramp(&value, name)
@@ -167,6 +171,15 @@ impl<'a> Importer<'a> {
             return Ok(Value::Network(of));
         }
         Ok(Value::Network(self.network.affine(name, of, scale_values, shift_values)?))
+    }
+
+    /// Refuses a constant that would give a value more axes than it has, be they of extent 1.
+    fn check_axes(&self, constant: &Constant, value: &Value) -> Read<()> {
+        let axes = 1 + self.dims(value)?.len();
+        if constant.dims.len() <= axes {
+            return Ok(());
+        }
+        Err(Refusal::because(format!("a constant of shape {:?} for a value of {axes} axes", constant.dims)))
     }
 
     /// A constant with a function applied to its elements.

@@ -17,7 +17,7 @@ impl<'a> Importer<'a> {
         let weight = self.constant_operand(node, 1, "weight")?;
         let bias = self.optional_constant(node, 2, "bias")?;
         let [channels, height, width] = self.network.image(of)?;
-        let groups = usize::try_from(attributes.int("group", 1)).unwrap_or(0);
+        let groups = attributes.groups();
         let [filters, of_group, kernel_height, kernel_width] = weight.dims[..] else {
             return Err(Refusal::because(format!("its weight has the shape {:?}, not [N, M, kh, kw]", weight.dims)));
         };
@@ -26,11 +26,8 @@ impl<'a> Importer<'a> {
             return Err(Refusal::because(format!("its weight is for {asked}, but its input has {channels} channels")));
         }
         let kernel = [kernel_height, kernel_width];
-        if attributes.sizes("kernel_shape", 0)? != kernel && attributes.ints("kernel_shape").is_some() {
-            return Err(Refusal::because(format!("its weight has {kernel:?} taps, its kernel_shape says otherwise")));
-        }
         let size = padded_size([height, width], pads)?;
-        let geometry = self.geometry(attributes, kernel, size)?;
+        let geometry = attributes.geometry(kernel, size)?;
         let (geometry, margin) = with_pads(&geometry, pads)?;
         self.network.spend(weight.len())?;
         let mut weights = weight.floats()?.to_vec();
@@ -42,7 +39,7 @@ impl<'a> Importer<'a> {
         let kernel = geometry.kernel;
         let op = Op::Conv2d { in_channels: channels, out_channels: filters, geometry, kind, bias: bias.is_some() };
         let bias = bias.map(|bias| per_channel(&bias, filters, "bias")).transpose()?;
-        let id = self.network.push(node_name(node), op, &[of])?;
+        let id = self.network.push_own(node_name(node), op, &[of])?;
         self.network.set_weight(id, "weight", &[filters, of_group, kernel[0], kernel[1]], weights);
         if let Some(bias) = bias {
             self.network.set_weight(id, "bias", &[filters], bias);
@@ -161,7 +158,7 @@ impl<'a> Importer<'a> {
         let [_, height, width] = self.network.image(of)?;
         let mut count_padding = attributes.int("count_include_pad", 0) != 0;
         let [kernel, strides] = [attributes.sizes("kernel_shape", 0)?, attributes.sizes("strides", 1)?];
-        let plain = self.geometry(attributes, kernel, padded_size([height, width], pads)?)?;
+        let plain = attributes.geometry(kernel, padded_size([height, width], pads)?)?;
         let mut geometry = self.pool_geometry(of, pads, attributes)?;
         if count_padding && geometry != plain {
             return Err(Refusal::because("counts its padding, but not what ceil_mode adds"));
@@ -252,39 +249,11 @@ impl<'a> Importer<'a> {
         }
     }
 
-    /// The window of a convolution or pooling node on an image of this size.
-    fn geometry(&self, attributes: &Attributes<'_>, kernel: [usize; 2], size: [usize; 2]) -> Read<Conv2dGeometry> {
-        let (stride, dilation) = (attributes.sizes("strides", 1)?, attributes.sizes("dilations", 1)?);
-        let mut padding = [0; 4];
-        match attributes.string("auto_pad") {
-            "" | "NOTSET" => padding = attributes.sizes("pads", 0)?,
-            "VALID" => {}
-            same @ ("SAME_UPPER" | "SAME_LOWER") => {
-                for axis in 0..2 {
-                    let refused = || Refusal::because("its window is 0 or cannot be counted");
-                    let window = kernel[axis].checked_sub(1).and_then(|k| k.checked_mul(dilation[axis]));
-                    if stride[axis] == 0 || size[axis] == 0 {
-                        return Err(refused());
-                    }
-                    let reach = (size[axis].div_ceil(stride[axis]) - 1) * stride[axis];
-                    let needed = reach.checked_add(window.ok_or_else(refused)?).and_then(|end| end.checked_add(1));
-                    let total = needed.ok_or_else(refused)?.saturating_sub(size[axis]);
-                    let before = if same == "SAME_UPPER" { total / 2 } else { total.div_ceil(2) };
-                    (padding[axis], padding[axis + 2]) = (before, total - before);
-                }
-            }
-            other => return Err(Refusal::because(format!("its auto_pad `{other}` is not known"))),
-        }
-        let geometry = Conv2dGeometry { kernel, stride, padding, dilation };
-        geometry.validate().map_err(|error| Refusal::because(error.to_string()))?;
-        Ok(geometry)
-    }
-
     /// The window of a pooling node; rounding up is padding at the bottom and right.
     fn pool_geometry(&self, of: ValueId, pads: [i64; 4], attributes: &Attributes<'_>) -> Read<Conv2dGeometry> {
         let [_, height, width] = self.network.image(of)?;
         let size = padded_size([height, width], pads)?;
-        let mut geometry = self.geometry(attributes, attributes.sizes("kernel_shape", 0)?, size)?;
+        let mut geometry = attributes.geometry(attributes.sizes("kernel_shape", 0)?, size)?;
         if attributes.int("ceil_mode", 0) == 0 {
             return Ok(geometry);
         }

@@ -45,7 +45,8 @@ impl<'a> Importer<'a> {
             Int::Known(size) => Some(size) == self.batch,
         };
         if !same_batch {
-            return Err(Refusal::because(format!("its shape {sizes:?} changes the batch")));
+            let sizes: Vec<String> = sizes.iter().map(Int::to_string).collect();
+            return Err(Refusal::because(format!("its shape [{}] changes the batch", sizes.join(", "))));
         }
         let new = resolved(&rest, &dims, true)?;
         self.reshaped(node, new)

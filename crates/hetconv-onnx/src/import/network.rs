@@ -28,14 +28,14 @@ impl Network {
     const BUDGET: usize = 1 << 22;
     const PER_NUMBER: usize = 16;
 
-    /// Of a file of so many bytes.
-    pub fn new(name: &str, len: usize) -> Self {
+    /// Of a file of so many bytes, with the names that are kept for some of its nodes.
+    pub fn new(name: &str, len: usize, names: Names) -> Self {
         let graph = Graph { name: name.to_owned(), nodes: Vec::new(), outputs: Vec::new() };
         Self {
             graph,
             weights: Weights::new(),
             shapes: Vec::new(),
-            names: Names::default(),
+            names,
             images: HashMap::new(),
             budget: Self::BUDGET,
             in_nodes: len,
@@ -81,8 +81,18 @@ impl Network {
 
     /// Adds a node under the wanted name or one like it.
     pub fn push(&mut self, wanted: &str, op: Op, inputs: &[ValueId]) -> Read<ValueId> {
-        let wanted = if wanted.is_empty() { "node" } else { wanted };
-        let node = Node { name: self.names.claim(wanted), op, inputs: inputs.to_vec() };
+        let name = self.names.claim(if wanted.is_empty() { "node" } else { wanted });
+        self.push_named(name, op, inputs)
+    }
+
+    /// Adds a node under a name that is kept for it.
+    pub fn push_own(&mut self, own: &str, op: Op, inputs: &[ValueId]) -> Read<ValueId> {
+        let name = self.names.take(if own.is_empty() { "node" } else { own });
+        self.push_named(name, op, inputs)
+    }
+
+    fn push_named(&mut self, name: String, op: Op, inputs: &[ValueId]) -> Read<ValueId> {
+        let node = Node { name, op, inputs: inputs.to_vec() };
         let shapes: Vec<Shape> = inputs.iter().map(|&input| self.shapes[input]).collect();
         let shape = node.shape(&shapes).map_err(|error| Refusal::because(error.to_string()))?;
         self.graph.nodes.push(node);

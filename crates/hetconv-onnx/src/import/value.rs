@@ -1,5 +1,6 @@
 //! What the names of an ONNX graph stand for while it is read.
 
+use std::fmt;
 use std::rc::Rc;
 
 use hetconv_graph::ValueId;
@@ -67,6 +68,15 @@ pub(crate) enum Data {
 pub(crate) enum Int {
     Known(i64),
     Batch,
+}
+
+impl fmt::Display for Int {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(value) => value.fmt(f),
+            Self::Batch => f.write_str("N"),
+        }
+    }
 }
 
 impl Constant {

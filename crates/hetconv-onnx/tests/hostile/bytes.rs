@@ -43,10 +43,13 @@ fn claims_of_two_gibibytes() {
 
 #[test]
 fn no_graph_and_no_operator_set() {
-    assert!(matches!(import(&[], None, &ImportOptions::default()), Err(OnnxError::Opset { found: 0, .. })));
     let graphless = ModelProto { graph: None, ..model() }.encode_to_vec();
-    assert!(matches!(import(&graphless, None, &ImportOptions::default()), Err(OnnxError::NoGraph)));
-    assert!(matches!(convert(&graphless, None, &ConvertOptions::new(4)), Err(OnnxError::NoGraph)));
+    for bytes in [&[][..], &graphless] {
+        assert!(matches!(import(bytes, None, &ImportOptions::default()), Err(OnnxError::NoGraph)));
+        assert!(matches!(convert(bytes, None, &ConvertOptions::new(4)), Err(OnnxError::NoGraph)));
+    }
+    let found = error(|model, _| model.opset_import.clear());
+    assert!(matches!(found, OnnxError::Opset { found: 0, .. }));
     for version in [-1, 7, 10, 29, i64::MAX] {
         let found = error(|model, _| model.opset_import[0].version = Some(version));
         assert!(matches!(found, OnnxError::Opset { found, .. } if found == version));
@@ -55,16 +58,34 @@ fn no_graph_and_no_operator_set() {
 
 #[test]
 fn metadata_that_lies() {
-    let entry = |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+    let read = |key: &str, value: &str| {
+        let entry = StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+        let model = ModelProto { metadata_props: vec![entry], ..model() };
+        import(&model.encode_to_vec(), None, &ImportOptions::default())
+    };
     let layers = r#"{"conv1": {"in_channels": 3, "out_channels": 16, "arrangement": {"shifted": {"parts": 3}}},
         "conv2": {"in_channels": 16777216, "out_channels": 16777216, "arrangement": {"shifted": {"parts": 4}}}}"#;
     for value in ["", "7", "{", layers] {
-        let mut model = model();
-        model.metadata_props =
-            ["hetconv.layers", "hetconv.classes", "hetconv.normalisation"].map(|key| entry(key, value)).to_vec();
-        let imported = import(&model.encode_to_vec(), None, &ImportOptions::default()).unwrap();
+        let imported = read("hetconv.layers", value).unwrap();
         // `conv1` has weights where the stated pattern has none.
         assert_eq!(imported.het_layers, ["conv2", "conv3", "conv4"]);
         imported.model.to_bytes().unwrap();
+    }
+    let lies = [
+        ("hetconv.classes", "", "EOF"),
+        ("hetconv.classes", "7", "expected a sequence"),
+        ("hetconv.classes", r#"["cat", 3]"#, "expected a string"),
+        ("hetconv.classes", r#"["cat", "dog"]"#, "2 class names for 10 outputs"),
+        ("hetconv.normalisation", "{", "EOF"),
+        ("hetconv.normalisation", r#"{"mean": [0, 0, 0]}"#, "missing field `std`"),
+        ("hetconv.normalisation", r#"{"mean": [0, 0], "std": [1, 1]}"#, "each of 3 channels"),
+        ("hetconv.normalisation", r#"{"mean": [0, 0, 0], "std": [1, 1, 0]}"#, "each of 3 channels"),
+        ("hetconv.normalisation", r#"{"mean": [0, 0, 1e39], "std": [1, 1, 1]}"#, "each of 3 channels"),
+    ];
+    for (stated, value, said) in lies {
+        match read(stated, value).map(drop).unwrap_err() {
+            OnnxError::Metadata { key, reason } if key == stated && reason.contains(said) => {}
+            error => panic!("{stated} {value}: {error}"),
+        }
     }
 }

@@ -7,6 +7,7 @@ mod tensors;
 
 use std::fs;
 
+use hetconv_core::HetPattern;
 use hetconv_graph::{ArrangementKind, ModelFile, Normalisation, Weights, zoo};
 use hetconv_onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use hetconv_onnx::proto::{

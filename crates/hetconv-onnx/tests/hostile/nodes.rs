@@ -33,6 +33,14 @@ fn attributes_that_make_no_sense() {
         });
         assert_eq!(found[0].node, "conv1");
     }
+    for auto_pad in [&b"SAME"[..], &[0xff]] {
+        let found = unsupported(|_, graph| {
+            let s = Some(auto_pad.to_vec());
+            let attribute = AttributeProto { name: Some("auto_pad".to_owned()), s, ..Default::default() };
+            node(graph, "conv1").attribute.push(attribute);
+        });
+        assert!(found[0].node == "conv1" && found[0].reason.contains("auto_pad"), "{found:?}");
+    }
     let pools: [(&str, &[i64]); 5] = [
         ("kernel_shape", &[0, 2]),
         ("kernel_shape", &[]),
@@ -98,6 +106,33 @@ fn missing_operands() {
             let _ = errors(|_, graph| add_node(graph, op, &[operand], vec![]));
             let _ = errors(|_, graph| add_node(graph, op, &[operand, operand, operand, operand, operand], vec![]));
             let _ = errors(|_, graph| add_node(graph, op, &["conv1", operand], vec![]));
+        }
+    }
+}
+
+#[test]
+fn constants_of_more_axes_than_the_value() {
+    for (value, axes) in [("conv1", 4), ("classifier", 2)] {
+        for op in ["Add", "Sub", "Mul", "Div"] {
+            let with = |axes: usize, swapped: bool| {
+                move |_: &mut ModelProto, graph: &mut GraphProto| {
+                    let (name, dims) = (Some("one".to_owned()), vec![1; axes]);
+                    let float_data = vec![1.0];
+                    graph.initializer.push(TensorProto {
+                        dims,
+                        data_type: Some(1),
+                        name,
+                        float_data,
+                        ..Default::default()
+                    });
+                    add_node(graph, op, &if swapped { ["one", value] } else { [value, "one"] }, vec![]);
+                }
+            };
+            for swapped in if op == "Div" { &[false][..] } else { &[false, true] } {
+                assert!(errors(with(axes, *swapped))[0].is_none(), "{op} {value}");
+                let found = unsupported(with(axes + 1, *swapped));
+                assert!(found[0].reason.contains(&format!("for a value of {axes} axes")), "{op} {value}: {found:?}");
+            }
         }
     }
 }
@@ -205,19 +240,21 @@ fn inputs_that_are_no_images() {
         let tensor = type_proto::Tensor { elem_type: Some(1), shape };
         Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() })
     };
-    let shapes: [&[Option<i64>]; 8] = [
-        &[],
-        &[None, Some(3)],
-        &[None, None, Some(8), Some(8)],
-        &[None, Some(3), None, Some(8)],
-        &[None, Some(-3), Some(8), Some(8)],
-        &[None, Some(0), Some(8), Some(8)],
-        &[None, Some(i64::MAX), Some(i64::MAX), Some(8)],
-        &[None, Some(1 << 30), Some(1), Some(1)],
+    let shapes: [(&[Option<i64>], &str); 9] = [
+        (&[], "shape is not given"),
+        (&[None, Some(3)], "it has 2 axes"),
+        (&[None, None, Some(8)], "it has 3 axes"),
+        (&[None, None, Some(8), Some(8)], "channels are open"),
+        (&[None, Some(3), None, Some(8)], "height and width are open"),
+        (&[None, Some(-3), Some(8), Some(8)], "channels are open"),
+        (&[None, Some(0), Some(8), Some(8)], ""),
+        (&[None, Some(i64::MAX), Some(i64::MAX), Some(8)], ""),
+        (&[None, Some(1 << 30), Some(1), Some(1)], ""),
     ];
-    for dims in shapes {
+    for (dims, said) in shapes {
         let found = error(|_, graph| graph.input[0].r#type = with_dims(dims));
-        assert!(matches!(found, OnnxError::Input { input, .. } if input == "input"), "{dims:?}");
+        let OnnxError::Input { input, reason } = found else { panic!("{dims:?}: {found}") };
+        assert!(input == "input" && reason.contains(said), "{dims:?}: {reason}");
     }
     assert!(matches!(error(|_, graph| graph.input[0].r#type = None), OnnxError::Input { .. }));
     // An open size can be given.

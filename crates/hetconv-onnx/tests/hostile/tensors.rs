@@ -175,6 +175,9 @@ fn reshapes_that_lie() {
             add_node(graph, "Reshape", &["conv1", "shape"], vec![]);
         });
         assert_eq!(found[0].node, "added", "{shape:?}");
+        if shape == [2, -1] {
+            assert_eq!(found[0].reason, "its shape [2, -1] changes the batch");
+        }
     }
     for axes in [&[9][..], &[-9], &[0], &[1, 1], &[2; 1000]] {
         for op in ["Squeeze", "Unsqueeze"] {
@@ -189,6 +192,20 @@ fn reshapes_that_lie() {
         let found = unsupported(|_, graph| add_node(graph, "Transpose", &["conv1"], vec![ints("perm", permutation)]));
         assert_eq!(found[0].node, "added", "{permutation:?}");
     }
+}
+
+/// Classes are made for sizes that are borne out.
+#[test]
+fn the_classes_of_weights_that_are_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, _) = external("nowhere", &[]);
+    let mut model = ModelProto::decode(model.as_slice()).unwrap();
+    // So many filters have none, which is found out when they are made.
+    tensor(model.graph.as_mut().unwrap(), "conv1.weight").dims = vec![HetPattern::LIMIT as i64 + 1, 3, 3, 3];
+    let arrangement = ArrangementKind::Shifted;
+    let options = ConvertOptions { keep_first: false, arrangement, ..ConvertOptions::new(3) };
+    let found = convert(&model.encode_to_vec(), Some(folder.path()), &options).unwrap_err();
+    assert!(matches!(found, OnnxError::Tensor { fault: TensorFault::Io { .. }, .. }), "{found}");
 }
 
 /// A model whose first weight is in another file.
