@@ -98,11 +98,10 @@ impl HetConv2dConfig {
         let ConvKind::Het(pattern) = &spec.kind else { unreachable!("made as HetConv") };
         let [channels, filters] = self.channels;
         let (taps, slots) = (spec.geometry.taps() - 1, pattern.max_spatial());
-        let sizes = pattern.class_sizes();
-        let spatial = |f: usize| sizes[pattern.filter_classes()[f] as usize];
+        let own = pattern.slots();
         let bounds: Vec<f32> =
             pattern.fan_in(taps + 1).into_iter().map(|weights| 1.0 / (weights as f32).sqrt()).collect();
-        let spare = (0..filters * slots * taps).map(|i| i / taps % slots >= spatial(i / (taps * slots)));
+        let spare = (0..filters * slots * taps).map(|i| i / taps % slots >= own[i / (taps * slots)]);
         let spare = TensorData::new(spare.collect::<Vec<bool>>(), [filters, slots, taps]);
         let bounds = Tensor::<1>::from_data(bounds.as_slice(), device);
         let spare = Tensor::<3, Bool>::from_data(spare, device);

@@ -13,8 +13,8 @@ use hetconv_kernels::select::Select;
 use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
 use crate::ops::{
-    ConvOp, ConvTensors, Moments, NormOp, NormTensors, Normalised, PoolKind, PoolOp, SelectOp, global_avg_pool,
-    scale_channels,
+    ConvOp, ConvRequest, ConvTensors, Moments, NormOp, NormTensors, Normalised, PoolKind, PoolOp, SelectOp,
+    global_avg_pool, scale_channels,
 };
 use crate::parameters::Leaves;
 use crate::selection::Selection;
@@ -35,6 +35,8 @@ pub(crate) struct Program {
     instructions: Vec<Instruction>,
     /// How often each value is read by instructions.
     reads: Vec<usize>,
+    /// Whether a batch-norm reads each value as it was written, and with it its channels' sums.
+    summed: Vec<bool>,
     /// Brings the result, and the logits, into natural order.
     to_natural: HashMap<ValueId, Selection>,
     /// A batch-norm of single pixels, which has no variance over one image.
@@ -52,6 +54,13 @@ struct Instruction {
 struct Operand {
     value: ValueId,
     gather: Option<Selection>,
+}
+
+impl Instruction {
+    /// The first operand, if it is read as it was written.
+    fn unmoved(&self) -> Option<ValueId> {
+        self.operands.first().filter(|operand| operand.gather.is_none()).map(|operand| operand.value)
+    }
 }
 
 #[derive(Debug)]
@@ -80,6 +89,13 @@ enum Step {
     Flatten,
     Softmax,
     Select(SelectOp),
+}
+
+impl Step {
+    /// Whether a batch-norm reads the first operand.
+    fn has_norm(&self) -> bool {
+        matches!(self, Step::Norm(_) | Step::Conv { norm: Some(_), .. })
+    }
 }
 
 /// Indices of parameters.
@@ -156,6 +172,10 @@ impl Program {
         for operand in instructions.iter().flat_map(|instruction| &instruction.operands) {
             reads[operand.value] += 1;
         }
+        let mut summed = vec![false; graph.nodes.len()];
+        for instruction in instructions.iter().filter(|instruction| instruction.step.has_norm()) {
+            instruction.unmoved().into_iter().for_each(|value| summed[value] = true);
+        }
         let natural = |value: ValueId| {
             let order = plan.order(value);
             (value, Selection::new(&order.positions(), order.len()))
@@ -175,6 +195,7 @@ impl Program {
             logits,
             instructions,
             reads,
+            summed,
             to_natural,
         })
     }
@@ -202,9 +223,12 @@ impl Program {
             let result = match &instruction.step {
                 Step::Input => images.take().expect("one input"),
                 step => {
-                    let of_operand = instruction.operands.first().filter(|operand| operand.gather.is_none());
-                    let read = of_operand.and_then(|operand| sums.remove(&operand.value));
-                    let (result, counted) = self.step(step, operands, read, parameters, &mut pass);
+                    let read = instruction.unmoved().and_then(|value| sums.remove(&value));
+                    let request = ConvRequest {
+                        fast: matches!(pass, Pass::Evaluation { fast: true }),
+                        sums: matches!(pass, Pass::Training(_)) && self.summed[instruction.output],
+                    };
+                    let (result, counted) = self.step(step, operands, read, request, parameters, &mut pass);
                     sums.extend(counted.map(|counted| (instruction.output, counted)));
                     result
                 }
@@ -221,13 +245,14 @@ impl Program {
         unreachable!("a graph's output is one of its nodes")
     }
 
-    /// The result, and the sums of its channels where they were counted on the way; `sums` are those of the first
-    /// operand.
+    /// The result, and the sums of its channels where they were asked for and counted on the way; `sums` are those of the
+    /// first operand.
     fn step(
         &self,
         step: &Step,
         operands: Vec<Tensor<4>>,
         sums: Option<ColumnSums>,
+        request: ConvRequest,
         parameters: &Leaves,
         pass: &mut Pass<'_>,
     ) -> (Tensor<4>, Option<ColumnSums>) {
@@ -247,20 +272,19 @@ impl Program {
                         ConvTensors::Dense(weight.reshape([filters, channels, 1, 1]))
                     }
                 };
-                let fast = matches!(pass, Pass::Evaluation { fast: true });
                 let bias = bias.map(|bias| parameters.get(bias));
-                let Some(norm) = norm else { return op.forward_with_sums(next(), weights, bias, fast) };
+                let Some(norm) = norm else { return op.forward_as_asked(next(), weights, bias, request) };
                 let input = Normalised { norm: &norm.op, x: next(), affine: norm.affine(parameters) };
                 match pass {
                     Pass::Training(collected) => {
                         let pixels = pixels(&input.x);
-                        let (y, sums, moments) = op.forward_through_norm(input, sums, weights, bias, fast);
+                        let (y, sums, moments) = op.forward_through_norm(input, sums, weights, bias, request);
                         collected.push((norm.running(), moments, pixels));
                         return (y, sums);
                     }
                     Pass::Evaluation { .. } => {
                         let moments = norm.running_moments(parameters);
-                        op.evaluate_through_norm(input, moments, weights, bias, fast)
+                        op.evaluate_through_norm(input, moments, weights, bias, request.fast)
                     }
                 }
             }

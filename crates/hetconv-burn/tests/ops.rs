@@ -9,8 +9,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use common::{Numbers, assert_close, wide};
 use hetconv_burn::Implementation;
 use hetconv_burn::ops::{
-    ConvOp, ConvTensors, Moments, NormOp, NormTensors, Normalised, PoolKind, PoolOp, cross_entropy, global_avg_pool,
-    scale_channels,
+    ConvOp, ConvRequest, ConvTensors, Moments, NormOp, NormTensors, Normalised, PoolKind, PoolOp, cross_entropy,
+    global_avg_pool, scale_channels,
 };
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::{Algorithm, Conv, ConvSpec, Direction, Isa};
@@ -178,7 +178,8 @@ fn convolutions_of_batch_norms() {
                 }
             };
             let input = Normalised { norm: &norm, x: x.clone(), affine: affine.clone() };
-            let (y, _, moments) = op.forward_through_norm(input, None, weights.clone(), bias.clone(), false);
+            let (y, _, moments) =
+                op.forward_through_norm(input, None, weights.clone(), bias.clone(), ConvRequest::default());
             let grads = run.backward(y.clone());
             run.gradient("x", &x, &grads);
             run.gradient("scale", &scale, &grads);

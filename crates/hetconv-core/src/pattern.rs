@@ -25,6 +25,7 @@ pub enum Arrangement {
 
 /// The arrangements that a P alone decides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ArrangementKind {
     /// The paper's figure 3, [`Arrangement::Shifted`].
     #[default]
@@ -272,24 +273,27 @@ impl HetPattern {
         sizes
     }
 
-    /// S, the most spatial channels any filter has: the extent of the ring weights `[N, S, K²−1]`.
-    pub fn max_spatial(&self) -> usize {
+    /// S_f, the number of K×K kernels of every filter: the channels of its class.
+    pub fn slots(&self) -> Vec<usize> {
         let sizes = self.class_sizes();
-        self.filter_class.iter().map(|&class| sizes[class as usize]).max().unwrap_or(0)
+        self.filter_class.iter().map(|&class| sizes[class as usize]).collect()
+    }
+
+    /// S, the most K×K kernels any filter has: the extent of the ring weights `[N, S, K²−1]`.
+    pub fn max_spatial(&self) -> usize {
+        self.slots().into_iter().max().unwrap_or(0)
     }
 
     /// Pairs of filter and channel with a K×K kernel, over all filters.
     pub fn spatial_pairs(&self) -> usize {
-        let sizes = self.class_sizes();
-        self.filter_class.iter().map(|&class| sizes[class as usize]).sum()
+        self.slots().iter().sum()
     }
 
     /// The weights of each filter of a layer whose window has `taps` taps, which both of its tensors share as their fan-in:
     /// M + (K²−1)·S_f.
     pub fn fan_in(&self, taps: usize) -> Vec<usize> {
-        let sizes = self.class_sizes();
-        let of_filter = |&class: &u32| self.in_channels() + taps.saturating_sub(1) * sizes[class as usize];
-        self.filter_class.iter().map(of_filter).collect()
+        let of_filter = |slots| self.in_channels() + taps.saturating_sub(1) * slots;
+        self.slots().into_iter().map(of_filter).collect()
     }
 
     /// Number of weights of a layer whose window has `taps` taps: N·M centre taps and K²−1 more for every spatial pair.
@@ -371,6 +375,7 @@ mod tests {
             }
         }
         assert_eq!(pattern.class_sizes(), [3, 2, 2]);
+        assert_eq!(pattern.slots(), [3, 2, 2, 3, 2, 2, 3, 2, 2]);
         assert_eq!(pattern.max_spatial(), 3);
         assert_eq!(pattern.weights(9), 7 * 9 + 8 * (3 * 3 + 3 * 2 + 3 * 2));
     }

@@ -1,12 +1,14 @@
 //! Files that are either whole or not there.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 /// Writes a file so that whoever looks at `path`, at any moment and after any crash, sees the old file or the new one,
-/// whole: the bytes go to a temporary file beside it, which is synced and renamed.
+/// whole: the bytes go to a temporary file beside it, which is synced and renamed. A link stays one, to the new file. What
+/// is no file, such as a pipe or a device, takes the bytes as they come.
 ///
 /// # Errors
 /// Whatever `write` or the file system reports; the old file is then as it was, and no temporary file is left.
@@ -20,6 +22,15 @@ use tempfile::NamedTempFile;
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut path = PathBuf::from(path);
+    if let Ok(found) = path.metadata() {
+        if !found.is_file() && !found.is_dir() {
+            let mut buffered = BufWriter::new(File::options().write(true).open(path)?);
+            write(&mut buffered)?;
+            return buffered.flush();
+        }
+        path = path.canonicalize()?;
+    }
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -31,7 +42,7 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     buffered.flush()?;
     drop(buffered);
     temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|error| error.error)?;
+    temporary.persist(&path).map_err(|error| error.error)?;
     sync_directory(directory)
 }
 
@@ -52,7 +63,7 @@ fn new_file(directory: &Path) -> io::Result<NamedTempFile> {
 /// Makes the rename itself survive a crash.
 #[cfg(unix)]
 fn sync_directory(directory: &Path) -> io::Result<()> {
-    std::fs::File::open(directory)?.sync_all()
+    File::open(directory)?.sync_all()
 }
 
 /// Elsewhere directories cannot be opened as files, and renames are durable without.
@@ -105,5 +116,28 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let error = atomic_write(&directory.path().join("no/where"), |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_pipes_stay_what_they_are() {
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        let directory = tempfile::tempdir().unwrap();
+        let [file, link, pipe] = ["file", "link", "pipe"].map(|name| directory.path().join(name));
+        std::fs::write(&file, "old").unwrap();
+        symlink("file", &link).unwrap();
+        atomic_write(&link, |to| to.write_all(b"new")).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        assert!(link.is_symlink());
+
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        atomic_write(&pipe, |to| to.write_all(b"through")).unwrap();
+        assert_eq!(reader.join().unwrap(), b"through");
+        assert!(pipe.metadata().unwrap().file_type().is_fifo());
     }
 }

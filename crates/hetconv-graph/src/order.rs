@@ -345,9 +345,7 @@ fn concatenated(operands: &[ChannelOrder]) -> ChannelOrder {
         let offset = channels.len() as u32;
         channels.extend(operand.channels().iter().map(|channel| channel + offset));
     }
-    let total = channels.len();
-    // Segments of permutations are a permutation.
-    ChannelOrder::from_channels(channels).unwrap_or_else(|| ChannelOrder::natural(total))
+    ChannelOrder::from_channels(channels).expect("segments of permutations are a permutation")
 }
 
 /// Disjoint sets of values.

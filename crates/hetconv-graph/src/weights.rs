@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use hetconv_core::HetPattern;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -124,7 +123,7 @@ pub(crate) fn node_specs(node: &Node) -> Vec<WeightSpec> {
                 ConvKind::Grouped(groups) => specs.push(dense(*groups)),
                 ConvKind::Het(pattern) => {
                     let ring = geometry.taps() - 1;
-                    let slots = filter_slots(pattern);
+                    let slots = pattern.slots();
                     let fan_in = pattern.fan_in(geometry.taps());
                     let role = WeightRole::HetCenter { fan_in: fan_in.clone() };
                     specs.push(spec("center", vec![*out_channels, *in_channels], role));
@@ -155,12 +154,6 @@ pub(crate) fn node_specs(node: &Node) -> Vec<WeightSpec> {
         _ => {}
     }
     specs
-}
-
-/// S_f, the number of spatial channels of every filter.
-fn filter_slots(pattern: &HetPattern) -> Vec<usize> {
-    let sizes = pattern.class_sizes();
-    pattern.filter_classes().iter().map(|&class| sizes[class as usize]).collect()
 }
 
 /// A dense row-major tensor.

@@ -58,7 +58,7 @@ impl Deref for Aligned {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: a `Line` is sixteen `f32` without padding, and there are at least `len / 16` lines.
+        // SAFETY: a `Line` is sixteen `f32` without padding, and there are `len.div_ceil(16)` lines.
         unsafe { slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }

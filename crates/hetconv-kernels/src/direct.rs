@@ -14,8 +14,8 @@ use crate::pack::{Block, Layout, Ring};
 use crate::parallel::Band;
 use crate::prefetch::{Ahead, Prefetch};
 use crate::simd::{Simd, Task};
-use crate::taps::Region;
-use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
+use crate::taps::{Place, Region};
+use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, TileSums};
 use crate::walk::Walk;
 
 /// A layer's weights, and what each block reads for the pixels of each region.
@@ -51,7 +51,7 @@ impl Apart {
     /// `None` unless every region has the centre tap, every block reads ranges of whole vectors, and there are few pixels.
     fn new(layout: &Layout, regions: &[Region]) -> Option<Self> {
         let center = layout.center?;
-        let pixels: usize = regions.iter().map(|region| region.pixels.len()).sum();
+        let pixels: usize = regions.iter().map(Region::len).sum();
         let plain = |block: &Block| block.outputs.len() == block.stride && matches!(block.ring, Ring::Ranges(_));
         if pixels > Self::MOST || !layout.blocks.iter().all(plain) {
             return None;
@@ -125,7 +125,7 @@ impl Task for Part<'_> {
         let blocks = self.share.blocks.clone();
         let tiles: usize = self.pixels().map(|pixels| pixels.len().div_ceil(MAX_ROWS)).sum();
         let apart = self.apart(tiles);
-        let mut turned = Turned::new();
+        let mut turned = TileSums::new();
         let mut moments: Vec<Moments> = match self.share.moments {
             Some(_) => blocks.clone().map(|_| Moments::new()).collect(),
             None => Vec::new(),
@@ -180,7 +180,7 @@ impl Part<'_> {
         let (images, total) = (self.pass.images, self.pass.images * self.kernel.target_pixels);
         let mut before = 0;
         self.kernel.regions.iter().map(move |region| {
-            let len = images * region.pixels.len();
+            let len = images * region.len();
             let pixels = self.share.band.among(before, len, total, STEP);
             before += len;
             pixels
@@ -196,7 +196,7 @@ impl Part<'_> {
 
     /// The first of two passes: the centre tap of all pixels by one block. Its results stand where the sums will.
     #[inline(always)]
-    fn center<S: Simd>(&self, simd: S, apart: &Apart, index: usize, turned: &mut Turned) {
+    fn center<S: Simd>(&self, simd: S, apart: &Apart, index: usize, turned: &mut TileSums) {
         let DirectConv {
             weights, regions, bias, source_pixels, target_pixels, source_channels, target_channels, ..
         } = *self.kernel;
@@ -219,7 +219,7 @@ impl Part<'_> {
             let source = self.pass.source.as_ptr().wrapping_add(image * source_pixels * source_channels);
             let target = self.pass.target.0.wrapping_add(image * target_pixels * target_channels + block.outputs.start);
             for (region, &offset) in regions.iter().zip(&apart.offsets) {
-                for &(from, to) in &region.pixels {
+                for (from, to) in region.places() {
                     tile.sources[tile.rows] = source.wrapping_add(from).wrapping_offset(offset);
                     tile.targets[tile.rows] = target.wrapping_add(to);
                     tile.rows += 1;
@@ -248,7 +248,7 @@ impl Part<'_> {
         walk: &Walk,
         begun: bool,
         (near, ahead): (&mut Prefetch, &mut Ahead<'_>),
-        turned: &mut Turned,
+        turned: &mut TileSums,
         mut moments: Option<&mut Moments>,
     ) {
         let DirectConv {
@@ -278,27 +278,28 @@ impl Part<'_> {
         let mut left = pixels.len();
         let most = Tile::most_rows::<S>(block).min(if region.crowded { CROWDED_ROWS } else { MAX_ROWS });
         let rows = left.div_ceil(left.div_ceil(most).max(1));
-        let image = pixels.start / region.pixels.len();
-        let mut source = self.pass.source.as_ptr().wrapping_add(image * image_lens[0]);
-        let mut target = self.pass.target.0.wrapping_add(image * image_lens[1] + block.outputs.start);
-        let mut in_image = &region.pixels[pixels.start % region.pixels.len()..];
+        let first_target = self.pass.target.0.wrapping_add(block.outputs.start);
+        let (mut source, mut target) = (self.pass.source.as_ptr(), first_target);
+        let mut runs = region.runs(pixels);
+        let mut in_run: &[Place] = &[];
         while left > 0 {
             tile.rows = rows.min(left);
             left -= tile.rows;
             let mut row = 0;
             while row < tile.rows {
-                if in_image.is_empty() {
-                    source = source.wrapping_add(image_lens[0]);
-                    target = target.wrapping_add(image_lens[1]);
-                    in_image = &region.pixels;
+                if in_run.is_empty() {
+                    let Some(run) = runs.next() else { unreachable!("as many pixels as were counted") };
+                    source = self.pass.source.as_ptr().wrapping_add(run.image * image_lens[0] + run.base.0);
+                    target = first_target.wrapping_add(run.image * image_lens[1] + run.base.1);
+                    in_run = run.relative;
                 }
-                let (pixels, rest) = in_image.split_at(in_image.len().min(tile.rows - row));
+                let (pixels, rest) = in_run.split_at(in_run.len().min(tile.rows - row));
                 let ends = tile.sources[row..].iter_mut().zip(&mut tile.targets[row..]);
                 for ((tile_source, tile_target), &(from, to)) in ends.zip(pixels) {
                     *tile_source = source.wrapping_add(from);
                     *tile_target = target.wrapping_add(to);
                 }
-                (row, in_image) = (row + pixels.len(), rest);
+                (row, in_run) = (row + pixels.len(), rest);
             }
             tile.starts = begun.then(|| tile.targets.map(<*mut f32>::cast_const));
             near.advance(simd);

@@ -96,8 +96,11 @@ impl Isa {
         }
     }
 
-    /// What an instruction with shorter vectors costs, relative to one with whole ones.
-    pub(crate) fn half_cost(self) -> f64 {
+    /// What an instruction costs, relative to one with whole vectors.
+    pub(crate) fn cost_of(self, half: bool) -> f64 {
+        if !half {
+            return 1.0;
+        }
         match self.0 {
             Kind::Portable(_) => Portable::HALF_COST,
             #[cfg(target_arch = "x86_64")]

@@ -3,6 +3,7 @@
 use hetconv_core::Conv2dGeometry;
 use rayon::prelude::*;
 
+use crate::fresh::product;
 use crate::isa::Isa;
 use crate::simd::{Simd, Task};
 
@@ -51,25 +52,66 @@ impl Windows {
     }
 
     fn in_len(&self) -> usize {
-        self.in_size[0] * self.in_size[1] * self.channels
+        product([self.in_size[0], self.in_size[1], self.channels])
     }
 
     fn out_len(&self) -> usize {
-        self.rows.len() * self.columns.len() * self.channels
+        product([self.rows.len(), self.columns.len(), self.channels])
     }
 
-    /// Calls `visit(output pixel, input pixel)` for every pair.
+    /// The windows of an output row.
+    fn of_row(&self, row: usize) -> impl Iterator<Item = Window> {
+        let (rows, width) = (self.rows[row], self.in_size[1]);
+        self.columns.iter().map(move |&columns| Window { rows, columns, width })
+    }
+
+    /// The windows of all output pixels.
+    fn all(&self) -> impl Iterator<Item = Window> {
+        (0..self.rows.len()).flat_map(|row| self.of_row(row))
+    }
+}
+
+/// The input pixels of an output pixel.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    rows: Inside,
+    columns: Inside,
+    /// Of the input.
+    width: usize,
+}
+
+impl Window {
+    fn len(self) -> usize {
+        self.rows.count * self.columns.count
+    }
+
     #[inline(always)]
-    fn visit(&self, mut visit: impl FnMut(usize, usize)) {
-        for (oy, rows) in self.rows.iter().enumerate() {
-            for (ox, columns) in self.columns.iter().enumerate() {
-                for iy in rows.iter() {
-                    for ix in columns.iter() {
-                        visit(oy * self.columns.len() + ox, iy * self.in_size[1] + ix);
-                    }
-                }
-            }
-        }
+    fn pixels(self) -> impl Iterator<Item = usize> + Clone {
+        self.rows.iter().flat_map(move |row| self.columns.iter().map(move |column| row * self.width + column))
+    }
+}
+
+/// What a mean divides by.
+#[derive(Clone, Copy, Debug)]
+enum Divisor {
+    /// The taps of a window, padding included.
+    Taps(usize),
+    /// Its pixels inside the image.
+    Inside,
+}
+
+impl Divisor {
+    fn new(geometry: &Conv2dGeometry, count_padding: bool) -> Self {
+        if count_padding { Self::Taps(geometry.taps()) } else { Self::Inside }
+    }
+
+    /// At least 1: a window without pixels has a mean of 0.
+    fn of(self, window: Window) -> f64 {
+        let count = match self {
+            Self::Taps(taps) => taps,
+            Self::Inside => window.len(),
+        };
+        count.max(1) as f64
     }
 }
 
@@ -94,7 +136,8 @@ impl PooledImages<'_> {
     /// The lengths of one image before and after, once those of the batch are known to fit.
     fn check(&self, windows: &Windows, in_len: usize, out_len: usize) -> (usize, usize) {
         let (in_image, out_image) = (windows.in_len(), windows.out_len());
-        assert!(in_len == self.batch * in_image && out_len == self.batch * out_image, "lengths");
+        let of_batch = |image| product([self.batch, image]);
+        assert!(in_len == of_batch(in_image) && out_len == of_batch(out_image), "lengths");
         (in_image, out_image)
     }
 }
@@ -103,8 +146,8 @@ impl PooledImages<'_> {
 #[derive(Debug)]
 pub struct Pool {
     windows: Windows,
-    /// What each output pixel's sum is multiplied with; `None` takes the largest value.
-    weights: Option<Vec<f32>>,
+    /// Of the mean; `None` takes the largest value.
+    divisor: Option<Divisor>,
 }
 
 impl Pool {
@@ -113,7 +156,7 @@ impl Pool {
     /// # Panics
     /// If the geometry doesn't fit the image, or that has no pixels.
     pub fn max(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize) -> Self {
-        Self { windows: Windows::new(geometry, in_size, channels), weights: None }
+        Self { windows: Windows::new(geometry, in_size, channels), divisor: None }
     }
 
     /// Mean of each window, as [`avg_pool_forward`] has it.
@@ -121,9 +164,8 @@ impl Pool {
     /// # Panics
     /// If the geometry doesn't fit the image, or that has no pixels.
     pub fn average(geometry: &Conv2dGeometry, in_size: [usize; 2], channels: usize, count_padding: bool) -> Self {
-        let windows = Windows::new(geometry, in_size, channels);
-        let weights = weights(&windows, geometry.taps(), count_padding);
-        Self { windows, weights: Some(weights) }
+        let divisor = Divisor::new(geometry, count_padding);
+        Self { windows: Windows::new(geometry, in_size, channels), divisor: Some(divisor) }
     }
 
     /// Rows of an output image.
@@ -137,28 +179,20 @@ impl Pool {
     /// # Panics
     /// If the rows are not those of the images.
     pub fn run_rows(&self, isa: Isa, first: usize, x: &[f32], y: &mut [f32]) {
-        let Windows { rows, columns, in_size, channels } = &self.windows;
-        let (channels, row_len) = (*channels, columns.len() * channels);
+        let Windows { rows, columns, channels, .. } = &self.windows;
+        let (channels, in_len) = (*channels, self.windows.in_len());
         isa.plain(|| {
-            for (index, y) in y.chunks_exact_mut(row_len.max(1)).enumerate() {
-                let (image, oy) = ((first + index) / rows.len(), (first + index) % rows.len());
-                let x = &x[image * self.windows.in_len()..][..self.windows.in_len()];
-                y.fill(if self.weights.is_some() { 0.0 } else { f32::NEG_INFINITY });
-                for (ox, (y, columns)) in y.chunks_exact_mut(channels).zip(columns).enumerate() {
-                    for iy in rows[oy].iter() {
-                        for ix in columns.iter() {
-                            let x = &x[(iy * in_size[1] + ix) * channels..][..channels];
-                            match &self.weights {
-                                Some(_) => y.iter_mut().zip(x).for_each(|(y, &x)| *y += x),
-                                None => {
-                                    y.iter_mut().zip(x).for_each(|(y, &x)| *y = if wins(x, *y) { x } else { *y });
-                                }
-                            }
-                        }
+            for (row, y) in (first..).zip(y.chunks_exact_mut((columns.len() * channels).max(1))) {
+                let x = &x[row / rows.len() * in_len..][..in_len];
+                for (y, window) in y.chunks_exact_mut(channels).zip(self.windows.of_row(row % rows.len())) {
+                    let pixels = window.pixels().map(|pixel| &x[pixel * channels..][..channels]);
+                    if let Some(divisor) = self.divisor {
+                        average(pixels, divisor.of(window), y);
+                        continue;
                     }
-                    if let Some(weights) = &self.weights {
-                        let weight = weights[oy * self.windows.columns.len() + ox];
-                        y.iter_mut().for_each(|y| *y *= weight);
+                    y.fill(f32::NEG_INFINITY);
+                    for x in pixels {
+                        y.iter_mut().zip(x).for_each(|(y, &x)| *y = if wins(x, *y) { x } else { *y });
                     }
                 }
             }
@@ -177,24 +211,29 @@ fn wins(x: f32, largest: f32) -> bool {
 /// # Panics
 /// If the lengths don't fit.
 pub fn global_average(isa: Isa, pitch: usize, x: &[f32], y: &mut [f32]) {
+    assert!(!y.is_empty() && y.len() <= pitch && x.len().is_multiple_of(pitch), "lengths");
+    let divisor = (x.len() / pitch).max(1) as f64;
+    isa.plain(|| average(x.chunks_exact(pitch), divisor, y));
+}
+
+/// The sums of the first channels of some pixels, divided. Many pixels in one go would lose what is added last.
+#[inline(always)]
+fn average<'a>(pixels: impl Iterator<Item = &'a [f32]> + Clone, divisor: f64, y: &mut [f32]) {
     /// Pixels and channels that are summed in `f32`, before the sums of many pixels are added in `f64`.
     const PIXELS: usize = 64;
     const CHANNELS: usize = 64;
-    assert!(!y.is_empty() && y.len() <= pitch && x.len().is_multiple_of(pitch), "lengths");
-    let pixels = (x.len() / pitch).max(1) as f64;
-    isa.plain(|| {
-        for (first, means) in (0..).step_by(CHANNELS).zip(y.chunks_mut(CHANNELS)) {
-            let mut total = [0.0f64; CHANNELS];
-            for some in x.chunks(PIXELS * pitch) {
-                let mut sums = [0.0f32; CHANNELS];
-                for pixel in some.chunks_exact(pitch) {
-                    sums.iter_mut().zip(&pixel[first..][..means.len()]).for_each(|(sum, &x)| *sum += x);
-                }
-                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(sum));
+    for (first, means) in (0..).step_by(CHANNELS).zip(y.chunks_mut(CHANNELS)) {
+        let mut total = [0.0f64; CHANNELS];
+        let mut pixels = pixels.clone().peekable();
+        while pixels.peek().is_some() {
+            let mut sums = [0.0f32; CHANNELS];
+            for pixel in pixels.by_ref().take(PIXELS) {
+                sums.iter_mut().zip(&pixel[first..][..means.len()]).for_each(|(sum, &x)| *sum += x);
             }
-            means.iter_mut().zip(total).for_each(|(mean, total)| *mean = (total / pixels) as f32);
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += f64::from(sum));
         }
-    });
+        means.iter_mut().zip(total).for_each(|(mean, total)| *mean = (total / divisor) as f32);
+    }
 }
 
 /// Largest value of each window; `argmax` becomes the input pixel it came from (the first of equals), padding never wins.
@@ -224,15 +263,14 @@ impl Task for MaxPool<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) {
-        let Self { windows: Windows { rows, columns, in_size, channels }, x, y, argmax } = self;
-        let outputs = y.chunks_exact_mut(*channels).zip(argmax.chunks_exact_mut(*channels));
-        let windows = rows.iter().flat_map(|rows| columns.iter().map(move |columns| (rows, columns)));
-        for ((y, argmax), (rows, columns)) in outputs.zip(windows) {
-            let pixels = rows.iter().flat_map(|row| columns.iter().map(move |column| row * in_size[1] + column));
+        let Self { windows, x, y, argmax } = self;
+        let channels = windows.channels;
+        let outputs = y.chunks_exact_mut(channels).zip(argmax.chunks_exact_mut(channels));
+        for ((y, argmax), window) in outputs.zip(windows.all()) {
             y.fill(f32::NEG_INFINITY);
             argmax.fill(u32::MAX);
-            for (number, pixel) in pixels.enumerate() {
-                let x = &x[pixel * channels..][..*channels];
+            for (number, pixel) in window.pixels().enumerate() {
+                let x = &x[pixel * channels..][..channels];
                 if number == 0 {
                     y.copy_from_slice(x);
                     argmax.fill(pixel as u32);
@@ -276,31 +314,19 @@ impl Task for MaxPoolBack<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _simd: S) {
-        let Self { windows: Windows { rows, columns, in_size, channels }, argmax, grad_y, grad_x } = self;
+        let Self { windows, argmax, grad_y, grad_x } = self;
+        let channels = windows.channels;
         grad_x.fill(0.0);
-        let outputs = grad_y.chunks_exact(*channels).zip(argmax.chunks_exact(*channels));
-        let windows = rows.iter().flat_map(|rows| columns.iter().map(move |columns| (rows, columns)));
-        for ((grad_y, argmax), (rows, columns)) in outputs.zip(windows) {
-            for pixel in rows.iter().flat_map(|row| columns.iter().map(move |column| row * in_size[1] + column)) {
-                let grad_x = &mut grad_x[pixel * channels..][..*channels];
+        let outputs = grad_y.chunks_exact(channels).zip(argmax.chunks_exact(channels));
+        for ((grad_y, argmax), window) in outputs.zip(windows.all()) {
+            for pixel in window.pixels() {
+                let grad_x = &mut grad_x[pixel * channels..][..channels];
                 for ((dx, &dy), &winner) in grad_x.iter_mut().zip(grad_y).zip(argmax) {
                     *dx += if winner == pixel as u32 { dy } else { 0.0 };
                 }
             }
         }
     }
-}
-
-/// What each output's sum is multiplied with.
-fn weights(windows: &Windows, taps: usize, count_padding: bool) -> Vec<f32> {
-    let inside = |taps: usize| if taps == 0 { 0.0 } else { 1.0 / taps as f32 };
-    let mut weights = Vec::with_capacity(windows.rows.len() * windows.columns.len());
-    for rows in &windows.rows {
-        for columns in &windows.columns {
-            weights.push(inside(if count_padding { taps } else { rows.count * columns.count }));
-        }
-    }
-    weights
 }
 
 /// Mean of each window; padded zeros count as pixels if `count_padding`.
@@ -322,16 +348,17 @@ pub fn avg_pool_backward(isa: Isa, images: PooledImages<'_>, count_padding: bool
     let windows = images.windows();
     let (in_len, out_len) = images.check(&windows, grad_x.len(), grad_y.len());
     let PooledImages { geometry, channels, .. } = images;
-    let weights = weights(&windows, geometry.taps(), count_padding);
+    let divisor = Divisor::new(geometry, count_padding);
     grad_x.par_chunks_mut(in_len.max(1)).zip(grad_y.par_chunks(out_len.max(1))).for_each(|(grad_x, grad_y)| {
         isa.plain(|| {
             grad_x.fill(0.0);
-            windows.visit(|to, from| {
-                let grad_y = &grad_y[to * channels..][..channels];
-                for (dx, &dy) in grad_x[from * channels..][..channels].iter_mut().zip(grad_y) {
-                    *dx += dy * weights[to];
+            for (grad_y, window) in grad_y.chunks_exact(channels).zip(windows.all()) {
+                let weight = (1.0 / divisor.of(window)) as f32;
+                for pixel in window.pixels() {
+                    let grad_x = &mut grad_x[pixel * channels..][..channels];
+                    grad_x.iter_mut().zip(grad_y).for_each(|(dx, &dy)| *dx += dy * weight);
                 }
-            });
+            }
         })
     });
 }
@@ -342,7 +369,7 @@ pub fn avg_pool_backward(isa: Isa, images: PooledImages<'_>, count_padding: bool
 /// If there are no pixels, or the lengths don't fit.
 pub fn global_avg_forward(isa: Isa, batch: usize, pixels: usize, channels: usize, x: &[f32], y: &mut [f32]) {
     assert!(pixels > 0, "images have pixels");
-    assert!(x.len() == batch * pixels * channels && y.len() == batch * channels, "lengths");
+    assert!(x.len() == product([batch, pixels, channels]) && y.len() == product([batch, channels]), "lengths");
     let images = x.par_chunks((pixels * channels).max(1)).zip(y.par_chunks_mut(channels.max(1)));
     images.for_each(|(x, y)| global_average(isa, channels, x, y));
 }
@@ -352,7 +379,8 @@ pub fn global_avg_forward(isa: Isa, batch: usize, pixels: usize, channels: usize
 /// # Panics
 /// If the lengths don't fit.
 pub fn global_avg_backward(isa: Isa, batch: usize, pixels: usize, channels: usize, grad_y: &[f32], grad_x: &mut [f32]) {
-    assert!(grad_x.len() == batch * pixels * channels && grad_y.len() == batch * channels, "lengths");
+    let lengths = [product([batch, pixels, channels]), product([batch, channels])];
+    assert!([grad_x.len(), grad_y.len()] == lengths, "lengths");
     let scale = 1.0 / pixels.max(1) as f32;
     let images = grad_x.par_chunks_mut((pixels * channels).max(1)).zip(grad_y.par_chunks(channels.max(1)));
     images.for_each(|(grad_x, grad_y)| {

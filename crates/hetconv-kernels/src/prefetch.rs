@@ -31,21 +31,21 @@ impl<'a> Ahead<'a> {
 /// Asks for the cache lines of a stretch of memory, a few at a time: a core waits for few at once.
 pub(crate) struct Prefetch {
     line: *const f32,
-    /// Lines of a turn, and those that are due, in units of 1/2¹⁶.
-    per_turn: usize,
+    /// Lines of a step, and those that are due, in units of 1/2¹⁶.
+    per_step: usize,
     due: usize,
 }
 
 impl Prefetch {
-    /// `values` from `first` on, over so many turns; more turns go on behind them. The memory need not be there.
-    pub fn new(first: *const f32, values: usize, turns: usize) -> Self {
-        Self { line: first, per_turn: (values.div_ceil(LINE) << 16) / turns.max(1), due: 0 }
+    /// `values` from `first` on, over so many steps; more steps go on behind them. The memory need not be there.
+    pub fn new(first: *const f32, values: usize, steps: usize) -> Self {
+        Self { line: first, per_step: (values.div_ceil(LINE) << 16) / steps.max(1), due: 0 }
     }
 
-    /// A turn's share.
+    /// A step's share.
     #[inline(always)]
     pub fn advance<S: Simd>(&mut self, simd: S) {
-        self.due += self.per_turn;
+        self.due += self.per_step;
         for _ in 0..self.due >> 16 {
             simd.prefetch(self.line);
             self.line = self.line.wrapping_add(LINE);

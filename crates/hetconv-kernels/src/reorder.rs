@@ -82,12 +82,12 @@ impl Task for Move<'_> {
             None => [0; 2],
         };
         match (columns, rows) {
-            (2, _) => simd.apart(Part::<2>(self)),
-            (4, _) => simd.apart(Part::<4>(self)),
-            (8, _) => simd.apart(Part::<8>(self)),
-            (_, 2) => simd.apart(Join::<2>(self)),
-            (_, 4) => simd.apart(Join::<4>(self)),
-            (_, 8) => simd.apart(Join::<8>(self)),
+            (2, _) => simd.apart(ToRows::<2>(self)),
+            (4, _) => simd.apart(ToRows::<4>(self)),
+            (8, _) => simd.apart(ToRows::<8>(self)),
+            (_, 2) => simd.apart(ToColumns::<2>(self)),
+            (_, 4) => simd.apart(ToColumns::<4>(self)),
+            (_, 8) => simd.apart(ToColumns::<8>(self)),
             _ => self.each(|source, target| {
                 for (target, &from) in target.iter_mut().zip(sources) {
                     *target = source[from as usize];
@@ -108,9 +108,9 @@ impl Move<'_> {
 }
 
 /// Transposes matrices of `P` columns.
-struct Part<'a, const P: usize>(Move<'a>);
+struct ToRows<'a, const P: usize>(Move<'a>);
 
-impl<const P: usize> Task for Part<'_, P> {
+impl<const P: usize> Task for ToRows<'_, P> {
     type Output = ();
 
     #[inline(always)]
@@ -142,9 +142,9 @@ impl<const P: usize> Task for Part<'_, P> {
 }
 
 /// Transposes matrices of `P` rows.
-struct Join<'a, const P: usize>(Move<'a>);
+struct ToColumns<'a, const P: usize>(Move<'a>);
 
-impl<const P: usize> Task for Join<'_, P> {
+impl<const P: usize> Task for ToColumns<'_, P> {
     type Output = ();
 
     #[inline(always)]

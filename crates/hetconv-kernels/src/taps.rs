@@ -17,35 +17,150 @@ use crate::tile::MAX_ROWS;
 pub(crate) type Axis = Vec<Vec<(usize, usize)>>;
 
 /// Target pixels that read the same taps at the same offsets.
+///
+/// They lie in some rows and some columns of the image, and follow each other patch by patch.
 #[derive(Clone, Debug)]
 pub(crate) struct Region {
     /// Tap (row-major index in the window) and the first value of its source pixel relative to that of the first tap's.
     pub taps: Vec<(usize, isize)>,
-    /// First values of the first tap's source pixel and of the target pixel, within one image.
-    pub pixels: Vec<(usize, usize)>,
+    /// The pixels of the first columns of a row or two, for each such band.
+    bands: Vec<Place>,
+    /// The pixels of a band relative to that, patch by patch: of a band of [`PATCH`]`[0]` rows, and of the last one if it
+    /// has fewer.
+    within: [Vec<Place>; 2],
     /// Whether so many sources of a tile fall into one set of the first-level cache that they would drive each other out.
     pub crowded: bool,
 }
 
+/// First values of the first tap's source pixel and of the target pixel, within one image.
+pub(crate) type Place = (usize, usize);
+
+/// Pixels of a region that follow each other, of one image.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run<'a> {
+    pub image: usize,
+    /// What is added to each of their places.
+    pub base: Place,
+    pub relative: &'a [Place],
+}
+
+impl<'a> Run<'a> {
+    /// Their places in the image.
+    pub fn places(self) -> impl Iterator<Item = Place> + 'a {
+        let (source, target) = self.base;
+        self.relative.iter().map(move |&(from, to)| (source + from, target + to))
+    }
+}
+
+/// The next [`Run`]s of a region.
+#[derive(Debug)]
+pub(crate) struct Runs<'a> {
+    region: &'a Region,
+    image: usize,
+    band: usize,
+    /// Pixels of the band that come before.
+    before: usize,
+    left: usize,
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = Run<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Run<'a>> {
+        if self.left == 0 {
+            return None;
+        }
+        let Region { bands, within: [whole, last], .. } = self.region;
+        let is_last = self.band + 1 == bands.len();
+        let of_band = if is_last && !last.is_empty() { last } else { whole };
+        let relative = &of_band[self.before..];
+        let relative = &relative[..relative.len().min(self.left)];
+        let run = Run { image: self.image, base: bands[self.band], relative };
+        self.left -= relative.len();
+        (self.before, self.band) = (0, if is_last { 0 } else { self.band + 1 });
+        self.image += usize::from(is_last);
+        Some(run)
+    }
+}
+
 impl Region {
+    /// Of the pixels in some rows and columns: what a row adds to the place of a pixel, and what a column does.
+    fn new(taps: Vec<(usize, isize)>, rows: &[Place], columns: &[Place], image_len: usize) -> Self {
+        let less = |a: Place, b: Place| (a.0 - b.0, a.1 - b.1);
+        let plus = |a: Place, b: Place| (a.0 + b.0, a.1 + b.1);
+        let distances = |band: &[Place]| band.iter().map(|&row| less(row, band[0])).collect::<Vec<_>>();
+        // Bands of as many rows as a patch, if those are equally far apart in all; else of single rows.
+        let whole = rows.chunks_exact(PATCH[0]);
+        let alike = whole.clone().zip(whole.clone().skip(1)).all(|(a, b)| distances(a) == distances(b));
+        let height = if alike { PATCH[0] } else { 1 };
+        let within = |band: &[Place]| {
+            let mut within = Vec::with_capacity(band.len() * columns.len());
+            for columns in columns.chunks(PATCH[1]) {
+                for row in distances(band) {
+                    within.extend(columns.iter().map(|&column| plus(row, column)));
+                }
+            }
+            within
+        };
+        let bands = rows.chunks(height).map(|band| band[0]).collect();
+        let last = rows.chunks_exact(height).remainder();
+        let mut region = Self {
+            taps,
+            bands,
+            within: [rows.chunks_exact(height).next().map(within).unwrap_or_default(), within(last)],
+            crowded: false,
+        };
+        region.crowded = region.is_crowded(image_len);
+        region
+    }
+
+    /// Number of pixels of an image.
+    pub fn len(&self) -> usize {
+        let [whole, last] = &self.within;
+        (self.bands.len() - usize::from(!last.is_empty())) * whole.len() + last.len()
+    }
+
+    /// Some of the pixels, counted image by image.
+    pub fn runs(&self, pixels: Range<usize>) -> Runs<'_> {
+        let (image, pixel) = (pixels.start / self.len(), pixels.start % self.len());
+        let of_band = self.within[0].len();
+        let band = pixel.checked_div(of_band).unwrap_or(0).min(self.bands.len() - 1);
+        Runs { region: self, image, band, before: pixel - band * of_band, left: pixels.len() }
+    }
+
+    /// The places of all pixels of an image.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        self.runs(0..self.len()).flat_map(Run::places)
+    }
+
     /// The same where a source's pixels, of which there are so many in an image, and a target's have other numbers of
     /// channels; it has one tap only, or the source's number stays.
     pub fn with_channels(&self, pixels: usize, [from, to]: [[usize; 2]; 2]) -> Self {
         assert!(self.taps.len() <= 1 || from[0] == to[0], "distances of taps are those of pixels");
-        let moved = |&(source, target): &(usize, usize)| (source / from[0] * to[0], target / from[1] * to[1]);
-        let moved: Vec<(usize, usize)> = self.pixels.iter().map(moved).collect();
-        Self { taps: self.taps.clone(), crowded: crowded(&moved, pixels * to[0]), pixels: moved }
+        let moved = |places: &Vec<Place>| {
+            places.iter().map(|&(source, target)| (source / from[0] * to[0], target / from[1] * to[1])).collect()
+        };
+        let mut region = Self {
+            taps: self.taps.clone(),
+            bands: moved(&self.bands),
+            within: [moved(&self.within[0]), moved(&self.within[1])],
+            crowded: false,
+        };
+        region.crowded = region.is_crowded(pixels * to[0]);
+        region
     }
-}
 
-/// Whether a tile of the first pixels of a region, images `image_len` values apart, takes all ways of a set.
-fn crowded(pixels: &[(usize, usize)], image_len: usize) -> bool {
-    if pixels.is_empty() {
-        return false;
+    /// Whether a tile of the first pixels, images `image_len` values apart, takes all ways of a set.
+    fn is_crowded<'a>(&'a self, image_len: usize) -> bool {
+        let of_run = |run: Run<'a>| {
+            let first = run.image * image_len;
+            run.places().map(move |(source, _)| (first + source) % WAY / LINE)
+        };
+        let sets: Vec<usize> = self.runs(0..MAX_ROWS).flat_map(of_run).collect();
+        let sharing = |set| sets.iter().filter(|&&other| other == set).count();
+        sets.iter().any(|&set| sharing(set) >= WAYS)
     }
-    let set = |i: usize| (i / pixels.len() * image_len + pixels[i % pixels.len()].0) % WAY / LINE;
-    let sharing = |i: usize| (0..MAX_ROWS).filter(|&j| set(j) == set(i)).count();
-    (0..MAX_ROWS).any(|i| sharing(i) >= WAYS)
 }
 
 /// Output index → input indices along one axis (0 vertical, 1 horizontal).
@@ -89,18 +204,13 @@ pub(crate) fn regions(
     for (row_taps, row_members) in &row_groups {
         for (column_taps, column_members) in &column_groups {
             let taps = joined(kernel_width, row_taps, column_taps, source_width, source_channels);
-            let mut pixels = Vec::with_capacity(row_members.len() * column_members.len());
-            for rows_of_patch in row_members.chunks(PATCH[0]) {
-                for columns_of_patch in column_members.chunks(PATCH[1]) {
-                    for (&y, &x) in rows_of_patch.iter().flat_map(|y| columns_of_patch.iter().map(move |x| (y, x))) {
-                        let source =
-                            if taps.is_empty() { 0 } else { first(rows, y) * source_width + first(columns, x) };
-                        pixels.push((source * source_channels, (y * columns.len() + x) * target_channels));
-                    }
-                }
-            }
-            let crowded = crowded(&pixels, source_height * source_width * source_channels);
-            regions.push(Region { taps, pixels, crowded });
+            let source = |pixel: usize| if taps.is_empty() { 0 } else { pixel * source_channels };
+            let row = |&y: &usize| (source(first(rows, y) * source_width), y * columns.len() * target_channels);
+            let column = |&x: &usize| (source(first(columns, x)), x * target_channels);
+            let row_places: Vec<Place> = row_members.iter().map(row).collect();
+            let column_places: Vec<Place> = column_members.iter().map(column).collect();
+            let image_len = source_height * source_width * source_channels;
+            regions.push(Region::new(taps, &row_places, &column_places, image_len));
         }
     }
     regions
@@ -272,11 +382,34 @@ mod tests {
         let (rows, columns) = (forward_axis(&geometry, 0, 5, 5), forward_axis(&geometry, 1, 4, 4));
         let regions = regions(3, &rows, &columns, [5, 4], [7, 1]);
         assert_eq!(regions.len(), 9);
-        let mut targets: Vec<usize> = regions.iter().flat_map(|r| r.pixels.iter().map(|p| p.1)).collect();
+        let mut targets: Vec<usize> = regions.iter().flat_map(|r| r.places().map(|p| p.1)).collect();
         targets.sort_unstable();
         assert_eq!(targets, (0..20).collect::<Vec<_>>());
-        let taps: usize = regions.iter().map(|r| r.taps.len() * r.pixels.len()).sum();
+        let taps: usize = regions.iter().map(|r| r.taps.len() * r.len()).sum();
         assert_eq!(taps, (2 + 3 * 3 + 2) * (2 + 3 * 2 + 2));
+    }
+
+    #[test]
+    fn runs_follow_each_other_through_images() {
+        // Bands of two rows with one left, bands of single rows, which are not equally far apart, and a single pixel.
+        for (rows, columns) in [(vec![0, 40, 80, 120, 160], 7), (vec![0, 40, 80, 400], 3), (vec![5], 1)] {
+            let rows: Vec<Place> = rows.into_iter().map(|row| (2 * row, row)).collect();
+            let columns: Vec<Place> = (0..columns).map(|column| (2 * column, column)).collect();
+            let region = Region::new(vec![(0, 0)], &rows, &columns, 1000);
+            let all: Vec<Place> = region.places().collect();
+            let mut expected: Vec<Place> =
+                rows.iter().flat_map(|row| columns.iter().map(move |c| (row.0 + c.0, row.1 + c.1))).collect();
+            expected.sort_unstable();
+            let mut sorted = all.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, expected);
+            for range in [0..0, 0..1, 3..3 * all.len(), all.len() - 1..all.len() + 1] {
+                let of_run = |run: Run<'_>| run.places().map(move |place| (run.image, place)).collect::<Vec<_>>();
+                let found: Vec<(usize, Place)> = region.runs(range.clone()).flat_map(of_run).collect();
+                let expected: Vec<(usize, Place)> = range.map(|i| (i / all.len(), all[i % all.len()])).collect();
+                assert_eq!(found, expected);
+            }
+        }
     }
 
     #[test]
@@ -290,7 +423,7 @@ mod tests {
             for ([rows, columns], source) in [(axes(forward_axis), size), (axes(backward_axis), output)] {
                 let mut of_regions = Vec::new();
                 for region in regions(3, &rows, &columns, source, [5, 5]) {
-                    of_regions.extend(region.pixels.iter().map(|&pixel| (pixel, region.taps.clone())));
+                    of_regions.extend(region.places().map(|place| (place, region.taps.clone())));
                 }
                 let mut of_rows = Vec::new();
                 let table = Rows::new(3, &rows, &columns, source[1], 5);

@@ -107,7 +107,8 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Team {
-    /// A team of so many threads, the caller included; at least one.
+    /// A team of so many threads, the caller included: at least one, at most 1,024, and fewer where the system has none to
+    /// give.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             state: AtomicUsize::new(0),

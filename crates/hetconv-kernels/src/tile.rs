@@ -15,7 +15,7 @@ use crate::elementwise::activate;
 use crate::moments::Moments;
 use crate::pack::{Block, partner};
 use crate::parallel::Target;
-use crate::simd::{Simd, Task};
+use crate::simd::{Simd, Task, constant};
 use crate::walk::{OwnSegment, Segment, Spread, Turn, Walk};
 
 /// The most pixels of any tile.
@@ -121,9 +121,9 @@ impl Epilogue {
 
 /// Room for the sums of a tile, such as those of its turned vectors.
 #[repr(align(64))]
-pub(crate) struct Turned([f32; MAX_ROWS * MAX_STRIDE]);
+pub(crate) struct TileSums([f32; MAX_ROWS * MAX_STRIDE]);
 
-impl Turned {
+impl TileSums {
     pub fn new() -> Self {
         Self([0.0; MAX_ROWS * MAX_STRIDE])
     }
@@ -138,11 +138,11 @@ impl Tile<'_> {
     /// Computes the tile's pixels.
     ///
     /// # Safety
-    /// For each pixel, every segment's and every turn's values are readable from its source pointer, and the block's
+    /// There are from 1 to [`Tile::most_rows`] pixels. For each, every segment's and every turn's values are readable from its source pointer, and the block's
     /// outputs are writable at its target pointer; the weights lie inside the packed buffer. `S` is the instruction set
     /// that the block was made for.
     #[inline(always)]
-    pub unsafe fn compute<S: Simd>(&mut self, simd: S, turned: &mut Turned, moments: Option<&mut Moments>) {
+    pub unsafe fn compute<S: Simd>(&mut self, simd: S, turned: &mut TileSums, moments: Option<&mut Moments>) {
         if self.walk.size == 0 {
             // SAFETY: the caller's.
             return unsafe { self.ranges(simd, moments) };
@@ -193,20 +193,7 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn rows<S: Simd, const V: usize, const HALF: bool>(&self, simd: S, moments: Option<&mut Moments>) {
         let tile = self;
-        match self.rows {
-            1 => simd.apart(Ranges::<1, V, HALF> { tile, moments }),
-            2 => simd.apart(Ranges::<2, V, HALF> { tile, moments }),
-            3 => simd.apart(Ranges::<3, V, HALF> { tile, moments }),
-            4 => simd.apart(Ranges::<4, V, HALF> { tile, moments }),
-            5 => simd.apart(Ranges::<5, V, HALF> { tile, moments }),
-            6 => simd.apart(Ranges::<6, V, HALF> { tile, moments }),
-            7 => simd.apart(Ranges::<7, V, HALF> { tile, moments }),
-            8 => simd.apart(Ranges::<8, V, HALF> { tile, moments }),
-            9 => simd.apart(Ranges::<9, V, HALF> { tile, moments }),
-            10 => simd.apart(Ranges::<10, V, HALF> { tile, moments }),
-            11 => simd.apart(Ranges::<11, V, HALF> { tile, moments }),
-            _ => simd.apart(Ranges::<12, V, HALF> { tile, moments }),
-        }
+        constant!(R = self.rows, of 1 2 3 4 5 6 7 8 9 10 11 12 => simd.apart(Ranges::<R, V, HALF> { tile, moments }))
     }
 }
 
@@ -400,7 +387,7 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
             return;
         }
         // What is rare stays out of the way: this function is as large as a good part of the first-level cache.
-        let mut values = Turned::new();
+        let mut values = TileSums::new();
         for r in 0..R {
             for v in 0..V {
                 simd.store(values.0.as_mut_ptr().add(r * MAX_STRIDE + v * S::LANES), sums[r][v]);
@@ -413,7 +400,7 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
 /// Sums of a tile, rows of [`MAX_STRIDE`], to which the epilogue is applied one vector after another.
 struct Rest<'t, 'a> {
     tile: &'t Tile<'a>,
-    values: &'t Turned,
+    values: &'t TileSums,
 }
 
 impl Task for Rest<'_, '_> {
@@ -456,21 +443,27 @@ impl Turns<'_> {
     /// As [`Tile::compute`]; `sums` is writable.
     #[inline(always)]
     unsafe fn compute<S: Simd>(self, simd: S, size: usize) {
-        match (size, S::SUMS) {
-            (1, 24..) => self.groups::<S, 12, 1>(simd),
-            (2, 24..) => self.groups::<S, 6, 2>(simd),
-            (4, 24..) => self.groups::<S, 6, 4>(simd),
-            (_, 24..) => self.groups::<S, 3, 8>(simd),
-            (1, _) => self.groups::<S, 6, 1>(simd),
-            (2, _) => self.groups::<S, 3, 2>(simd),
-            (4, _) => self.groups::<S, 3, 4>(simd),
-            (_, _) => self.groups::<S, 1, 8>(simd),
+        // SAFETY: the caller's.
+        unsafe {
+            match (size, S::SUMS) {
+                (1, 24..) => self.groups::<S, 12, 1>(simd),
+                (2, 24..) => self.groups::<S, 6, 2>(simd),
+                (4, 24..) => self.groups::<S, 6, 4>(simd),
+                (_, 24..) => self.groups::<S, 3, 8>(simd),
+                (1, _) => self.groups::<S, 6, 1>(simd),
+                (2, _) => self.groups::<S, 3, 2>(simd),
+                (4, _) => self.groups::<S, 3, 4>(simd),
+                (_, _) => self.groups::<S, 1, 8>(simd),
+            }
         }
     }
 
     /// Whole groups of `R` pixels, then the pixels that are left, one by one.
+    ///
+    /// # Safety
+    /// As [`Turns::compute`].
     #[inline(always)]
-    fn groups<S: Simd, const R: usize, const J: usize>(self, simd: S) {
+    unsafe fn groups<S: Simd, const R: usize, const J: usize>(self, simd: S) {
         let whole = self.sources.len() - self.sources.len() % R;
         let (sources, rest) = self.sources.split_at(whole);
         simd.apart(TurnRows::<R, J>(Turns { sources, ..self }));

@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use common::{Numbers, Weights, assert_close, check, each_isa};
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
-use hetconv_kernels::{Algorithm, Batch, Conv, ConvSpec, Direction, Input, Isa, PreparedBatch, Reordered, Team};
+use hetconv_kernels::{
+    Algorithm, Batch, Conv, ConvSpec, Direction, Input, Isa, PreparedBatch, Reordered, Team, elementwise,
+};
 
 fn het(m: usize, n: usize, parts: usize) -> ConvKind {
     ConvKind::Het(HetPattern::shifted(m, n, parts).expect("legal"))
@@ -313,6 +315,17 @@ fn nothing_is_read_or_written_outside() {
                     let batch =
                         PreparedBatch { images: 2, source: input.get_mut(), residual, target: output.get_mut() };
                     prepared.run_alone(scratch[0], batch);
+                    if algorithm != Algorithm::Depthwise {
+                        // As the last channels of wider pixels, and of the first ones where the window has one tap.
+                        let wider = kernel == 1 && algorithm == Algorithm::Direct;
+                        let prepared = if wider { prepared.reading_wider(m + 7) } else { prepared };
+                        let prepared = prepared.into_segment(n + 5, 5);
+                        let [from, to] = prepared.pitches();
+                        let mut source = guarded(&numbers.vec(input.get_mut().len() / m * from));
+                        let mut target = guarded(&vec![0.0; outputs / n * to]);
+                        let (source, target) = (source.get_mut(), target.get_mut());
+                        prepared.run_alone(scratch[0], PreparedBatch { images: 2, source, residual: None, target });
+                    }
                     let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
                     std::hint::black_box(conv.grad_input(2, grad.get_mut(), &packed));
                     let (x, grad) = (&*input.get_mut(), &*grad.get_mut());
@@ -355,7 +368,39 @@ fn nothing_is_read_or_written_outside_by_the_backward_pass() {
                 let want = conv.grad_input(17, grad.get_mut(), &packed);
                 let want: Vec<f64> = want.into_iter().map(f64::from).collect();
                 assert_close(&format!("{algorithm:?}"), &got, &want, 1e-5);
+
+                let forward = conv.pack(isa, Direction::Forward, algorithm, weights.get());
+                let reordered = Reordered::new(spec.clone(), [7, 5]).expect("fits");
+                let mut output = Guarded::new(closed, &vec![0.0; len]);
+                reordered.forward(17, x.get_mut(), &forward, None, output.get_mut());
+                reordered.grad_input(17, grad.get_mut(), &packed, output.get_mut());
+                let (x, grad) = (x.get_mut(), grad.get_mut());
+                reordered.grad_weight(isa, algorithm, 17, x, grad, weights.get_mut());
             }
+        }
+    });
+}
+
+/// What is computed value by value, around whole vectors.
+#[cfg(unix)]
+#[test]
+fn nothing_is_read_or_written_outside_by_activations_and_batch_norms() {
+    each_isa("closed pages, batch-norm", |isa| {
+        for (channels, closed) in
+            [1, 7, 16, 17, 33].into_iter().flat_map(|c| [Closed::Before, Closed::Behind].map(|closed| (c, closed)))
+        {
+            let mut numbers = Numbers(5);
+            let [mut x, mut residual, mut grad] = [(); 3].map(|()| Guarded::new(closed, &numbers.vec(13 * channels)));
+            let [mut scale, mut shift] = [(); 2].map(|()| Guarded::new(closed, &numbers.vec(channels)));
+            let (scale, shift) = (&*scale.get_mut(), &*shift.get_mut());
+            let stats = BatchStats::new(&norm::column_sums(isa, channels, x.get_mut()), 13, 1e-5);
+            let affine = Affine { scale, shift, relu: true };
+            let y = norm::scale_shift(isa, x.get_mut(), Some(residual.get_mut()), affine);
+            let mut y = Guarded::new(closed, &y);
+            let gate = Gate::Output(y.get_mut());
+            let norm = NormBackward { x: x.get_mut(), gate, gamma: scale, stats: &stats };
+            std::hint::black_box(norm.gradients(isa, grad.get_mut(), true));
+            elementwise::activate_all(isa, Activation::HardSwish, x.get_mut());
         }
     });
 }

@@ -236,6 +236,12 @@ fn the_mean_of_many_pixels_is_exact() {
         pool::global_avg_forward(isa, 1, 300 * 300, channels, &x, &mut y);
         let want: Vec<f64> = x[..channels].iter().map(|&x| f64::from(x)).collect();
         assert_close("mean", &y, &want, 2e-6);
+
+        let geometry = Conv2dGeometry::square(300, 300, 0, 1);
+        let images = PooledImages { geometry: &geometry, batch: 1, size: [300, 300], channels };
+        y.fill(f32::NAN);
+        pool::avg_pool_forward(isa, images, true, &x, &mut y);
+        assert_close("mean of a window", &y, &want, 2e-6);
     });
 }
 

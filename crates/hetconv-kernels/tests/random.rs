@@ -8,12 +8,14 @@ use hetconv_kernels::{Algorithm, ConvSpec, Direction};
 use proptest::prelude::*;
 
 fn geometry() -> impl Strategy<Value = Conv2dGeometry> {
-    let kernel = prop_oneof![Just([1, 1]), Just([3, 3]), Just([5, 5]), Just([3, 1]), Just([1, 5])];
+    let kernel =
+        prop_oneof![Just([1, 1]), Just([3, 3]), Just([5, 5]), Just([3, 1]), Just([1, 5]), Just([2, 2]), Just([4, 3])];
     (kernel, [1..4usize, 1..4usize], [0..3usize, 0..3usize, 0..3usize, 0..3usize], [1..3usize, 1..3usize])
         .prop_map(|(kernel, stride, padding, dilation)| Conv2dGeometry { kernel, stride, padding, dilation })
 }
 
-fn kind(m: usize, n: usize) -> BoxedStrategy<ConvKind> {
+/// HetConv only if there is a centre.
+fn kind(m: usize, n: usize, has_center: bool) -> BoxedStrategy<ConvKind> {
     let shifted = (1..=m).prop_map(move |p| ConvKind::Het(HetPattern::shifted(m, n, p).expect("P ≤ M")));
     let limit = m.max(n) as u32;
     let classes = (1..=limit)
@@ -23,6 +25,9 @@ fn kind(m: usize, n: usize) -> BoxedStrategy<ConvKind> {
     let blocked = proptest::sample::select(divisors.clone())
         .prop_map(move |p| ConvKind::Het(HetPattern::blocked(m, n, p).expect("P divides")));
     let grouped = proptest::sample::select(divisors).prop_map(ConvKind::Grouped);
+    if !has_center {
+        return prop_oneof![Just(ConvKind::Standard), grouped].boxed();
+    }
     prop_oneof![Just(ConvKind::Standard), grouped, shifted, blocked, assigned].boxed()
 }
 
@@ -38,12 +43,15 @@ fn order(channels: usize) -> impl Strategy<Value = ChannelOrder> {
 
 fn spec() -> impl Strategy<Value = ConvSpec> {
     (1..40usize, 1..40usize, geometry()).prop_flat_map(|(m, n, geometry)| {
-        (kind(m, n), order(m), order(n), any::<bool>()).prop_map(move |(kind, in_order, out_order, by_class)| {
-            if by_class {
-                return ConvSpec::by_class(m, n, geometry.clone(), kind);
-            }
-            ConvSpec { in_channels: m, out_channels: n, geometry: geometry.clone(), kind, in_order, out_order }
-        })
+        let has_center = geometry.center_tap().is_some();
+        (kind(m, n, has_center), order(m), order(n), any::<bool>()).prop_map(
+            move |(kind, in_order, out_order, by_class)| {
+                if by_class {
+                    return ConvSpec::by_class(m, n, geometry.clone(), kind);
+                }
+                ConvSpec { in_channels: m, out_channels: n, geometry: geometry.clone(), kind, in_order, out_order }
+            },
+        )
     })
 }
 
@@ -80,7 +88,7 @@ proptest! {
     }
 }
 
-/// Channels, filters and pixels at and around every tile edge.
+/// Channels, filters and pixels at and around every tile edge: two vectors of filters, and twelve pixels or channels.
 #[test]
 fn tile_edges() {
     each_isa("tile edges", |isa| {
@@ -88,8 +96,8 @@ fn tile_edges() {
         let around = |n: usize| [n - 1, n, n + 1];
         let mut seed = 1;
         for n in around(lanes).into_iter().chain(around(2 * lanes)) {
-            for m in [1, 5, 6, 7, 8, 9] {
-                for width in 1..=9 {
+            for m in [1, 5, 6, 7, 11, 12, 13] {
+                for width in 1..=15 {
                     for kind in [
                         ConvKind::Standard,
                         ConvKind::Het(HetPattern::shifted(m, n, 2.min(m)).expect("P ≤ M")),

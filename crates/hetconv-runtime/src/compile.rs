@@ -244,7 +244,7 @@ impl Compiler<'_> {
             Op::Softmax => Kind::Softmax,
             Op::Gather { stride, .. } => {
                 let input = self.shaped(node.inputs[0]);
-                let sources = self.orders.sources(chain.first).unwrap_or_default().to_vec();
+                let sources = self.orders.sources(chain.first).expect("of every gather").to_vec();
                 Kind::Select(Select::new(sources, input.channels, *stride, input.size))
             }
         };
@@ -316,7 +316,7 @@ impl Compiler<'_> {
         let weights = || match &tensors[..] {
             [center, ring] => ConvWeights::Het { center, ring },
             [weight] => ConvWeights::Dense(weight),
-            _ => ConvWeights::Dense(&[]),
+            _ => unreachable!("a layer has one tensor of weights, or two"),
         };
         let isa = self.plan.isa;
         let segment = self.segments.get(&chain.last);

@@ -79,7 +79,7 @@ impl<'a> Source<'a> {
         let filters = match self.graph.nodes[node].op {
             Op::Conv2d { out_channels, .. } => out_channels,
             Op::Linear { out_features, .. } => out_features,
-            _ => 0,
+            _ => unreachable!("a layer with weights"),
         };
         let mut tensors = Vec::new();
         for suffix in ["weight", "center", "ring"] {

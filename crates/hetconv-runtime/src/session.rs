@@ -215,17 +215,13 @@ impl Session {
             }
             for index in group.steps.clone() {
                 let step = &plan.steps[index];
-                if let Kind::Output { number, .. } = step.kind {
-                    let (_, others) = Others::split(arena, &(0..0));
-                    let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
-                    let target = &mut outputs[number];
-                    Clock::time(clock, index, || {
-                        step.compute(plan.isa, &plan.values, 0, &read, target);
-                    });
-                    continue;
-                }
-                let (target, others) = Others::split(arena, &schedule.places[step.output]);
-                let target = &mut target[..batch * plan.values[step.output].len()];
+                let output = if let Kind::Output { number, .. } = step.kind { Some(number) } else { None };
+                let place = if output.is_some() { 0..0 } else { schedule.places[step.output].clone() };
+                let (stored, others) = Others::split(arena, &place);
+                let target = match output {
+                    Some(number) => &mut outputs[number][..],
+                    None => &mut stored[..batch * plan.values[step.output].len()],
+                };
                 let read = |side: usize| read(plan, step, inputs, &schedule.places, &others, batch, side);
                 let next = plan.steps[index + 1..group.steps.end].iter().find_map(|step| match &step.kind {
                     Kind::Conv(prepared) => Some(&**prepared),
@@ -329,11 +325,11 @@ impl Few<'_> {
                     &self.inputs[*number][first * len..][..images * len]
                 }
                 (Some(operand), _) if Some(*operand) == chunk.source => {
-                    let (source, len) = self.source.unwrap_or_default();
+                    let (source, len) = self.source.expect("what a chunk reads");
                     &source[first * len..][..images * len]
                 }
                 (Some(operand), _) => others.get(&chunk.places[*operand], images * plan.values[*operand].len()),
-                (None, _) => &[],
+                (None, _) => unreachable!("an operand of the step"),
             };
             Clock::time(clock, index, || match &step.kind {
                 Kind::Conv(prepared) => {

@@ -234,7 +234,9 @@ impl RunConfig {
         let check = |possible: bool, setting, value: String, accepted| {
             if possible { Ok(()) } else { Err(ConfigError::Setting { setting, value, accepted }) }
         };
-        check(self.epochs >= 1, "epochs", self.epochs.to_string(), "at least 1 is needed")?;
+        // Steps are numbered in 64 bits.
+        let epochs = (1..=u64::from(u32::MAX)).contains(&self.epochs);
+        check(epochs, "epochs", self.epochs.to_string(), "at least 1 is needed, and at most 4294967295 are possible")?;
         check(self.batch_size >= 1, "batch_size", self.batch_size.to_string(), "at least 1 is needed")?;
         check(self.accumulate >= 1, "accumulate", self.accumulate.to_string(), "at least 1 is needed")?;
         let lr = self.lr.is_finite() && self.lr > 0.0;

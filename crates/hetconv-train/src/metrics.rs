@@ -3,7 +3,7 @@
 use hetconv_graph::atomic_write;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// One line of `metrics.csv`. Losses are means per image in nats; top-1 and top-5 are fractions from 0 to 1.
@@ -157,6 +157,15 @@ impl MetricsWriter {
             .and_then(|()| self.file.sync_data())
             .map_err(io_error(&self.path))
     }
+}
+
+/// Whether a file begins as those that are written here do.
+pub(crate) fn is_metrics(path: &Path) -> Result<bool, MetricsError> {
+    let head = format!("{}\n", COLUMNS.join(","));
+    let mut found = Vec::new();
+    let file = File::open(path).map_err(io_error(path))?;
+    file.take(head.len() as u64).read_to_end(&mut found).map_err(io_error(path))?;
+    Ok(found == head.as_bytes())
 }
 
 /// The columns, in the order of the fields.

@@ -110,6 +110,25 @@ fn hidden_files_and_files_beside_class_folders_are_left_out() {
     assert_good(&open(&archive(&files).1).unwrap(), [4, 4]);
 }
 
+/// Linux has file names that are not Unicode, and pipes.
+#[cfg(target_os = "linux")]
+#[test]
+fn odd_things_matter_within_splits_alone() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let folder = folder(&good("test", 8, 8));
+    let odd = OsStr::from_bytes(b"notes\xff.txt");
+    std::fs::write(folder.path().join(odd), "").unwrap();
+    assert_good(&open(folder.path()).unwrap(), [8, 8]);
+    let class = folder.path().join("train/ant");
+    std::fs::write(class.join(odd), "").unwrap();
+    assert!(error(folder.path()).to_string().contains("not Unicode"));
+    std::fs::remove_file(class.join(odd)).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(class.join("pipe.png")).status().unwrap();
+    assert!(made.success());
+    assert!(error(folder.path()).to_string().contains("it is no file"));
+}
+
 #[test]
 fn archives_and_folders_below_one_top_folder() {
     let below: Vec<_> = good("test", 4, 4).into_iter().map(|(name, bytes)| (format!("top/{name}"), bytes)).collect();

@@ -131,6 +131,13 @@ fn summary_takes_other_inputs() {
 }
 
 #[test]
+fn a_folder_of_a_networks_name_does_not_hide_it() {
+    let here = here();
+    std::fs::create_dir(here.path().join("small-cifar")).unwrap();
+    assert_eq!(json(here.path(), &["summary", "small-cifar"])["model"], "small-cifar");
+}
+
+#[test]
 fn unknown_names_suggest_the_nearest() {
     let here = here();
     let error = failure(here.path(), 2, &["summary", "vgg16-cifr_p4"]);
@@ -196,6 +203,12 @@ fn a_run_that_cannot_be_done_is_2_and_leaves_nothing() {
     assert!(error.contains("--cutout 32 leaves nothing"), "{error}");
     let error = failure(here.path(), 2, &["compare", "--model", "small-cifar_pruned", "--out", "run"]);
     assert!(error.contains("is a variant already"), "{error}");
+    for args in
+        [&["eval", "small-cifar", "--data", "synthetic"][..], &["convert", "small-cifar", "-p", "4", "-o", "run"]]
+    {
+        let error = failure(here.path(), 2, args);
+        assert!(error.contains("small-cifar is a network's name"), "{error}");
+    }
     let error = failure(here.path(), 2, &["export", "small-cifar", "-o", "run.safetensors"]);
     assert!(error.contains("run.safetensors is the name of a model file"), "{error}");
     let error = failure(here.path(), 2, &["data", "prepare", "synthetic", "--image-size", "64"]);

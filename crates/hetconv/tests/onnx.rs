@@ -329,8 +329,20 @@ fn run_takes_several_inputs_by_name() {
     for (shape, len) in [("(1, 2, 4, 3)", 24), ("(2, 2, 3, 4)", 48), ("(1, 24)", 24), ("(0, 2, 3, 4)", 0)] {
         write_npy(&here.path().join("wrong.npy"), shape, &noise(len));
         let error = failure(here.path(), 2, &run(["left=l.npy", "right=wrong.npy"]));
-        assert!(error.contains("(images, 2, 3, 4)"), "{shape}: {error}");
+        assert!(error.contains("(images, 2, 3, 4)") && error.contains("wrong.npy"), "{shape}: {error}");
+        assert!(error.contains("\"right\""), "{shape}: {error}");
     }
+    // Nothing is written over what is read, or twice.
+    for (output, said) in
+        [("l.npy", "l.npy is read"), ("two.onnx", "two.onnx is read"), ("b.npy", "b.npy is named twice")]
+    {
+        let outputs = ["--output", output, "--output", "b.npy"];
+        let inputs = ["--input", "left=l.npy", "--input", "right=r.npy"];
+        let error = failure(here.path(), 2, &[&["run", "two.onnx"], &inputs[..], &outputs].concat());
+        assert!(error.contains(said), "{error}");
+    }
+    assert!(failure(here.path(), 2, &["export", "two.onnx", "-o", "two.onnx"]).contains("two.onnx is read"));
+    assert_eq!(read_npy(&here.path().join("l.npy")), l);
     assert!(!here.path().join("s.npy").exists());
 }
 

@@ -119,6 +119,11 @@ fn onnx_files_are_evaluated_and_asked_as_model_files_are() {
         "run",
     ];
     json(here.path(), &[&train[..], &data].concat());
+    // Its own share of the images, which nobody has to repeat, and no other.
+    let own = |more: &[&'static str]| [&["eval", "run/model.safetensors", "--data", "photos"], more].concat();
+    assert_eq!(json(here.path(), &own(&[]))["loss"], json(here.path(), &own(&["--hold-out", "20"]))["loss"]);
+    let error = failure(here.path(), 2, &own(&["--hold-out", "50"]));
+    assert!(error.contains("trained with 20"), "{error}");
     json(here.path(), &["export", "run/model.safetensors", "-o", "run.onnx"]);
     let loss = |more: &[&str]| {
         let [a, b] = ["run/model.safetensors", "run.onnx"]

@@ -102,6 +102,7 @@ fn bad_usage_is_2_and_says_what_would_do() {
         (&["table1", "--results", "nowhere"], "no such folder"),
         (&["table1", "--run", "--time=-1"], "minutes"),
         (&["table1", "--epochs", "3"], "need --run"),
+        (&["table5", "fig4", "--run"], "none of which is asked for"),
         (&["table1", "--seeds", "1,2"], "--run"),
     ] {
         let error = failure(here.path(), 2, &[&["reproduce"], args].concat());

@@ -240,7 +240,25 @@ fn a_folder_with_a_run_is_not_overwritten() {
     let other = finish(train(&out, "2", &["--epochs", "2", "--resume"]));
     assert_eq!(other.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&other.stderr).contains("config.toml says 1"));
+    // What has come to its end stays as it was written, whoever asks for it again.
+    let summary = std::fs::read(out.join("summary.json")).unwrap();
+    assert!(finish(train(&out, "1", &["--epochs", "1", "--resume"])).status.success());
+    assert!(std::fs::read(out.join("summary.json")).unwrap() == summary);
     assert!(model(&out) == before);
+}
+
+#[test]
+fn a_folder_with_other_files_is_not_overwritten() {
+    for (name, text) in [("config.toml", "theme = \"dark\"\n"), ("metrics.csv", "day,visitors\n1,2\n")] {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join(name), text).unwrap();
+        let done = finish(train(folder.path(), "1", &["--epochs", "1"]));
+        assert_eq!(done.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(said.contains(name) && said.contains("no file of a run"), "{said}");
+        assert_eq!(std::fs::read_to_string(folder.path().join(name)).unwrap(), text);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }
 
 #[test]

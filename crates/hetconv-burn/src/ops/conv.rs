@@ -43,6 +43,15 @@ pub struct Normalised<'a> {
     pub affine: NormTensors,
 }
 
+/// What is asked of a convolution beside its results.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConvRequest {
+    /// Whether the kernels may use Winograd's algorithm in evaluation, too.
+    pub fast: bool,
+    /// Whether the sums of each channel's results are wanted, where the kernels can count them.
+    pub sums: bool,
+}
+
 /// A convolution of NHWC activations, prepared for one image size.
 #[derive(Clone, Debug)]
 pub struct ConvOp {
@@ -82,20 +91,19 @@ impl ConvOp {
     /// # Panics
     /// If a tensor has another shape, or the implementation is not one for its device.
     pub fn forward(&self, input: Tensor<4>, weights: ConvTensors, bias: Option<Tensor<1>>) -> Tensor<4> {
-        self.forward_with_sums(input, weights, bias, false).0
+        self.forward_as_asked(input, weights, bias, ConvRequest::default()).0
     }
 
-    /// As [`ConvOp::forward`], with the sums of each channel's results where the kernels count them. If `fast`, the kernels
-    /// may use Winograd's algorithm in evaluation too.
+    /// As [`ConvOp::forward`], and the sums of each channel's results if they are asked for.
     ///
     /// # Panics
     /// As [`ConvOp::forward`].
-    pub fn forward_with_sums(
+    pub fn forward_as_asked(
         &self,
         input: Tensor<4>,
         weights: ConvTensors,
         bias: Option<Tensor<1>>,
-        fast: bool,
+        request: ConvRequest,
     ) -> (Tensor<4>, Option<ColumnSums>) {
         self.check(&input, &weights, bias.as_ref());
         let isa = match &self.form {
@@ -104,16 +112,16 @@ impl ConvOp {
         };
         let mut inputs = vec![input.into_dispatch()];
         inputs.extend(parameters(weights, bias));
-        let kernel = self.kernel(isa, fast || inputs.iter().any(is_tracked));
+        let kernel = self.kernel(isa, request, &inputs);
         let (output, sums) = match inputs.len() {
             2 => apply::<_, 2>(kernel, array(inputs)),
             3 => apply::<_, 3>(kernel, array(inputs)),
             _ => apply::<_, 4>(kernel, array(inputs)),
         };
-        (Tensor::from_dispatch(output), Some(sums))
+        (Tensor::from_dispatch(output), sums)
     }
 
-    /// As [`ConvOp::forward_with_sums`], of what a batch-norm without a residual makes of its input with the batch's own
+    /// As [`ConvOp::forward_as_asked`], of what a batch-norm without a residual makes of its input with the batch's own
     /// statistics, from the sums of that if they were counted; differentiable in the batch-norm's scale and shift too. It is
     /// computed by the convolution's implementation, whose kernels make the batch-norm's result where they read it and do
     /// not keep it.
@@ -127,14 +135,14 @@ impl ConvOp {
         sums: Option<ColumnSums>,
         weights: ConvTensors,
         bias: Option<Tensor<1>>,
-        fast: bool,
+        request: ConvRequest,
     ) -> (Tensor<4>, Option<ColumnSums>, Moments) {
         let Normalised { norm, x, affine } = input;
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
             Form::Composed(_) => {
                 let (y, moments) = norm.forward_with_sums(x, sums, affine, None);
-                let (output, sums) = self.forward_with_sums(y, weights, bias, fast);
+                let (output, sums) = self.forward_as_asked(y, weights, bias, request);
                 return (output, sums, moments);
             }
         };
@@ -143,14 +151,14 @@ impl ConvOp {
         let device = x.device().inner();
         let mut inputs = vec![x.into_dispatch(), affine.scale.into_dispatch(), affine.shift.into_dispatch()];
         inputs.extend(parameters(weights, bias));
-        let conv = self.kernel(isa, fast || inputs.iter().any(is_tracked));
+        let conv = self.kernel(isa, request, &inputs);
         let kernel = NormConvKernel { norm: norm.kernel(isa, sums), conv };
         let (output, (stats, sums)) = match inputs.len() {
             4 => apply::<_, 4>(kernel, array(inputs)),
             5 => apply::<_, 5>(kernel, array(inputs)),
             _ => apply::<_, 6>(kernel, array(inputs)),
         };
-        (Tensor::from_dispatch(output), Some(sums), norm.moments(&stats, &device))
+        (Tensor::from_dispatch(output), sums, norm.moments(&stats, &device))
     }
 
     /// As [`ConvOp::forward_through_norm`] with fixed statistics, for evaluation: on tensors without autodiff.
@@ -165,12 +173,13 @@ impl ConvOp {
         bias: Option<Tensor<1>>,
         fast: bool,
     ) -> Tensor<4> {
+        let request = ConvRequest { fast, sums: false };
         let Normalised { norm, x, affine } = input;
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
             Form::Composed(_) => {
                 let y = norm.evaluate(x, affine, moments, None);
-                return self.forward_with_sums(y, weights, bias, fast).0;
+                return self.forward_as_asked(y, weights, bias, request).0;
             }
         };
         self.check_norm(norm, &x, &affine);
@@ -179,11 +188,12 @@ impl ConvOp {
         let mut inputs = vec![flex(x.into_dispatch())];
         inputs.extend(parameters(weights, bias).into_iter().map(flex));
         let input = Input::Scaled { x: values(&inputs[0]), affine: fixed.affine() };
-        Tensor::from_dispatch(wrap(self.kernel(isa, fast).compute(&inputs, input).0))
+        Tensor::from_dispatch(wrap(self.kernel(isa, request, &[]).compute(&inputs, input).0))
     }
 
-    fn kernel(&self, isa: Isa, fast: bool) -> ConvKernel {
-        ConvKernel { conv: self.conv.clone(), isa, fast }
+    fn kernel(&self, isa: Isa, request: ConvRequest, inputs: &[DispatchTensor]) -> ConvKernel {
+        let fast = request.fast || inputs.iter().any(is_tracked);
+        ConvKernel { conv: self.conv.clone(), isa, request: ConvRequest { fast, ..request } }
     }
 
     fn check_norm(&self, norm: &NormOp, x: &Tensor<4>, affine: &NormTensors) {
@@ -229,8 +239,7 @@ fn parameters(weights: ConvTensors, bias: Option<Tensor<1>>) -> Vec<DispatchTens
 struct ConvKernel {
     conv: Arc<Conv>,
     isa: Isa,
-    /// Whether another algorithm than the direct one may be used.
-    fast: bool,
+    request: ConvRequest,
 }
 
 impl ConvKernel {
@@ -249,17 +258,22 @@ impl ConvKernel {
         } else {
             ConvWeights::Dense(values(&inputs[1]))
         };
-        let algorithm = if self.fast { self.conv.fastest(self.isa, direction) } else { self.conv.exact() };
+        let algorithm = if self.request.fast { self.conv.fastest(self.isa, direction) } else { self.conv.exact() };
         self.conv.pack(self.isa, direction, algorithm, weights)
     }
 
-    /// The output, and its sums; the activation is read as `input`.
-    fn compute(&self, inputs: &[FlexTensor], input: Input<'_>) -> (FlexTensor, ColumnSums) {
+    /// The output, and its sums if they are asked for; the activation is read as `input`.
+    fn compute(&self, inputs: &[FlexTensor], input: Input<'_>) -> (FlexTensor, Option<ColumnSums>) {
         let batch = inputs[0].layout().shape()[0];
         let [height, width] = self.conv.out_size();
         let weights = self.pack(Direction::Forward, inputs);
         let bias = inputs.get(self.bias()).map(values);
-        let (output, sums) = self.conv.forward_with_sums(batch, input, &weights, bias);
+        let (output, sums) = if self.request.sums {
+            let (output, sums) = self.conv.forward_with_sums(batch, input, &weights, bias);
+            (output, Some(sums))
+        } else {
+            (self.conv.forward_of(batch, input, &weights, bias), None)
+        };
         (tensor(output, [batch, height, width, self.conv.spec().out_channels]), sums)
     }
 
@@ -285,7 +299,8 @@ impl ConvKernel {
                 true => ConvWeightsMut::Het { center: &mut primary, ring: &mut ring },
                 false => ConvWeightsMut::Dense(&mut primary),
             };
-            let algorithm = if self.fast { conv.fastest_grad_weight(self.isa, batch.images) } else { conv.exact() };
+            let algorithm =
+                if self.request.fast { conv.fastest_grad_weight(self.isa, batch.images) } else { conv.exact() };
             match &weights {
                 Some(weights) => {
                     let (by, of_norm) = conv.backward(algorithm, batch, weights, target, norm);
@@ -326,9 +341,9 @@ fn batch<'a>(inputs: &[FlexTensor], input: Input<'a>, grad: &'a FlexTensor) -> B
 impl<const N: usize> Kernel<N> for ConvKernel {
     /// The inputs; the bias is not read again.
     type Saved = [FlexTensor; N];
-    type Side = ColumnSums;
+    type Side = Option<ColumnSums>;
 
-    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, ColumnSums, Self::Saved) {
+    fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Option<ColumnSums>, Self::Saved) {
         let (output, sums) = self.compute(inputs, Input::Plain(values(&inputs[0])));
         (output, sums, inputs.clone())
     }
@@ -363,7 +378,7 @@ impl NormConvSaved {
 
 impl<const N: usize> Kernel<N> for NormConvKernel {
     type Saved = NormConvSaved;
-    type Side = (BatchStats, ColumnSums);
+    type Side = (BatchStats, Option<ColumnSums>);
 
     fn forward(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Self::Side, NormConvSaved) {
         let normalisation = self.norm.normalisation(values(&inputs[0]), &inputs[1], &inputs[2]);

@@ -10,7 +10,7 @@ mod pool;
 mod scale;
 mod select;
 
-pub use conv::{ConvOp, ConvTensors, Normalised};
+pub use conv::{ConvOp, ConvRequest, ConvTensors, Normalised};
 pub use loss::{Loss, cross_entropy};
 pub use norm::{Moments, NormOp, NormTensors};
 pub use pool::{PoolKind, PoolOp, global_avg_pool};

@@ -6,7 +6,7 @@ mod spec;
 
 use std::sync::{Arc, OnceLock};
 
-use hetconv_core::{Activation, Conv2dGeometry};
+use hetconv_core::Activation;
 
 pub use passes::Batch;
 pub(crate) use passes::Images;
@@ -56,12 +56,11 @@ pub struct Conv {
     classes: Classes,
     in_size: [usize; 2],
     out_size: [usize; 2],
-    forward: Vec<Region>,
-    /// Made when first needed: inference does without.
-    backward: OnceLock<Vec<Region>>,
+    /// For each direction; like all that follows, made when first needed.
+    regions: [OnceLock<Vec<Region>>; 2],
     /// What grad-weight needs besides.
     cut: OnceLock<Cut>,
-    /// What depthwise kernels read instead of regions, for each direction.
+    /// What depthwise kernels read instead of regions.
     rows: [OnceLock<Rows>; 2],
     depthwise: bool,
 }
@@ -79,13 +78,9 @@ impl Conv {
         let out_size = spec.geometry.output_size(in_size)?;
         spec.check()?;
         let classes = Classes::new(&spec);
-        let geometry = &spec.geometry;
-        let axis = |axis: usize| taps::forward_axis(geometry, axis, in_size[axis], out_size[axis]);
-        let channels = [spec.in_channels, spec.out_channels];
         let depthwise = spec.kind.is_depthwise(spec.in_channels, spec.out_channels);
         Ok(Self {
-            forward: taps::regions(geometry.kernel[1], &axis(0), &axis(1), in_size, channels),
-            backward: OnceLock::new(),
+            regions: [OnceLock::new(), OnceLock::new()],
             cut: OnceLock::new(),
             rows: [OnceLock::new(), OnceLock::new()],
             depthwise: depthwise && spec.in_order == spec.out_order,
@@ -96,34 +91,42 @@ impl Conv {
         })
     }
 
+    /// For every target row and column, the taps inside and the source index each reads.
+    fn axes(&self, direction: Direction) -> [Axis; 2] {
+        let axis_of = match direction {
+            Direction::Forward => taps::forward_axis,
+            Direction::GradInput => taps::backward_axis,
+        };
+        [0, 1].map(|axis| axis_of(&self.spec.geometry, axis, self.in_size[axis], self.out_size[axis]))
+    }
+
     fn regions(&self, direction: Direction) -> &[Region] {
-        match direction {
-            Direction::Forward => &self.forward,
-            Direction::GradInput => self.backward.get_or_init(|| {
-                let (geometry, [m, n]) = (&self.spec.geometry, [self.spec.in_channels, self.spec.out_channels]);
-                let axis = |axis: usize| taps::backward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
-                taps::regions(geometry.kernel[1], &axis(0), &axis(1), self.out_size, [n, m])
-            }),
-        }
+        let ConvSpec { in_channels, out_channels, geometry, .. } = &*self.spec;
+        let (made, source_size, channels) = match direction {
+            Direction::Forward => (&self.regions[0], self.in_size, [*in_channels, *out_channels]),
+            Direction::GradInput => (&self.regions[1], self.out_size, [*out_channels, *in_channels]),
+        };
+        made.get_or_init(|| {
+            let [rows, columns] = self.axes(direction);
+            taps::regions(geometry.kernel[1], &rows, &columns, source_size, channels)
+        })
     }
 
     fn rows(&self, direction: Direction) -> &Rows {
-        let (geometry, channels) = (&self.spec.geometry, self.spec.in_channels);
-        let make = |axis_of: fn(&Conv2dGeometry, usize, usize, usize) -> Axis, width: usize| {
-            let [rows, columns] = [0, 1].map(|axis| axis_of(geometry, axis, self.in_size[axis], self.out_size[axis]));
-            Rows::new(geometry.kernel[1], &rows, &columns, width, channels)
+        let (made, source_width) = match direction {
+            Direction::Forward => (&self.rows[0], self.in_size[1]),
+            Direction::GradInput => (&self.rows[1], self.out_size[1]),
         };
-        match direction {
-            Direction::Forward => self.rows[0].get_or_init(|| make(taps::forward_axis, self.in_size[1])),
-            Direction::GradInput => self.rows[1].get_or_init(|| make(taps::backward_axis, self.out_size[1])),
-        }
+        made.get_or_init(|| {
+            let [rows, columns] = self.axes(direction);
+            Rows::new(self.spec.geometry.kernel[1], &rows, &columns, source_width, self.spec.in_channels)
+        })
     }
 
     /// For every tap, the pairs of input and output pixel it joins.
     fn pairs(&self) -> Vec<Vec<(usize, usize)>> {
-        let geometry = &self.spec.geometry;
-        let axis = |axis: usize| taps::forward_axis(geometry, axis, self.in_size[axis], self.out_size[axis]);
-        let (rows, columns, width) = (axis(0), axis(1), geometry.kernel[1]);
+        let (geometry, [rows, columns]) = (&self.spec.geometry, self.axes(Direction::Forward));
+        let width = geometry.kernel[1];
         let of_tap = |t: usize| taps::tap_pairs((t / width, t % width), &rows, &columns, self.in_size[1]);
         (0..geometry.taps()).map(of_tap).collect()
     }
@@ -152,18 +155,22 @@ impl Conv {
 
     /// MACs of the layer's own pattern that forward executes for one image: taps on padding are skipped.
     pub fn executed_macs(&self) -> usize {
-        let center = self.spec.geometry.center_tap().filter(|_| self.classes.dense_center);
-        let mut class_sizes = vec![0usize; self.classes.count];
-        for &class in &self.classes.channels {
-            class_sizes[class as usize] += 1;
-        }
-        let ring: usize = self.classes.filters.iter().map(|&class| class_sizes[class as usize]).sum();
-        let of_tap = |tap: usize| {
-            if Some(tap) == center { self.spec.in_channels * self.spec.out_channels } else { ring }
+        let ConvSpec { in_channels, out_channels, geometry, .. } = &*self.spec;
+        let center = geometry.center_tap().filter(|_| self.classes.dense_center);
+        // Target rows, and columns, in which a tap is inside.
+        let inside = |axis: Axis, taps: usize| {
+            let mut inside = vec![0; taps];
+            axis.iter().flatten().for_each(|&(tap, _)| inside[tap] += 1);
+            inside
         };
-        let of_region =
-            |region: &Region| region.pixels.len() * region.taps.iter().map(|&(tap, _)| of_tap(tap)).sum::<usize>();
-        self.forward.iter().map(of_region).sum()
+        let ([rows, columns], [height, width]) = (self.axes(Direction::Forward), geometry.kernel);
+        let (rows, columns) = (inside(rows, height), inside(columns, width));
+        let ring = self.classes.slots.iter().sum();
+        let of_tap = |tap: usize| {
+            let pairs = if Some(tap) == center { in_channels * out_channels } else { ring };
+            pairs * rows[tap / width] * columns[tap % width]
+        };
+        (0..geometry.taps()).map(of_tap).sum()
     }
 
     pub(crate) fn in_len(&self, batch: usize) -> usize {

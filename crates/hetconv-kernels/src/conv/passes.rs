@@ -81,14 +81,40 @@ impl Conv {
         weights: &PackedWeights,
         bias: Option<&[f32]>,
     ) -> (Vec<f32>, ColumnSums) {
-        let mut sums = Vec::new();
+        let (output, sums) = self.forward_counting(batch, input, weights, bias, Count::Moments);
+        (output, ColumnSums::new(sums))
+    }
+
+    /// As [`Conv::forward_with_sums`] without the sums.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    pub fn forward_of(
+        &self,
+        batch: usize,
+        input: Input<'_>,
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+    ) -> Vec<f32> {
+        self.forward_counting(batch, input, weights, bias, Count::Nothing).0
+    }
+
+    fn forward_counting(
+        &self,
+        batch: usize,
+        input: Input<'_>,
+        weights: &PackedWeights,
+        bias: Option<&[f32]>,
+        count: Count<'_>,
+    ) -> (Vec<f32>, Vec<f64>) {
+        let mut counted = Vec::new();
         let input = input.read(self.spec.in_channels);
         let fill = |output: &mut [_]| {
-            sums = self.convolve(Direction::Forward, batch, input, weights, bias, output, Count::Moments);
+            counted = self.convolve(Direction::Forward, batch, input, weights, bias, output, count);
         };
         // SAFETY: every target pixel is in one region, and every output in one block.
         let output = unsafe { fresh(self.out_len(batch), fill) };
-        (output, ColumnSums::new(sums))
+        (output, counted)
     }
 
     /// Computes the loss's gradient by the input, `[batch, height, width, M]`, from its gradient by the output.
@@ -222,7 +248,7 @@ impl Conv {
             return self.exact();
         }
         let layout = |algorithm| Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
-        let direct = layout(Algorithm::Direct).products(&self.forward, isa);
+        let direct = layout(Algorithm::Direct).products(self.regions(Direction::Forward), isa);
         let transformed = layout(Algorithm::Winograd);
         let transformed = transformed_cost(&transformed, self.out_size, batch.max(1), isa);
         if transformed < direct { Algorithm::Winograd } else { Algorithm::Direct }
@@ -257,13 +283,14 @@ impl Conv {
             return then(AnyGradWeight::Depthwise { kernel, rows: self.rows(Direction::Forward), images });
         }
         let layout = Layout::new(&self.spec, &self.classes, Direction::Forward, algorithm, isa);
-        let cut = || Cut::new(&self.spec, &self.pairs(), &self.forward, [self.in_len(1), self.out_len(1)]);
+        let cut =
+            || Cut::new(&self.spec, &self.pairs(), self.regions(Direction::Forward), [self.in_len(1), self.out_len(1)]);
         then(AnyGradWeight::Products(GradWeight {
             algorithm,
             layout: &layout,
             // Without a dense centre Winograd's algorithm leaves nothing to pairs of pixels.
             cut: (algorithm == Algorithm::Direct || layout.center.is_some()).then(|| self.cut.get_or_init(cut)),
-            regions: &self.forward,
+            regions: self.regions(Direction::Forward),
             images,
             spec: &self.spec,
             classes: &self.classes,

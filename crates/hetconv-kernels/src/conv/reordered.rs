@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::{Algorithm, Batch, Conv, ConvError, ConvSpec, ConvWeightsMut, Images, PackedWeights};
 use crate::aligned::Aligned;
+use crate::fresh::product;
 use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
 use crate::pack::Direction;
@@ -101,7 +102,8 @@ impl Reordered {
         let bias = conv.stored_bias(isa, bias, direction);
         let kernel = conv.kernel(direction, &weights.form, &bias, None);
         let [source_len, target_len] = kernel.lens();
-        assert!(source.len() == batch * source_len && target.len() == batch * target_len, "lengths of activations");
+        let lengths = [source_len, target_len].map(|len| product([batch, len]));
+        assert!([source.len(), target.len()] == lengths, "lengths of activations");
         let images = kernel.images_together(batch, 4 * (source_len + target_len));
         if batch.div_ceil(images.max(1)) < PARTS {
             // Too few to be worked on one by one: blocks of filters have to be shared out as well.

@@ -7,7 +7,7 @@ use crate::conv::Images;
 use crate::kernel::Along;
 use crate::prefetch::Prefetch;
 use crate::scratch::Scratch;
-use crate::simd::{Simd, Task};
+use crate::simd::{Simd, Task, constant};
 use crate::taps::{Rows, Stretch};
 
 /// The most taps whose sums are kept at once.
@@ -144,23 +144,15 @@ impl Sums<'_> {
     /// `lanes` values are readable at every source and grad-output of the stretch's pixels of all images.
     #[inline(always)]
     unsafe fn compute<S: Simd>(self, simd: S) {
-        if self.lanes == S::LANES { self.taps::<S, true>(simd) } else { self.taps::<S, false>(simd) }
+        // SAFETY: the caller's.
+        unsafe { if self.lanes == S::LANES { self.taps::<S, true>(simd) } else { self.taps::<S, false>(simd) } }
     }
 
+    /// # Safety
+    /// As [`Sums::compute`].
     #[inline(always)]
-    fn taps<S: Simd, const WHOLE: bool>(self, simd: S) {
-        match self.taps.len() {
-            0 => {}
-            1 => simd.apart(TapSums::<1, WHOLE>(self)),
-            2 => simd.apart(TapSums::<2, WHOLE>(self)),
-            3 => simd.apart(TapSums::<3, WHOLE>(self)),
-            4 => simd.apart(TapSums::<4, WHOLE>(self)),
-            5 => simd.apart(TapSums::<5, WHOLE>(self)),
-            6 => simd.apart(TapSums::<6, WHOLE>(self)),
-            7 => simd.apart(TapSums::<7, WHOLE>(self)),
-            8 => simd.apart(TapSums::<8, WHOLE>(self)),
-            _ => simd.apart(TapSums::<TAPS, WHOLE>(self)),
-        }
+    unsafe fn taps<S: Simd, const WHOLE: bool>(self, simd: S) {
+        constant!(T = self.taps.len(), of 1 2 3 4 5 6 7 8 9 => simd.apart(TapSums::<T, WHOLE>(self)))
     }
 }
 
@@ -180,7 +172,7 @@ impl<const T: usize, const WHOLE: bool> Task for TapSums<'_, T, WHOLE> {
         for _ in 0..images {
             let (mut from, mut to) = (source, grad);
             for _ in 0..stretch.pixels {
-                // SAFETY: made by `Sums::compute` alone, whose caller vouches for all pixels.
+                // SAFETY: made by `Sums::taps` alone, whose caller vouches for all pixels.
                 unsafe {
                     let grad = simd.load_lanes(to, lanes);
                     for t in 0..T {

@@ -54,10 +54,8 @@ impl Cut {
         }
         let of_region = |region: &Region| -> Pairs {
             let of_image = |image| {
-                let pair = move |&(input, output): &(usize, usize)| {
-                    (value(image * in_len + input), value(image * out_len + output))
-                };
-                region.pixels.iter().map(pair)
+                let pair = move |(input, output)| (value(image * in_len + input), value(image * out_len + output));
+                region.places().map(pair)
             };
             (0..group).flat_map(of_image).collect()
         };

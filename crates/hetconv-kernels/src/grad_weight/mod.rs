@@ -321,7 +321,7 @@ impl Part<'_> {
             let taps: Vec<(usize, isize)> =
                 region.taps.iter().copied().filter(|&(tap, _)| Some(tap) != self.grad.layout.center).collect();
             let walk = Walk::new(block, None, &taps);
-            for pairs in pairs[..images * region.pixels.len()].chunks(RUN) {
+            for pairs in pairs[..images * region.len()].chunks(RUN) {
                 for (vector, turns) in walk.turns.iter().enumerate().take(sources.len()) {
                     let grad_output = &grad_output[block.outputs.start + vector * S::LANES..];
                     for turns in even_ranges(&(0..turns.len()), MOST_TAPS).map(|piece| &turns[piece]) {

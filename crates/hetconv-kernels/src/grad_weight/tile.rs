@@ -5,7 +5,7 @@
 
 use crate::pack::Block;
 use crate::prefetch::Prefetch;
-use crate::simd::{Simd, Task};
+use crate::simd::{Simd, Task, constant};
 
 /// The most input channels of a tile.
 pub(super) const ROWS: usize = 12;
@@ -27,36 +27,28 @@ impl Tile<'_> {
     /// Adds the run's products.
     ///
     /// # Safety
-    /// For every pair, as many channels are readable at its first place from each of `x`, and its row is one of the panel's.
+    /// There are from 1 to 12 channels. For every pair, as many are readable at its first place from each of `x`, and its row is one of the panel's.
     #[inline(always)]
     pub unsafe fn compute<S: Simd>(self, simd: S, block: &Block, channels: usize) {
         let same = self.x[0] == self.x[1];
-        match (block.half, block.vectors, same) {
-            (false, 2, true) => self.rows::<S, 2, true, false>(simd, channels),
-            (false, 2, false) => self.rows::<S, 2, false, false>(simd, channels),
-            (false, _, _) => self.rows::<S, 1, true, false>(simd, channels),
-            (true, 2, true) => self.rows::<S, 2, true, true>(simd, channels),
-            (true, 2, false) => self.rows::<S, 2, false, true>(simd, channels),
-            (true, _, _) => self.rows::<S, 1, true, true>(simd, channels),
+        // SAFETY: the caller's.
+        unsafe {
+            match (block.half, block.vectors, same) {
+                (false, 2, true) => self.rows::<S, 2, true, false>(simd, channels),
+                (false, 2, false) => self.rows::<S, 2, false, false>(simd, channels),
+                (false, _, _) => self.rows::<S, 1, true, false>(simd, channels),
+                (true, 2, true) => self.rows::<S, 2, true, true>(simd, channels),
+                (true, 2, false) => self.rows::<S, 2, false, true>(simd, channels),
+                (true, _, _) => self.rows::<S, 1, true, true>(simd, channels),
+            }
         }
     }
 
+    /// # Safety
+    /// As [`Tile::compute`].
     #[inline(always)]
-    fn rows<S: Simd, const V: usize, const SAME: bool, const HALF: bool>(self, simd: S, channels: usize) {
-        match channels {
-            1 => simd.apart(TileRows::<1, V, SAME, HALF>(self)),
-            2 => simd.apart(TileRows::<2, V, SAME, HALF>(self)),
-            3 => simd.apart(TileRows::<3, V, SAME, HALF>(self)),
-            4 => simd.apart(TileRows::<4, V, SAME, HALF>(self)),
-            5 => simd.apart(TileRows::<5, V, SAME, HALF>(self)),
-            6 => simd.apart(TileRows::<6, V, SAME, HALF>(self)),
-            7 => simd.apart(TileRows::<7, V, SAME, HALF>(self)),
-            8 => simd.apart(TileRows::<8, V, SAME, HALF>(self)),
-            9 => simd.apart(TileRows::<9, V, SAME, HALF>(self)),
-            10 => simd.apart(TileRows::<10, V, SAME, HALF>(self)),
-            11 => simd.apart(TileRows::<11, V, SAME, HALF>(self)),
-            _ => simd.apart(TileRows::<12, V, SAME, HALF>(self)),
-        }
+    unsafe fn rows<S: Simd, const V: usize, const SAME: bool, const HALF: bool>(self, simd: S, channels: usize) {
+        constant!(R = channels, of 1 2 3 4 5 6 7 8 9 10 11 12 => simd.apart(TileRows::<R, V, SAME, HALF>(self)))
     }
 }
 

@@ -3,7 +3,7 @@
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
 
-use crate::simd::{Simd, Task};
+use crate::simd::{Simd, Task, constant};
 use crate::walk::{Spread, Turn};
 
 /// The most taps whose sums are kept at once.
@@ -33,21 +33,15 @@ impl Turns<'_> {
     /// in `input`.
     #[inline(always)]
     pub unsafe fn compute<S: Simd>(self, simd: S) {
-        if self.lanes.len() == 1 { self.taps::<S, 1>(simd) } else { self.taps::<S, 2>(simd) }
+        // SAFETY: the caller's.
+        unsafe { if self.lanes.len() == 1 { self.taps::<S, 1>(simd) } else { self.taps::<S, 2>(simd) } }
     }
 
+    /// # Safety
+    /// As [`Turns::compute`].
     #[inline(always)]
-    fn taps<S: Simd, const J: usize>(self, simd: S) {
-        match self.turns.len() {
-            1 => simd.apart(TurnTaps::<J, 1>(self)),
-            2 => simd.apart(TurnTaps::<J, 2>(self)),
-            3 => simd.apart(TurnTaps::<J, 3>(self)),
-            4 => simd.apart(TurnTaps::<J, 4>(self)),
-            5 => simd.apart(TurnTaps::<J, 5>(self)),
-            6 => simd.apart(TurnTaps::<J, 6>(self)),
-            7 => simd.apart(TurnTaps::<J, 7>(self)),
-            _ => simd.apart(TurnTaps::<J, 8>(self)),
-        }
+    unsafe fn taps<S: Simd, const J: usize>(self, simd: S) {
+        constant!(T = self.turns.len(), of 1 2 3 4 5 6 7 8 => simd.apart(TurnTaps::<J, T>(self)))
     }
 }
 
@@ -65,7 +59,7 @@ impl<const J: usize, const T: usize> Task for TurnTaps<'_, J, T> {
         let lanes: [S::Lanes; J] = std::array::from_fn(|j| simd.lanes(&lanes[j]));
         let offsets: [isize; T] = std::array::from_fn(|t| turns[t].source);
         let mut sums = [[simd.splat(0.0); J]; T];
-        // SAFETY: made by `Turns::compute` alone, whose caller vouches for the pairs; the places in `out` were checked.
+        // SAFETY: made by `Turns::taps` alone, whose caller vouches for the pairs; the places in `out` were checked.
         unsafe {
             let grads = |to: u32| -> [S::V; J] {
                 let grad = simd.load(grad_output.as_ptr().add(to as usize));

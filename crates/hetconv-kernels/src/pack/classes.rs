@@ -13,8 +13,10 @@ pub(crate) struct Classes {
     pub filters: Vec<u32>,
     pub count: usize,
     pub dense_center: bool,
+    /// Channels of each filter's class: pairs that meet in every tap, but for a dense centre.
+    pub slots: Vec<usize>,
     /// Rank of every channel within its class: its place in a filter's weights.
-    slots: Vec<usize>,
+    ranks: Vec<usize>,
     /// Extent of the place axis: M/groups, or the ring's S.
     width: usize,
 }
@@ -36,7 +38,8 @@ impl Classes {
             filters: pattern.filter_classes().to_vec(),
             count: pattern.classes(),
             dense_center: matches!(spec.kind, ConvKind::Het(_)),
-            slots: pattern.ring_slots(),
+            slots: pattern.slots(),
+            ranks: pattern.ring_slots(),
             width: pattern.max_spatial(),
         }
     }
@@ -69,7 +72,7 @@ impl Classes {
             return Some(channel);
         }
         let same = self.filters[filter] == self.channels[channel];
-        same.then(|| self.slots[channel] * group.taps.len())
+        same.then(|| self.ranks[channel] * group.taps.len())
     }
 
     /// Whether a group is one tap of every filter and every channel: a matrix `[N, M]`.
@@ -79,13 +82,9 @@ impl Classes {
 
     /// Zeroes what belongs to no channel in a ring `[N, S, taps − 1]`.
     pub(super) fn clear_spare(&self, spec: &ConvSpec, ring: &mut [f32]) {
-        let mut sizes = vec![0; self.count];
-        for &class in &self.channels {
-            sizes[class as usize] += 1;
-        }
         let taps = spec.geometry.taps() - 1;
-        for (row, &class) in ring.chunks_exact_mut((self.width * taps).max(1)).zip(&self.filters) {
-            row[sizes[class as usize] * taps..].fill(0.0);
+        for (row, &slots) in ring.chunks_exact_mut((self.width * taps).max(1)).zip(&self.slots) {
+            row[slots * taps..].fill(0.0);
         }
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Layout {
 struct Choice<'a> {
     /// Class of every output position.
     outputs: &'a [u32],
+    /// Number of outputs of every class.
+    sizes: Vec<usize>,
     /// Class of every input position.
     inputs: &'a [u32],
     /// For every class, the input positions from its first to its last.
@@ -44,6 +46,7 @@ impl Layout {
         let center = spec.geometry.center_tap().filter(|_| classes.dense_center);
         let choice = Choice {
             outputs: &outputs,
+            sizes: sizes(&outputs, classes.count),
             inputs: &inputs,
             spans: &spans(&inputs, classes.count),
             taps: spec.geometry.taps(),
@@ -68,10 +71,9 @@ impl Layout {
     /// Whole-vector products of an image's target pixels by the direct pass.
     pub fn products(&self, regions: &[Region], isa: Isa) -> f64 {
         let of_block = |block: &Block| {
-            let weight = if block.half { isa.half_cost() } else { 1.0 };
-            let of_tap = |&(tap, _): &(usize, isize)| block.tap_len(Some(tap) == self.center) / isa.lanes();
-            let of_region = |region: &Region| region.pixels.len() * region.taps.iter().map(of_tap).sum::<usize>();
-            weight * regions.iter().map(of_region).sum::<usize>() as f64
+            let of_tap = |&(tap, _): &(usize, isize)| block.tap_len(Some(tap) == self.center) / block.lanes();
+            let of_region = |region: &Region| region.len() * region.taps.iter().map(of_tap).sum::<usize>();
+            isa.cost_of(block.half) * regions.iter().map(of_region).sum::<usize>() as f64
         };
         self.blocks.iter().map(of_block).sum()
     }
@@ -93,8 +95,8 @@ impl Layout {
 impl Choice<'_> {
     /// The block from an output on that costs least per output.
     fn cheapest(&self, start: usize) -> Block {
-        let run = self.outputs[start..].iter().take_while(|&&class| class == self.outputs[start]).count();
         let left = self.outputs.len() - start;
+        let run = self.run(start..start + left.min(2 * self.isa.lanes()));
         let mut candidates = Vec::new();
         for half in [false, true] {
             let lanes = if half { self.isa.half_lanes() } else { self.isa.lanes() };
@@ -107,12 +109,17 @@ impl Choice<'_> {
         cheapest.expect("six candidates or more")
     }
 
+    /// How many outputs from the first one on are of its class.
+    fn run(&self, outputs: Range<usize>) -> usize {
+        let class = self.outputs[outputs.start];
+        self.outputs[outputs].iter().take_while(|&&other| other == class).count()
+    }
+
     /// As [`Choice::cheapest`] among those whose vectors read the same range, by Winograd's number of products.
     fn cheapest_transformed(&self, start: usize) -> Block {
-        let run = self.outputs[start..].iter().take_while(|&&class| class == self.outputs[start]).count();
-        let left = self.outputs.len() - start;
-        let lanes = self.isa.lanes();
-        let candidates = [2 * lanes, lanes, run.min(2 * lanes)].map(|width| {
+        let (left, lanes) = (self.outputs.len() - start, self.isa.lanes());
+        let run = self.run(start..start + left.min(2 * lanes));
+        let candidates = [2 * lanes, lanes, run].map(|width| {
             let outputs = start..start + width.min(left);
             let span = self.span(outputs.clone());
             self.block(outputs, false, lanes, Ring::Ranges([span.clone(), span]))
@@ -123,7 +130,6 @@ impl Choice<'_> {
 
     /// Whole-vector products per output.
     fn cost(&self, block: &Block) -> f64 {
-        let weight = if block.half { self.isa.half_cost() } else { 1.0 };
         let taps = self.taps - usize::from(self.dense_center);
         let (products, loads) = match &block.ring {
             Ring::Ranges([first, second]) => {
@@ -140,7 +146,7 @@ impl Choice<'_> {
                 ((block.vectors * (block.center.len() + 2 * size + 2)) as f64 + turns, loads)
             }
         };
-        weight * loads * products / block.outputs.len() as f64
+        self.isa.cost_of(block.half) * loads * products / block.outputs.len() as f64
     }
 
     /// The block of `width` outputs from `start` on, in vectors of `lanes` that read ranges.
@@ -184,10 +190,10 @@ impl Choice<'_> {
         let mut held: Vec<Vec<usize>> = Vec::with_capacity(lanes);
         while held.len() < lanes {
             let class = outputs[held.len()];
-            let run = outputs[held.len()..].iter().take_while(|&&other| other == class).count();
+            let run = self.run(start + held.len()..start + lanes);
             let span = self.spans[class as usize].clone();
-            let whole = run == self.outputs.iter().filter(|&&other| other == class).count()
-                && self.inputs[span.clone()].iter().all(|&other| other == class);
+            let whole =
+                run == self.sizes[class as usize] && self.inputs[span.clone()].iter().all(|&other| other == class);
             let smaller = run.min(span.len());
             let fits = smaller > 0 && run.max(span.len()).is_multiple_of(smaller);
             if !whole || !fits || *size.get_or_insert(smaller) != smaller {
@@ -249,6 +255,13 @@ fn stored(classes: &[u32], order: &ChannelOrder) -> Vec<u32> {
     order.channels().iter().map(|&channel| classes[channel as usize]).collect()
 }
 
+/// For every class, the number of its positions.
+fn sizes(classes: &[u32], count: usize) -> Vec<usize> {
+    let mut sizes = vec![0; count];
+    classes.iter().for_each(|&class| sizes[class as usize] += 1);
+    sizes
+}
+
 /// For every class, the positions from its first to its last.
 fn spans(classes: &[u32], count: usize) -> Vec<Range<usize>> {
     let mut spans: Vec<Range<usize>> = vec![0..0; count];
@@ -257,4 +270,34 @@ fn spans(classes: &[u32], count: usize) -> Vec<Range<usize>> {
         *span = if Range::is_empty(span) { position..position + 1 } else { span.start..position + 1 };
     }
     spans
+}
+
+#[cfg(test)]
+mod tests {
+    use hetconv_core::{Conv2dGeometry, ConvKind};
+
+    use super::*;
+    use crate::conv::Conv;
+
+    /// What a layer costs is what its instructions do, each with two operands from whole or half vectors.
+    #[test]
+    fn products_are_those_of_the_blocks() {
+        for isa in Isa::available() {
+            let [lanes, half] = [isa.lanes(), isa.half_lanes()];
+            for (filters, blocks) in [(lanes, vec![(false, 1)]), (2 * lanes, vec![(false, 2)]), (half, vec![(true, 1)])]
+            {
+                if filters == lanes && blocks[0].0 {
+                    continue;
+                }
+                let spec = ConvSpec::natural(3, filters, Conv2dGeometry::same(1, 1), ConvKind::Standard);
+                let layout = Layout::new(&spec, &Classes::new(&spec), Direction::Forward, Algorithm::Direct, isa);
+                let found: Vec<(bool, usize)> = layout.blocks.iter().map(|block| (block.half, block.vectors)).collect();
+                assert_eq!(found, blocks, "{isa:?}, {filters} filters");
+                let conv = Conv::new(spec, [5, 4]).unwrap();
+                let expected: f64 =
+                    blocks.iter().map(|&(half, vectors)| isa.cost_of(half) * (vectors * 3 * 20) as f64).sum();
+                assert_eq!(conv.direct_cost(&layout, Direction::Forward, isa), expected, "{isa:?}, {filters} filters");
+            }
+        }
+    }
 }

@@ -3,6 +3,17 @@
 //! A kernel is a [`Task`]: a struct of its arguments with a `run` that is generic over [`Simd`]. `vectorize` compiles that
 //! `run` inside a function that has the instruction set enabled, so everything it inlines is vectorised for it.
 
+/// A number that is one of some, as a constant: what is made for each of them is chosen when the program runs.
+macro_rules! constant {
+    ($name:ident = $number:expr, of $($one:literal)* => $body:expr) => {
+        match $number {
+            $($one => { const $name: usize = $one; $body })*
+            other => unreachable!("{other} is none of the {} that there are", stringify!($name)),
+        }
+    };
+}
+pub(crate) use constant;
+
 /// A kernel, generic over the instruction set.
 pub trait Task {
     /// What it returns.

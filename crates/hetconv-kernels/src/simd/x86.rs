@@ -110,7 +110,7 @@ macro_rules! implement {
             }
             #[inline(always)]
             fn prefetch_to_write(self, address: *const f32) {
-                // SAFETY: the token proves SSE; a prefetch never faults.
+                // SAFETY: the token proves SSE; a prefetch never faults, and one to write does nothing on a CPU that has none.
                 unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) }
             }
             #[inline(always)]

@@ -28,7 +28,7 @@ use crate::kernel::{Pass, Share};
 use crate::moments::Moments;
 use crate::pack::{Block, Layout};
 use crate::simd::{Simd, Task};
-use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, Turned};
+use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, TileSums};
 
 pub(crate) use pieces::{Grid, transform_source};
 use product::Product;
@@ -336,7 +336,7 @@ impl Part<'_> {
         let (width, products_len) = (pieces.room.width, pieces.room.products_len());
         let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
         let mut moments = Moments::new();
-        let mut turned = Turned::new();
+        let mut turned = TileSums::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
         for (place, products) in pieces.places.iter().zip(pieces.products.chunks_exact(products_len)) {
             let target = self.pass.target.0.wrapping_add(place.target * target_channels + block.outputs.start);

@@ -3,7 +3,7 @@
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
 
-use crate::simd::{Simd, Task};
+use crate::simd::{Simd, Task, constant};
 
 /// One point of some pieces times a block's weights.
 pub(super) struct Product<'a> {
@@ -23,20 +23,7 @@ impl<'a> Product<'a> {
     /// Of so many pieces, by `V` vectors.
     #[inline(always)]
     pub fn compute<S: Simd, const V: usize>(self, simd: S, rows: usize) {
-        match rows {
-            1 => simd.apart(Rows::<1, V>(self)),
-            2 => simd.apart(Rows::<2, V>(self)),
-            3 => simd.apart(Rows::<3, V>(self)),
-            4 => simd.apart(Rows::<4, V>(self)),
-            5 => simd.apart(Rows::<5, V>(self)),
-            6 => simd.apart(Rows::<6, V>(self)),
-            7 => simd.apart(Rows::<7, V>(self)),
-            8 => simd.apart(Rows::<8, V>(self)),
-            9 => simd.apart(Rows::<9, V>(self)),
-            10 => simd.apart(Rows::<10, V>(self)),
-            11 => simd.apart(Rows::<11, V>(self)),
-            _ => simd.apart(Rows::<12, V>(self)),
-        }
+        constant!(R = rows, of 1 2 3 4 5 6 7 8 9 10 11 12 => simd.apart(Rows::<R, V>(self)))
     }
 }
 

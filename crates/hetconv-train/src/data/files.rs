@@ -71,7 +71,7 @@ impl Folder {
             return Ok(folder);
         }
         folder.splits("")?;
-        for (name, is_folder) in list(root)? {
+        for (name, is_folder) in list(root)?.named {
             if is_folder && !is_split(&name) {
                 folder.splits(&format!("{name}/"))?;
             }
@@ -83,7 +83,7 @@ impl Folder {
     fn splits(&mut self, prefix: &str) -> Result<(), DataError> {
         // A neighbouring folder that may not be read holds no data set of ours.
         let Ok(inside) = list(&self.root.join(prefix)) else { return Ok(()) };
-        for (name, is_folder) in inside {
+        for (name, is_folder) in inside.named {
             if is_folder && is_split(&name) {
                 self.walk(format!("{prefix}{name}"), 0)?;
             }
@@ -96,7 +96,11 @@ impl Folder {
         if depth > DEPTH_LIMIT {
             return Err(DataError::malformed(&place, format!("folders nest more than {DEPTH_LIMIT} deep")));
         }
-        for (name, is_folder) in list(&place)? {
+        let Inside { named, unnamed } = list(&place)?;
+        if let Some(unnamed) = unnamed {
+            return Err(DataError::malformed(&unnamed, "its name is not Unicode"));
+        }
+        for (name, is_folder) in named {
             let path = if path.is_empty() { name } else { format!("{path}/{name}") };
             self.entries.push(Entry { path: path.clone(), is_folder, handle: 0 });
             if is_folder {
@@ -111,21 +115,29 @@ fn is_split(name: &str) -> bool {
     matches!(name, "train" | "test" | "val")
 }
 
-/// What a folder holds, sorted by name.
-fn list(folder: &Path) -> Result<Vec<(String, bool)>, DataError> {
-    let mut inside = Vec::new();
+/// What a folder holds.
+struct Inside {
+    /// Names and whether they are a folder's, sorted.
+    named: Vec<(String, bool)>,
+    /// Something whose name is not Unicode.
+    unnamed: Option<PathBuf>,
+}
+
+fn list(folder: &Path) -> Result<Inside, DataError> {
+    let (mut named, mut unnamed) = (Vec::new(), None);
     for entry in fs::read_dir(folder).map_err(DataError::io(folder))? {
         let entry = entry.map_err(DataError::io(folder))?;
         let Ok(name) = entry.file_name().into_string() else {
-            return Err(DataError::malformed(&entry.path(), "its name is not Unicode"));
+            unnamed = Some(entry.path());
+            continue;
         };
         if !is_hidden(&name) {
             // Follows symbolic links, which people use to put data sets together.
-            inside.push((name, entry.path().is_dir()));
+            named.push((name, entry.path().is_dir()));
         }
     }
-    inside.sort_unstable();
-    Ok(inside)
+    named.sort_unstable();
+    Ok(Inside { named, unnamed })
 }
 
 impl Files for Folder {
@@ -135,6 +147,10 @@ impl Files for Folder {
 
     fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError> {
         let path = self.root.join(&entry.path);
+        // Opening a pipe would wait for somebody to write into it.
+        if !path.metadata().map_err(DataError::io(&path))?.is_file() {
+            return Err(DataError::malformed(&path, "it is no file"));
+        }
         read_limited(fs::File::open(&path).map_err(DataError::io(&path))?, || self.display(&entry.path))
     }
 

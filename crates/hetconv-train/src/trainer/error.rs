@@ -30,6 +30,9 @@ pub enum TrainError {
     /// A folder that holds a run already.
     #[error("{} already holds a run; resume it if its checkpoints are there, or choose another folder", .0.display())]
     Occupied(PathBuf),
+    /// A file that is no run's, where a run would write its own.
+    #[error("{} is no file of a run and would be replaced; choose another folder", .0.display())]
+    Foreign(PathBuf),
     /// A checkpoint of other settings.
     #[error("{}: the checkpoint was made with other settings than these; resume with its own config.toml", .0.display())]
     OtherSettings(PathBuf),

@@ -12,8 +12,9 @@ use hetconv_graph::{ModelFile, Normalisation, WeightTensor, Weights};
 use super::{StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, run_files};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, EpochSums, Progress};
+use crate::config::RunConfig;
 use crate::loader::{BatchLoader, LoaderError, Position, TrainingBatches};
-use crate::metrics::{EpochMetrics, MetricsWriter, Summary};
+use crate::metrics::{EpochMetrics, MetricsWriter, Summary, is_metrics};
 use crate::recipe::Sgd;
 
 /// A run under way.
@@ -60,6 +61,13 @@ impl<'a> Run<'a> {
         if is_occupied && !goes_on {
             return Err(TrainError::Occupied(out.to_path_buf()));
         }
+        let [config_path, metrics_path] = [run_files::CONFIG, run_files::METRICS].map(|file| out.join(file));
+        if !goes_on && config_path.exists() && RunConfig::load(&config_path).is_err() {
+            return Err(TrainError::Foreign(config_path));
+        }
+        if !goes_on && metrics_path.exists() && !is_metrics(&metrics_path)? {
+            return Err(TrainError::Foreign(metrics_path));
+        }
         let normalisation = start.map_or_else(|| data.train.normalisation(), |start| start.normalisation.clone());
         let steps_per_epoch = job.steps_per_epoch()?;
         let device = burn_device(config.device)?;
@@ -81,10 +89,13 @@ impl<'a> Run<'a> {
                 // The mean and deviation of all pixels tell images in memory from any others; of photos there are as many
                 // as made the steps so far.
                 let Progress { position, steps, .. } = checkpoint.progress;
+                let expected =
+                    position.epoch.checked_mul(steps_per_epoch).and_then(|all| all.checked_add(position.step));
                 let model = &checkpoint.model;
                 if model.classes != data.classes
                     || model.normalisation != normalisation
-                    || steps != position.epoch * steps_per_epoch + position.step
+                    || Some(steps) != expected
+                    || position.step > steps_per_epoch
                 {
                     return Err(TrainError::OtherData { data: data.name.clone(), checkpoint: path });
                 }
@@ -104,9 +115,8 @@ impl<'a> Run<'a> {
             return Err(TrainError::Busy(out.to_path_buf()));
         }
         if !goes_on {
-            config.save(&out.join(run_files::CONFIG))?;
+            config.save(&config_path)?;
         }
-        let metrics_path = out.join(run_files::METRICS);
         let metrics = MetricsWriter::resume(&metrics_path, progress.position.epoch)?;
         Ok(Self {
             newest: crate::metrics::read_metrics(&metrics_path)?.pop(),

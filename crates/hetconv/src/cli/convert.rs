@@ -24,7 +24,8 @@ use super::model;
 use super::output::{Output, table};
 use super::progress::StepProgress;
 use super::summary::reduction;
-use super::usage::bad_usage;
+use super::train::hold_out;
+use super::usage::{bad_usage, keep_apart};
 
 /// Put HetConv in place of the convolutions of an ONNX file or a model file
 #[derive(clap::Args)]
@@ -98,9 +99,9 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
 
-    /// Where fresh weights come from
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Where fresh weights come from, with --init random [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 /// [`Init`] as the command line names it.
@@ -146,6 +147,9 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if args.calibrate.is_some() && args.init == InitName::Random {
         bad_usage!("--calibrate fits what --init project keeps; fresh weights have to be trained");
     }
+    if args.seed.is_some() && args.init != InitName::Random {
+        bad_usage!("--seed is for fresh weights, --init random");
+    }
     if args.calibrate.is_none() && args.image_size.is_given() {
         bad_usage!("--image-size is about the images of --calibrate");
     }
@@ -159,10 +163,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             }
         }
     }
-    let real = |path: &Path| path.canonicalize().ok();
-    if args.output.as_deref().is_some_and(|output| real(output).is_some() && real(output) == real(&args.file)) {
-        bad_usage!("{} would be replaced by what becomes of it; choose another --output", args.file.display());
-    }
+    keep_apart(args.output.as_slice(), [args.file.as_path()])?;
     let mut options = options(args);
     let mut calibration_images = 0;
     if let Some(data) = args.calibrate.as_deref().filter(|_| !args.dry_run) {
@@ -220,7 +221,7 @@ fn options(args: &Args) -> ConvertOptions {
             ArrangementName::Blocked => ArrangementKind::Blocked,
         },
         init: match args.init {
-            InitName::Random => Init::Random { seed: args.seed },
+            InitName::Random => Init::Random { seed: args.seed.unwrap_or(0) },
             InitName::Project => Init::Project,
         },
         exclude: args.exclude.as_ref().map(filter),
@@ -348,7 +349,8 @@ fn images(
     let input = graph.input_shape().unwrap_or_default();
     let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
     let limit_train = Some(args.calibration_images as usize);
-    let set = open_data(data, &LoadOptions { image_size, limit_train, hold_out: args.hold_out })?;
+    let hold_out = hold_out(args.hold_out, &args.file, data)?;
+    let set = open_data(data, &LoadOptions { image_size, limit_train, hold_out })?;
     let [height, width, channels] = set.train.shape();
     if input != [channels, height, width] {
         let [c, h, w] = input;

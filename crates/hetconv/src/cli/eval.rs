@@ -15,6 +15,7 @@ use super::images::{ImageSize, Normalise};
 use super::model::{self, Opened};
 use super::output::Output;
 use super::progress::StepProgress;
+use super::train::hold_out;
 use super::usage::bad_usage;
 
 /// Measure a trained network on the held-out images of a data set
@@ -34,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     data: String,
 
-    /// Hold out so many percent of the images, as in training
+    /// Hold out so many percent of the images, as in training [default: as in FILE's own run]
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..100))]
     hold_out: Option<u8>,
 
@@ -69,7 +70,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let input = file.graph.input_shape().unwrap_or_default();
     // Image files are seen as the network takes them; other data sets have a size of their own.
     let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
-    let options = LoadOptions { image_size, limit_train: None, hold_out: args.hold_out };
+    let options =
+        LoadOptions { image_size, limit_train: None, hold_out: hold_out(args.hold_out, &args.file, &args.data)? };
     let data = open_data(&args.data, &options)?;
     let [height, width, channels] = data.test.shape();
     if input != [channels, height, width] {

@@ -1,6 +1,6 @@
 //! `hetconv export`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hetconv::graph::{ModelFile, Normalisation, Weights, atomic_write};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::images::ImageSize;
 use super::model::{self, Model, Opened};
 use super::output::Output;
-use super::usage::bad_usage;
+use super::usage::{bad_usage, keep_apart};
 
 /// Write a network as an ONNX file
 #[derive(clap::Args)]
@@ -38,9 +38,9 @@ pub struct Args {
     #[arg(long)]
     keep_batch_norm: bool,
 
-    /// Where fresh weights come from
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Where fresh weights come from, of a network's name [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 
     #[command(flatten)]
     image_size: ImageSize,
@@ -66,12 +66,16 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if args.output.extension().is_some_and(|extension| extension == "safetensors") {
         bad_usage!("{} is the name of a model file; an ONNX file is written", args.output.display());
     }
+    keep_apart(std::slice::from_ref(&args.output), [Path::new(&args.model)])?;
     let Opened { file: model, states_normalisation } = match model::open(&args.model, size)? {
+        Model::File(_) if args.seed.is_some() => {
+            bad_usage!("--seed is for a network's name; {} has weights", args.model)
+        }
         Model::File(opened) => *opened,
         Model::Name(name) => {
             let graph = model::at_size(model::build(&name, name.usual_classes(), None)?, size)?;
             let channels = graph.input_shape().map_or(0, |[channels, ..]| channels);
-            let weights = Weights::init(&graph, args.seed)?;
+            let weights = Weights::init(&graph, args.seed.unwrap_or(0))?;
             let normalisation = Normalisation::identity(channels);
             let file = ModelFile { graph, weights, classes: Vec::new(), normalisation };
             Opened { file, states_normalisation: false }

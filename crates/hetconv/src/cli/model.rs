@@ -47,7 +47,7 @@ pub fn open(model: &str, size: Size) -> Result<Model> {
     let path = Path::new(model);
     // No network's name looks like this, so a file is meant even if it isn't there.
     let is_file = is_onnx(path) || path.extension().is_some_and(|extension| extension == "safetensors");
-    if is_file || path.exists() || path.components().count() > 1 {
+    if is_file || path.is_file() || path.components().count() > 1 {
         return open_file(path, size).map(|opened| Model::File(Box::new(opened)));
     }
     Ok(Model::Name(model.parse()?))
@@ -55,6 +55,7 @@ pub fn open(model: &str, size: Size) -> Result<Model> {
 
 /// Reads a model file or an ONNX file.
 pub fn open_file(path: &Path, size: Size) -> Result<Opened> {
+    is_no_name(path)?;
     if !is_onnx(path) {
         let file = load(path)?;
         let file = ModelFile { graph: at_size(file.graph, size)?, ..file };
@@ -82,8 +83,17 @@ pub fn has_size(path: &Path, graph: &Graph, asked: Size) -> Result<()> {
     Ok(())
 }
 
+/// Whether nobody has given a network's name for a file.
+pub fn is_no_name(path: &Path) -> Result<()> {
+    if !path.exists() && path.to_str().is_some_and(|name| name.parse::<ModelName>().is_ok()) {
+        bad_usage!("{} is a network's name; a model file or an ONNX file is needed", path.display());
+    }
+    Ok(())
+}
+
 /// Reads a model file.
 pub fn load(path: &Path) -> Result<ModelFile> {
+    is_no_name(path)?;
     let is_checkpoint =
         path.extension().is_some_and(|of| ["pt", "pth", "ckpt"].iter().any(|checkpoint| of == *checkpoint));
     ModelFile::load(path).map_err(|error| match is_checkpoint {

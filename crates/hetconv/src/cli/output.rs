@@ -67,7 +67,7 @@ pub fn print_error(error: &anyhow::Error) {
 
 /// Text that does nothing to a terminal but stand there, whatever names a file has brought: control characters become `�`,
 /// except the ends of lines and the tables' own bold heads.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     const STYLES: [&str; 2] = ["\u{1b}[1m", "\u{1b}[0m"];
     let styled = |at: usize| STYLES.iter().any(|style| text[at..].starts_with(style));
     let shown = |(at, c): (usize, char)| {

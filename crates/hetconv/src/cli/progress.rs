@@ -7,7 +7,7 @@ use hetconv::train::{EpochMetrics, StepReport, TrainObserver};
 use hetconv::units::{duration, grouped, rate};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::output::say;
+use super::output::{printable, say};
 
 /// Time between two plain lines.
 const EVERY: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ struct Bar {
 impl Bar {
     /// The name stands before everything said.
     fn new(name: impl Into<String>) -> Self {
-        let name = name.into();
+        let name = printable(&name.into());
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix}  {bar:24}  {percent:>3} %  {msg}");
             // A template that did not parse would leave the default style.
@@ -42,7 +42,7 @@ impl Bar {
     /// Shows the text beside the bar; without one, prints it if the last line is some time ago.
     fn show(&mut self, text: String) {
         match &self.bar {
-            Some(bar) => bar.set_message(text),
+            Some(bar) => bar.set_message(printable(&text)),
             None if self.said.elapsed() >= EVERY => self.say(&text),
             None => {}
         }
@@ -53,7 +53,7 @@ impl Bar {
         self.said = Instant::now();
         let line = format!("{}  {text}", self.name);
         match &self.bar {
-            Some(bar) => bar.println(line),
+            Some(bar) => bar.println(printable(&line)),
             None => say(&line),
         }
     }

@@ -161,12 +161,12 @@ impl Pruning {
     ) -> Result<(Report, Summary)> {
         let Self { file, whole, pruned: Pruned { graph, weights, ratio, layers } } = self;
         same_classes(&file, &whole.classes, model::outputs(&graph), data)?;
+        // Before hours are spent: a run that cannot be read would leave them without a report.
+        let (training, top1_before) = history(&file)?;
         let before = whole.graph.cost()?;
         let start = ModelFile { graph: graph.clone(), weights, ..whole };
         let job = TrainJob { config, graph, data, recipe: config.complete_recipe()?, out, resume };
         let summary = train_watched(job, Some(&start), name, observer)?;
-
-        let (training, top1_before) = history(&file)?;
         let fine_tuning = TrainingCost::of(&summary);
         let layer = |layer: &hetconv::graph::PrunedLayer| {
             let (name, filters) = (layer.name.clone(), layer.filters);

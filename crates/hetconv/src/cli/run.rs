@@ -11,7 +11,7 @@ use super::give_memory_back;
 use super::model::{self, Model, Size};
 use super::npy::{self, Array};
 use super::output::Output;
-use super::usage::bad_usage;
+use super::usage::{bad_usage, keep_apart};
 
 /// Run a network once on arrays from files
 #[derive(clap::Args)]
@@ -56,6 +56,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     give_memory_back();
     let given: Vec<(Option<&str>, &Path)> =
         args.input.iter().map(|input| named_file(input, args.input.len() == 1)).collect();
+    keep_apart(&args.output, given.iter().map(|&(_, file)| file).chain([args.file.as_path()]))?;
     let mut arrays: Vec<Array> = given.iter().map(|(_, file)| npy::read(file)).collect::<Result<_>>()?;
     let size = match arrays.first().map(|array| array.shape.as_slice()) {
         Some(&[_, _, height, width]) => Size::IfOpen([height, width]),
@@ -68,9 +69,9 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     };
     let file = opened.file;
     let names: Vec<&str> = file.graph.inputs().map(|(id, _)| file.graph.nodes[id].name.as_str()).collect();
-    let given: Vec<Option<&str>> = given.into_iter().map(|(name, _)| name).collect();
-    let arrays: Vec<Array> =
-        places(&given, &names)?.into_iter().map(|place| std::mem::take(&mut arrays[place])).collect();
+    let given_names: Vec<Option<&str>> = given.iter().map(|&(name, _)| name).collect();
+    let places = places(&given_names, &names)?;
+    let arrays: Vec<Array> = places.iter().map(|&place| std::mem::take(&mut arrays[place])).collect();
     let batch = arrays.first().and_then(|array| array.shape.first()).copied().unwrap_or(0);
     if args.output.len() != file.graph.outputs.len() {
         bad_usage!("the network has {} outputs, but {} files were named", file.graph.outputs.len(), args.output.len());
@@ -78,9 +79,14 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let options = Options { batch: batch.max(1), exact: args.exact, ..Options::default() };
     let plan = Plan::compile_owned(&file.graph, file.weights, &options);
     let plan = Arc::new(plan.with_context(|| args.file.display().to_string())?);
-    for (array, [channels, height, width]) in arrays.iter().zip(plan.input_shapes()) {
-        if batch == 0 || array.shape != [batch, channels, height, width] {
-            bad_usage!("an array of shape {:?} for an input of (images, {channels}, {height}, {width})", array.shape);
+    let inputs = names.iter().zip(plan.input_shapes());
+    for ((array, place), (name, [channels, height, width])) in arrays.iter().zip(places).zip(inputs) {
+        let (file, shape) = (given[place].1.display(), &array.shape);
+        if batch == 0 || shape[..] != [batch, channels, height, width] {
+            let least = if batch == 0 { "at least one".to_owned() } else { format!("{batch}, as in the first array") };
+            bad_usage!(
+                "{file} has the shape {shape:?}; the input {name:?} is (images, {channels}, {height}, {width}), images: {least}"
+            );
         }
     }
     let mut session = Session::with_team(&plan, batch, &Arc::new(Team::new(rayon::current_num_threads())))?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hetconv::graph::{Graph, Weights};
 use hetconv::runtime::{Options, Plan, Session, Team};
 use hetconv::train::{Purpose, stream, uniform};
@@ -28,8 +28,8 @@ fn inference<'a>(
     let mut sessions = Vec::new();
     for (graph, weights) in networks {
         let plan = Arc::new(Plan::compile(graph, weights, options)?);
-        let len: usize = plan.input_shapes().map(|shape| options.batch * shape.iter().product::<usize>()).sum();
-        sessions.push((Session::with_team(&plan, options.batch, &team)?, noise(len)));
+        let image_len: usize = plan.input_shapes().map(|shape| shape.iter().product::<usize>()).sum();
+        sessions.push((Session::with_team(&plan, options.batch, &team)?, noise_images(options.batch, image_len)?));
     }
     let runs = sessions.iter_mut().map(|(session, images)| {
         move || -> Result<()> {
@@ -47,9 +47,54 @@ pub fn per_image<'a>(networks: impl IntoIterator<Item = (&'a Graph, &'a Weights)
 }
 
 /// Numbers that look like normalised pixels.
-pub fn noise(len: usize) -> Vec<f32> {
+pub fn noise() -> impl Iterator<Item = f32> {
     let mut rng = stream(0, 0, 0, Purpose::Permutation);
-    (0..len).map(|_| 2.0 * uniform(&mut rng) - 1.0).collect()
+    std::iter::repeat_with(move || 2.0 * uniform(&mut rng) - 1.0)
+}
+
+/// A batch of them, if there is memory for it.
+pub fn noise_images(images: usize, image_len: usize) -> Result<Vec<f32>> {
+    let mut numbers = Vec::new();
+    let len = images.checked_mul(image_len).filter(|&len| numbers.try_reserve_exact(len).is_ok());
+    let len = len.with_context(|| format!("there is no memory for a batch of {images} images"))?;
+    numbers.extend(noise().take(len));
+    Ok(numbers)
+}
+
+/// How often work is measured.
+#[derive(Clone, Copy)]
+pub struct Repeat {
+    /// So often, if somebody said so.
+    pub asked: Option<usize>,
+    /// Else for so long, at least ten times and at most as often as this.
+    pub enough: Duration,
+    pub most: usize,
+}
+
+/// Milliseconds of every measured repetition of some work, which measures itself, after three that warm up.
+pub fn repeated(name: &str, repeat: Repeat, mut work: impl FnMut() -> Result<f64>) -> Result<Vec<f64>> {
+    const WARM_UP: usize = 3;
+    const LEAST: usize = 10;
+    let mut progress = StepProgress::new(name, "steps");
+    // What is left is not known before one has been measured.
+    let mut expected = repeat.asked.unwrap_or(repeat.most);
+    for done in 0..WARM_UP {
+        progress.at(done, WARM_UP + expected);
+        let ms = work()?;
+        let in_time = (repeat.enough.as_secs_f64() * 1e3 / ms.max(f64::MIN_POSITIVE)) as usize;
+        expected = repeat.asked.unwrap_or(in_time.clamp(LEAST, repeat.most));
+    }
+    let started = Instant::now();
+    let mut times = Vec::new();
+    while match repeat.asked {
+        Some(asked) => times.len() < asked,
+        None => times.len() < LEAST || (started.elapsed() < repeat.enough && times.len() < repeat.most),
+    } {
+        let done = WARM_UP + times.len();
+        progress.at(done, done.max(WARM_UP + expected));
+        times.push(work()?);
+    }
+    Ok(times)
 }
 
 /// Milliseconds of every measured run of some pieces of work that take turns.

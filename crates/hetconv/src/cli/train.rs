@@ -108,7 +108,7 @@ pub struct Settings {
     #[arg(long, value_name = "RATE")]
     pub lr: Option<f64>,
 
-    /// Learn from so many images only, the same share of every class
+    /// Learn from so many images only, as many of every class
     #[arg(long, value_name = "N")]
     pub limit_train: Option<usize>,
 
@@ -163,7 +163,9 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if config.pruned.is_some() {
         bad_usage!("{} holds a run of a pruned network; go on with it by `hetconv prune --resume`", out.display());
     }
-    if config.from.is_some() && opened.is_none() {
+    // A model that was lost is made again from the checkpoint.
+    let has_model = || config.from.is_some() || out.join(run_files::MODEL).is_file();
+    if args.run.resume && runs::is_finished(&out) && has_model() {
         let summary = Summary::load(&out.join(run_files::SUMMARY))?;
         return output.result(&summary, |summary| text(summary, &out));
     }
@@ -296,32 +298,47 @@ pub fn nothing() -> String {
     "nothing".to_owned()
 }
 
-/// The same settings, with images split and seen as they were by the run that `file` comes from, if it is on the same data:
-/// else the network would be judged by images that it learned from.
+/// The same settings, with images split and seen as they were by the run that `file` comes from, if it is on the same data.
 pub fn as_trained(mut config: RunConfig, file: &Path) -> Result<RunConfig> {
-    let own = runs::folder_of(file).map(|folder| folder.join(run_files::CONFIG)).filter(|path| path.is_file());
-    let Some(own) = own else { return Ok(config) };
-    let own = match RunConfig::load(&own) {
-        Ok(own) => own,
-        Err(error) => {
-            tracing::warn!("passing over what {} was trained with: {error}", file.display());
-            return Ok(config);
-        }
-    };
-    if place(&own.data) == place(&config.data) {
-        let given = config.hold_out.or(own.hold_out);
-        if given != own.hold_out {
-            let text = |percent: Option<u8>| percent.map_or("none".to_owned(), |percent| percent.to_string());
-            let (file, given, own) = (file.display(), text(given), text(own.hold_out));
-            bad_usage!(
-                "--hold-out {given}, but {file} was trained with {own}: it has learned from images held out now"
-            );
-        }
-        config.hold_out = own.hold_out;
+    if let Some(own) = run_of(file, &config.data) {
+        config.hold_out = same_hold_out(config.hold_out, file, &own)?;
         config.image_size = config.image_size.or(own.image_size);
         config.no_flip |= own.no_flip;
     }
     Ok(config)
+}
+
+/// The share of images to hold out: that of the run that `file` comes from, if it is on the same data, or else the given one.
+pub fn hold_out(given: Option<u8>, file: &Path, data: &str) -> Result<Option<u8>> {
+    match run_of(file, data) {
+        Some(own) => same_hold_out(given, file, &own),
+        None => Ok(given),
+    }
+}
+
+/// The settings of the run that `file` comes from, if it still lies where the run left it and learned from the same data.
+fn run_of(file: &Path, data: &str) -> Option<RunConfig> {
+    let config = runs::folder_of(file)?.join(run_files::CONFIG);
+    if !config.is_file() {
+        return None;
+    }
+    match RunConfig::load(&config) {
+        Ok(own) => Some(own).filter(|own| place(&own.data) == place(data)),
+        Err(error) => {
+            tracing::warn!("passing over what {} was trained with: {error}", file.display());
+            None
+        }
+    }
+}
+
+/// A run's own share; with another one its network would be judged by images that it learned from.
+fn same_hold_out(given: Option<u8>, file: &Path, own: &RunConfig) -> Result<Option<u8>> {
+    if given.is_some() && given != own.hold_out {
+        let text = |percent: Option<u8>| percent.map_or("none".to_owned(), |percent| percent.to_string());
+        let (file, given, own) = (file.display(), text(given), text(own.hold_out));
+        bad_usage!("--hold-out {given}, but {file} was trained with {own}: it has learned from images held out now");
+    }
+    Ok(own.hold_out)
 }
 
 /// Where a path leads, however it is spelled; the path itself if nothing is there.

@@ -1,6 +1,7 @@
 //! Which errors are the person's way of asking, and which a run's failing.
 
 use std::error::Error;
+use std::path::{Path, PathBuf};
 
 use hetconv::burn::ModuleError;
 use hetconv::graph::{GraphError, NameError, PruneError};
@@ -63,6 +64,22 @@ macro_rules! bad_usage {
     };
 }
 pub(in crate::cli) use bad_usage;
+
+/// Whether files that will be written are none of those that are read, and each another one.
+pub fn keep_apart<'a>(written: &[PathBuf], read: impl IntoIterator<Item = &'a Path>) -> anyhow::Result<()> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    for path in read {
+        if written.iter().any(|file| real(file) == real(path)) {
+            bad_usage!("{} is read, and would be replaced; choose another --output", path.display());
+        }
+    }
+    for (index, path) in written.iter().enumerate() {
+        if written[..index].iter().any(|file| real(file) == real(path)) {
+            bad_usage!("{} is named twice; each result needs an --output of its own", path.display());
+        }
+    }
+    Ok(())
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! The paper's figure 3: the filter bank of a HetConv layer.
 
-use hetconv_core::HetPattern;
+use hetconv_core::{Arrangement, HetPattern};
 
 use super::Drawing;
 use super::svg::{line, rect, text};
@@ -60,6 +60,12 @@ pub fn filter_bank(pattern: &HetPattern, kernel: usize, most: usize) -> Drawing 
     text(&mut svg, "axis", "start", [LEFT, 13.0], "channels →, filters ↓");
     let parts = pattern.classes();
     let of_first = pattern.spatial_channels(0).count();
+    let next = match pattern.arrangement() {
+        Arrangement::Shifted { .. } => "the next filter's stand one channel further",
+        Arrangement::Blocked { .. } | Arrangement::Assigned { .. } => {
+            "filters of one class have theirs on the same channels"
+        }
+    };
     let cropped = if (channels, filters) == (all_channels, all_filters) {
         String::new()
     } else {
@@ -69,7 +75,7 @@ pub fn filter_bank(pattern: &HetPattern, kernel: usize, most: usize) -> Drawing 
         title: format!("Filter bank: M = {all_channels}, N = {all_filters}, P = {parts}"),
         caption: format!(
             "A square is a {kernel}×{kernel} kernel, a dot a 1×1 kernel. The first filter has {of_first} kernels of \
-             {kernel}×{kernel} taps and {} of one tap; the next filter's stand one channel further.{cropped}",
+             {kernel}×{kernel} taps and {} of one tap; {next}.{cropped}",
             all_channels - of_first
         ),
         description: format!("{filters} filters on {channels} channels, {spatial} kernels of {kernel}×{kernel}"),

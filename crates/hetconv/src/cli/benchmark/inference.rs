@@ -12,10 +12,8 @@ use serde::Serialize;
 use super::{Benchmark, layers};
 use crate::cli::model::Size;
 use crate::cli::output::Output;
-use crate::cli::timing::noise;
+use crate::cli::timing::{Repeat, noise_images, repeated};
 use crate::cli::{give_memory_back, model};
-
-const WARM_UP: usize = 3;
 
 pub fn run(
     network: &str,
@@ -35,9 +33,14 @@ pub fn run(
     let compile_ms = started.elapsed().as_secs_f64() * 1e3;
     let fma_peak_gflops = measure::fma_peak_all_threads(isa);
     let mut session = Session::with_team(&plan, batch, &Arc::new(Team::new(rayon::current_num_threads())))?;
-    let inputs = random_inputs(&session);
+    let inputs = random_inputs(&session)?;
     let inputs: Vec<&[f32]> = inputs.iter().map(Vec::as_slice).collect();
-    let times = time(&mut session, &inputs, runs)?;
+    let repeat = Repeat { asked: runs, enough: Duration::from_secs(3), most: 1000 };
+    let times = repeated(&graph.name, repeat, || {
+        let started = Instant::now();
+        session.run_all(&inputs)?;
+        Ok(started.elapsed().as_secs_f64() * 1e3)
+    })?;
     let executed: usize = plan.layers().iter().map(|layer| layer.executed_macs).sum();
     let macs = [macs, executed as u64].map(|macs| macs * batch as u64);
     // Before the yardsticks of the layers take memory of their own.
@@ -72,28 +75,9 @@ struct Inference {
     layers: Option<Vec<layers::Layer>>,
 }
 
-fn random_inputs(session: &Session) -> Vec<Vec<f32>> {
-    let of_shape = |shape: [usize; 3]| noise(session.batch() * shape.iter().product::<usize>());
+fn random_inputs(session: &Session) -> Result<Vec<Vec<f32>>> {
+    let of_shape = |shape: [usize; 3]| noise_images(session.batch(), shape.iter().product());
     session.plan().input_shapes().map(of_shape).collect()
-}
-
-/// Milliseconds of every measured run.
-fn time(session: &mut Session, inputs: &[&[f32]], runs: Option<usize>) -> Result<Vec<f64>> {
-    const ENOUGH: Duration = Duration::from_secs(3);
-    for _ in 0..WARM_UP {
-        session.run_all(inputs)?;
-    }
-    let mut times = Vec::new();
-    let began = Instant::now();
-    while match runs {
-        Some(runs) => times.len() < runs,
-        None => times.len() < 10 || (began.elapsed() < ENOUGH && times.len() < 1000),
-    } {
-        let started = Instant::now();
-        session.run_all(inputs)?;
-        times.push(started.elapsed().as_secs_f64() * 1e3);
-    }
-    Ok(times)
 }
 
 fn memory_and_algorithms(plan: &Plan, session: &Session) -> String {

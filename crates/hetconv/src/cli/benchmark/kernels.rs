@@ -145,6 +145,7 @@ pub fn run(wanted: &str, parts: &[u32], output: &Output) -> Result<()> {
 /// Median seconds of forward, grad-input and grad-weight.
 fn seconds(conv: &Conv, batch: usize, isa: Isa) -> [f64; 3] {
     let (spec, [height, width], [out_height, out_width]) = (conv.spec(), conv.in_size(), conv.out_size());
+    let noise = |len: usize| noise().take(len).collect::<Vec<f32>>();
     let input = noise(batch * height * width * spec.in_channels);
     let grad_output = noise(batch * out_height * out_width * spec.out_channels);
     let (main, ring) = spec.weight_lengths();

@@ -33,7 +33,7 @@ Examples:
   hetconv benchmark --model runs/p4/model.safetensors --batch 64 --exact
   hetconv benchmark --model resnet50_p4 --layers
   hetconv benchmark --kernels --threads 1
-  hetconv benchmark --kernels --shapes 256x --parts 1,4 --format json
+  hetconv benchmark --kernels --shapes m256 --parts 1,4 --format json
   hetconv benchmark --training --model vgg16-cifar_p4 --batch 128")]
 #[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
 pub struct Args {

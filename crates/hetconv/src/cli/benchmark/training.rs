@@ -11,9 +11,7 @@ use hetconv::kernels::{Conv, ConvSpec, Isa, measure};
 use super::Benchmark;
 use crate::cli::model::{self, Size};
 use crate::cli::output::Output;
-use crate::cli::timing::noise;
-
-const WARM_UP: usize = 3;
+use crate::cli::timing::{Repeat, noise_images, repeated};
 
 pub fn run(network: &str, size: Size, batch: usize, steps: Option<usize>, output: &Output) -> Result<()> {
     let isa = Isa::selected()?;
@@ -27,31 +25,19 @@ pub fn run(network: &str, size: Size, batch: usize, steps: Option<usize>, output
 
 /// Milliseconds of every measured step.
 fn time_steps(graph: &Graph, weights: &Weights, batch: usize, steps: Option<usize>) -> Result<Vec<f64>> {
-    const ENOUGH: Duration = Duration::from_secs(5);
     let mut network = GraphModule::new(graph, weights, &Device::flex())?;
     let mut optimizer = Sgd::new(SgdConfig::default());
     let per_image: usize = graph.input_shape().unwrap_or_default().iter().product();
-    let images = noise(batch * per_image);
+    let images = noise_images(batch, per_image)?;
     let labels: Vec<u16> = (0..batch).map(|i| (i % network.classes()) as u16).collect();
-    let mut step = || -> Result<f64> {
+    let repeat = Repeat { asked: steps, enough: Duration::from_secs(5), most: 200 };
+    repeated(&graph.name, repeat, || {
         let images = images.clone();
         let started = Instant::now();
         let found = network.step(images, batch, &labels, 0.1)?;
         optimizer.step(&mut network, found.gradients, 1e-3);
         Ok(started.elapsed().as_secs_f64() * 1e3)
-    };
-    for _ in 0..WARM_UP {
-        step()?;
-    }
-    let started = Instant::now();
-    let mut times = Vec::new();
-    while match steps {
-        Some(steps) => times.len() < steps,
-        None => times.len() < 10 || (started.elapsed() < ENOUGH && times.len() < 200),
-    } {
-        times.push(step()?);
-    }
-    Ok(times)
+    })
 }
 
 /// MACs of forward, grad-input and grad-weight over a batch: all of them, and those not on padding.

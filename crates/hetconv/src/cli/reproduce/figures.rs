@@ -1,5 +1,7 @@
 //! Figures 3, 4 and 5.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
 use hetconv::core::equations::Layer;
 use hetconv::core::{HetPattern, PatternError};
@@ -10,7 +12,7 @@ use serde::Serialize;
 use super::Entry;
 use super::layers::{Form, REPEATED, Shape, chain, trainable_chain};
 use super::measure::{Subject, Wanted};
-use super::results::{Results, What};
+use super::results::{Measurement, Results, What};
 use super::tables::compact;
 use crate::cli::output::table;
 use crate::cli::usage::bad_usage;
@@ -110,6 +112,7 @@ pub fn wanted_latencies() -> Result<Vec<Wanted>> {
 /// Figure 4: stages and latency of one layer in several forms.
 pub fn latencies(results: &Results) -> Result<Entry> {
     let mut lines: Vec<Latency> = Vec::new();
+    let mut used = Vec::new();
     for shape in SHAPES {
         for contest in contests(shape)? {
             let first = lines.len();
@@ -117,6 +120,7 @@ pub fn latencies(results: &Results) -> Result<Entry> {
                 let graph = chain(form, shape, REPEATED)?;
                 let cost = graph.cost()?;
                 let found = results.measurement(What::Inference, &graph.name, 1);
+                used.extend(found);
                 let macs = cost.macs / REPEATED as u64;
                 let ms = found.map(|(found, _)| found.median_ms / REPEATED as f64);
                 let (het_macs, het_ms) = lines.get(first).map_or((macs, ms), |line| (line.macs, line.ms));
@@ -155,7 +159,7 @@ pub fn latencies(results: &Results) -> Result<Entry> {
         "Each form stands below the HetConv layer with about as many MACs (but for the standard layer, which has more); \
          widths between two convolutions are chosen to make them equal. Ratios are against that HetConv layer."
             .to_owned(),
-        measured(results, "latency", "in the inference runtime, one image at a time, of a chain of 8 layers"),
+        measured(&used, "latency", "in the inference runtime, one image at a time, of a chain of 8 layers"),
     ];
     let drawings = SHAPES.iter().filter_map(|shape| {
         let layer = format!("{0} to {0} channels at {1}×{1}", shape.channels, shape.size);
@@ -229,6 +233,7 @@ pub fn speedups(results: &Results) -> Result<Entry> {
     let Shape { channels, size } = speedup_shape();
     let layer = Layer { in_channels: channels, out_channels: channels, kernel: 3, output: size };
     let mut lines = Vec::new();
+    let mut used = Vec::new();
     for parts in speedup_parts() {
         let mut files: Vec<&str> = Vec::new();
         let mut measured = |what| -> Result<Option<f64>> {
@@ -236,9 +241,10 @@ pub fn speedups(results: &Results) -> Result<Entry> {
                 let wanted = speedup_network(what, parts)?;
                 anyhow::Ok(results.measurement(what, wanted.subject.name(), wanted.batch))
             });
-            let Some(((standard, first), (own, origin))) = standard?.zip(own?) else { return Ok(None) };
-            files.extend([first.as_str(), origin.as_str()]);
-            Ok(Some(standard.median_ms / own.median_ms))
+            let Some((standard, own)) = standard?.zip(own?) else { return Ok(None) };
+            used.extend([standard, own]);
+            files.extend([standard.1.as_str(), own.1.as_str()]);
+            Ok(Some(standard.0.median_ms / own.0.median_ms))
         };
         let [forward, exact_forward, training_step] = WAYS.map(&mut measured);
         let (forward, exact_forward, training_step) = (forward?, exact_forward?, training_step?);
@@ -281,23 +287,24 @@ pub fn speedups(results: &Results) -> Result<Entry> {
             "{channels} to {channels} channels, 3×3, at {size}×{size}, {BATCH_OF_SPEEDUP} images; ratios of medians. With \
              Winograd's algorithm the standard layer is faster, so there is less to gain."
         ),
-        measured(results, "speed-up", "of a chain of 8 layers; a training step is forward, backward and optimizer"),
+        measured(&used, "speed-up", "of a chain of 8 layers; a training step is forward, backward and optimizer"),
     ];
     let origins = compact(lines.iter().map(|line| line.files.as_str()));
     let (shown, drawings) = ((text, Part::Table(page_table)), vec![("speedup".to_owned(), drawing)]);
     Entry::new(["fig5", "Speed-up against P"], &lines, shown, notes, drawings, &origins)
 }
 
-/// How what was measured was, and on what.
-fn measured(results: &Results, what: &str, how: &str) -> String {
-    let found = results.measurements.iter().find(|(line, _)| line.network.starts_with(&format!("{REPEATED} × ")));
-    match found {
-        Some((line, origin)) => {
-            let file = origin.rsplit_once(':').map_or(origin.as_str(), |(file, _)| file);
-            format!("Measured {how}: {}, {} threads, {}; {file}", line.machine, line.threads, line.isa)
-        }
-        None => format!("No {what} is measured; --measure does it here, {how}."),
+/// How what a figure shows was measured, and on what.
+fn measured(used: &[&(Measurement, String)], what: &str, how: &str) -> String {
+    let place = |(line, origin): &(Measurement, String)| {
+        let file = origin.rsplit_once(':').map_or(origin.as_str(), |(file, _)| file);
+        format!("{}, {} threads, {}; {file}", line.machine, line.threads, line.isa)
+    };
+    let places: BTreeSet<String> = used.iter().map(|found| place(found)).collect();
+    if places.is_empty() {
+        return format!("No {what} is measured; --measure does it here, {how}.");
     }
+    format!("Measured {how}: {}", places.into_iter().collect::<Vec<_>>().join("; "))
 }
 
 /// A table for the terminal and for a page, which has room for where figures stand as well.

@@ -151,6 +151,10 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     };
     let tables: Vec<&Table> = TABLES.iter().filter(|table| items.contains(&table.name)).collect();
     if args.run {
+        if !tables.iter().any(|table| table.is_trained) {
+            let trained: Vec<&str> = TABLES.iter().filter(|table| table.is_trained).map(|table| table.name).collect();
+            bad_usage!("--run trains the networks of {}, none of which is asked for", trained.join(", "));
+        }
         let Args { settings, runs: folder, .. } = args;
         let data = args.data.as_deref().unwrap_or("cifar10");
         let seeds = if args.seeds.is_empty() { &[0] } else { &args.seeds[..] };
