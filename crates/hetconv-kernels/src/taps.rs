@@ -23,10 +23,9 @@ pub(crate) type Axis = Vec<Vec<(usize, usize)>>;
 pub(crate) struct Region {
     /// Tap (row-major index in the window) and the first value of its source pixel relative to that of the first tap's.
     pub taps: Vec<(usize, isize)>,
-    /// The pixels of the first columns of a row or two, for each such band.
+    /// The first pixels of bands of rows.
     bands: Vec<Place>,
-    /// The pixels of a band relative to that, patch by patch: of a band of [`PATCH`]`[0]` rows, and of the last one if it
-    /// has fewer.
+    /// The pixels of a band relative to its first, patch by patch: of a whole band, and of the last one if it has fewer rows.
     within: [Vec<Place>; 2],
     /// Whether so many sources of a tile fall into one set of the first-level cache that they would drive each other out.
     pub crowded: bool,
@@ -90,15 +89,18 @@ impl Region {
         let less = |a: Place, b: Place| (a.0 - b.0, a.1 - b.1);
         let plus = |a: Place, b: Place| (a.0 + b.0, a.1 + b.1);
         let distances = |band: &[Place]| band.iter().map(|&row| less(row, band[0])).collect::<Vec<_>>();
-        // Bands of as many rows as a patch, if those are equally far apart in all; else of single rows.
-        let whole = rows.chunks_exact(PATCH[0]);
+        // Bands of whole patches, if their rows are equally far apart in all; else of single rows.
+        let height = PATCH[0] * (BAND / (PATCH[0] * columns.len())).max(1);
+        let whole = rows.chunks_exact(height);
         let alike = whole.clone().zip(whole.clone().skip(1)).all(|(a, b)| distances(a) == distances(b));
-        let height = if alike { PATCH[0] } else { 1 };
+        let height = if alike { height } else { 1 };
         let within = |band: &[Place]| {
             let mut within = Vec::with_capacity(band.len() * columns.len());
-            for columns in columns.chunks(PATCH[1]) {
-                for row in distances(band) {
-                    within.extend(columns.iter().map(|&column| plus(row, column)));
+            for rows in distances(band).chunks(PATCH[0]) {
+                for columns in columns.chunks(PATCH[1]) {
+                    for &row in rows {
+                        within.extend(columns.iter().map(|&column| plus(row, column)));
+                    }
                 }
             }
             within
@@ -190,6 +192,9 @@ pub(crate) fn backward_axis(geometry: &Conv2dGeometry, axis: usize, input: usize
 
 /// Rows and columns of pixels that follow each other in a region: as a tile's pixels they share more sources than in a row.
 const PATCH: [usize; 2] = [2, 6];
+
+/// Pixels of a region's band, unless its patches are wider: a small image is one band.
+const BAND: usize = 1 << 10;
 
 /// Groups the target pixels of an image by what they read; `channels` are those of a source and of a target pixel.
 pub(crate) fn regions(
@@ -391,11 +396,21 @@ mod tests {
 
     #[test]
     fn runs_follow_each_other_through_images() {
-        // Bands of two rows with one left, bands of single rows, which are not equally far apart, and a single pixel.
-        for (rows, columns) in [(vec![0, 40, 80, 120, 160], 7), (vec![0, 40, 80, 400], 3), (vec![5], 1)] {
+        let evenly = |rows: usize| (0..rows).map(|row| 5000 * row).collect::<Vec<_>>();
+        // One band, bands of two rows with one left, of four rows with three left, of single rows, which are not equally
+        // far apart, and a single pixel.
+        let cases = [
+            (evenly(5), 7, 1),
+            (evenly(5), 1000, 3),
+            (evenly(11), 250, 3),
+            (vec![0, 5000, 9000, 40_000], 600, 4),
+            (vec![5], 1, 1),
+        ];
+        for (rows, columns, bands) in cases {
             let rows: Vec<Place> = rows.into_iter().map(|row| (2 * row, row)).collect();
             let columns: Vec<Place> = (0..columns).map(|column| (2 * column, column)).collect();
             let region = Region::new(vec![(0, 0)], &rows, &columns, 1000);
+            assert_eq!(region.bands.len(), bands);
             let all: Vec<Place> = region.places().collect();
             let mut expected: Vec<Place> =
                 rows.iter().flat_map(|row| columns.iter().map(move |c| (row.0 + c.0, row.1 + c.1))).collect();
