@@ -3,7 +3,7 @@
 //! Half of the inputs are mutated as bytes, the other half as what they mean: see [`mutate`].
 #![no_main]
 
-use hetconv_onnx::{ConvertOptions, ExportOptions, ImportOptions, Style, convert, export, import};
+use hetconv_onnx::{ConvertOptions, ExportOptions, ImportOptions, Selection, Style, convert, export, import};
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 
 mod mutate;
@@ -32,7 +32,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-    if let Ok(converted) = convert(bytes, None, &ConvertOptions { keep_first: false, ..ConvertOptions::new(2) }) {
+    if let Ok(converted) = convert(bytes, None, &ConvertOptions { selection: Selection::all(), ..ConvertOptions::new(2) }) {
         // It was an ONNX file, and still is one.
         if import(bytes, None, &options).is_ok() {
             import(&converted.bytes, None, &options).expect("a converted network is read");

@@ -1,6 +1,6 @@
 //! What can be wrong with a network or a batch.
 
-use hetconv_core::{GeometryError, PatternError};
+use hetconv_core::{GeometryError, KindError, PatternError};
 use hetconv_graph::{GraphError, WeightError};
 use hetconv_kernels::{ConvError, IsaError};
 
@@ -85,9 +85,9 @@ pub enum LayerError {
     /// Unusable stride, padding or dilation.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
-    /// An even kernel has no centre.
-    #[error("HetConv needs an odd kernel to have a centre, got {}×{}", .0[0], .0[1])]
-    EvenKernel([usize; 2]),
+    /// There is no such convolution: an even kernel has no centre.
+    #[error(transparent)]
+    Kind(#[from] KindError),
     /// A 1×1 kernel has nothing but a centre.
     #[error("a 1×1 kernel is the same for every filter and channel; use an ordinary convolution")]
     PointwiseKernel,

@@ -119,10 +119,6 @@ impl HetConv2dConfig {
     }
 
     fn spec(&self) -> Result<ConvSpec, LayerError> {
-        let [height, width] = self.kernel_size;
-        if height % 2 == 0 || width % 2 == 0 {
-            return Err(LayerError::EvenKernel(self.kernel_size));
-        }
         if self.kernel_size == [1, 1] {
             return Err(LayerError::PointwiseKernel);
         }
@@ -137,7 +133,9 @@ impl HetConv2dConfig {
             dilation: self.dilation,
         };
         geometry.validate()?;
-        Ok(ConvSpec::natural(channels, filters, geometry, ConvKind::Het(pattern)))
+        let kind = ConvKind::Het(pattern);
+        kind.check(channels, filters, &geometry)?;
+        Ok(ConvSpec::natural(channels, filters, geometry, kind))
     }
 }
 

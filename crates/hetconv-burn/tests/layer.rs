@@ -4,7 +4,7 @@ use burn::backend::{BackendTensor, DispatchTensorKind};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use hetconv_burn::{ArrangementKind, HetConv2d, HetConv2dConfig, LayerError};
-use hetconv_core::PatternError;
+use hetconv_core::{KindError, PatternError};
 
 #[derive(Module, Debug)]
 struct Model {
@@ -84,6 +84,6 @@ fn unusable_configurations_are_errors() {
     assert!(matches!(blocked, LayerError::Pattern(PatternError::DoesNotDivide { parts: 8, .. })));
     assert!(matches!(error(config(4).with_stride([0, 1])), LayerError::Geometry(_)));
     assert!(matches!(error(config(4).with_dilation([usize::MAX, 1])), LayerError::Geometry(_)));
-    assert_eq!(error(HetConv2dConfig::new([8, 8], [3, 2], 4)), LayerError::EvenKernel([3, 2]));
+    assert_eq!(error(HetConv2dConfig::new([8, 8], [3, 2], 4)), KindError::EvenKernel([3, 2]).into());
     assert_eq!(error(HetConv2dConfig::new([8, 8], [1, 1], 4)), LayerError::PointwiseKernel);
 }

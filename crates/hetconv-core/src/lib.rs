@@ -15,7 +15,7 @@ mod pattern;
 
 pub use activation::Activation;
 pub use geometry::{Conv2dGeometry, GeometryError};
-pub use kind::ConvKind;
+pub use kind::{ConvKind, KindError};
 pub use order::ChannelOrder;
 pub use pattern::{Arrangement, ArrangementKind, HetPattern, PatternError};
 

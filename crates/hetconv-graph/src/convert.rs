@@ -10,10 +10,10 @@ use std::sync::Arc;
 use hetconv_core::{ArrangementKind, Conv2dGeometry, HetPattern};
 use serde::Serialize;
 
-use crate::{ConvKind, GraphError, ModelFile, NameFilter, Node, Op, ValueError, WeightError, WeightTensor, Weights};
+use crate::{ConvKind, GraphError, ModelFile, Node, Op, Selection, ValueError, WeightError, WeightTensor, Weights};
 
 /// What to convert, and into what.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ConvertOptions {
     /// The paper's P. It is reduced where it is more than a layer's channels or, if blocked, does not divide M and N.
     pub parts: usize,
@@ -21,38 +21,27 @@ pub struct ConvertOptions {
     pub arrangement: ArrangementKind,
     /// Where the weights come from.
     pub init: Init,
-    /// Convolutions that stay as they are, by the node's name.
-    pub exclude: Option<NameFilter>,
-    /// Convolutions with a P of their own; the first filter that matches counts.
-    pub parts_by_name: Vec<(NameFilter, usize)>,
-    /// Whether the network's first convolution stays as it is: the paper's rule.
-    pub keep_first: bool,
+    /// Which convolutions, by the node's name.
+    pub selection: Selection,
 }
 
 impl ConvertOptions {
     /// P parts in blocked classes, the taps kept that fit, nothing excluded, the first convolution as it is.
     pub fn new(parts: usize) -> Self {
-        Self {
-            parts,
-            arrangement: ArrangementKind::Blocked,
-            init: Init::Project,
-            exclude: None,
-            parts_by_name: Vec::new(),
-            keep_first: true,
-        }
+        Self { parts, arrangement: ArrangementKind::Blocked, init: Init::Project, selection: Selection::default() }
     }
 
     /// Whether every P is one.
     pub fn has_parts(&self) -> bool {
-        self.parts > 0 && self.parts_by_name.iter().all(|(_, parts)| *parts > 0)
+        self.parts > 0 && self.selection.parts_by_name.iter().all(|(_, parts)| *parts > 0)
     }
 
     /// Why a convolution stays as it is because of its name or place.
     pub fn keeps(&self, name: &str, first: bool) -> Option<KeptReason> {
-        if first && self.keep_first {
+        if first && self.selection.keep_first {
             return Some(KeptReason::First);
         }
-        self.exclude.as_ref().is_some_and(|filter| filter(name)).then_some(KeptReason::Excluded)
+        self.selection.excludes(name).then_some(KeptReason::Excluded)
     }
 
     /// The classes of a layer of this name, or why it has none.
@@ -60,27 +49,12 @@ impl ConvertOptions {
     /// # Errors
     /// [`KeptReason::Parts`] if no P from 2 on fits, [`KeptReason::Malformed`] if there are no such layers.
     pub fn pattern(&self, name: &str, in_channels: usize, out_channels: usize) -> Result<HetPattern, KeptReason> {
-        let own = self.parts_by_name.iter().find(|(filter, _)| filter(name)).map(|(_, parts)| *parts);
-        let asked = own.unwrap_or(self.parts);
+        let asked = self.selection.parts(name).unwrap_or(self.parts);
         match self.arrangement.fitting(in_channels, out_channels, asked) {
             Ok(pattern) if pattern.classes() > 1 => Ok(pattern),
             Ok(_) => Err(KeptReason::Parts { asked }),
             Err(_) => Err(KeptReason::Malformed),
         }
-    }
-}
-
-impl fmt::Debug for ConvertOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts: Vec<usize> = self.parts_by_name.iter().map(|(_, parts)| *parts).collect();
-        f.debug_struct("ConvertOptions")
-            .field("parts", &self.parts)
-            .field("arrangement", &self.arrangement)
-            .field("init", &self.init)
-            .field("exclude", &self.exclude.is_some())
-            .field("parts_by_name", &parts)
-            .field("keep_first", &self.keep_first)
-            .finish()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can be wrong with a graph.
 
-use hetconv_core::{GeometryError, PatternError};
+use hetconv_core::{GeometryError, KindError, PatternError};
 
 use crate::Shape;
 
@@ -111,30 +111,12 @@ pub enum Fault {
         /// Extent of the window.
         window: usize,
     },
-    /// Groups that do not divide the channels and filters.
-    #[error("{groups} groups do not divide {in_channels} channels and {out_channels} filters")]
-    Groups {
-        /// Number of groups.
-        groups: usize,
-        /// M.
-        in_channels: usize,
-        /// N.
-        out_channels: usize,
-    },
+    /// A convolution that there is not.
+    #[error(transparent)]
+    Convolution(#[from] KindError),
     /// A HetConv pattern that cannot be made.
     #[error(transparent)]
     Pattern(#[from] PatternError),
-    /// A HetConv pattern for a layer of another size.
-    #[error("its pattern is for {pattern:?} channels and filters, but it has {layer:?}")]
-    PatternSize {
-        /// M and N of the pattern.
-        pattern: [usize; 2],
-        /// M and N of the layer.
-        layer: [usize; 2],
-    },
-    /// A HetConv layer whose window has no centre.
-    #[error("HetConv needs an odd kernel, got {0:?}")]
-    EvenKernel([usize; 2]),
     /// A batch-norm epsilon that is not a positive number.
     #[error("epsilon must be a positive finite number")]
     Epsilon,

@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use hetconv_core::{Arrangement, ChannelOrder, HetPattern};
 
+use crate::sets::Sets;
 use crate::{ConvKind, Graph, GraphError, Op, Shape, ValueId};
 
 /// The stored channel order of every value of a graph, and the gathers between them.
@@ -254,12 +255,17 @@ fn hands_on(op: &Op) -> bool {
     }
 }
 
-/// Values whose channels stand for each other, because elementwise operators, pooling and the like tie them together.
+/// Values whose channels stand for each other, because elementwise operators, pooling and the like tie them together; the
+/// first of them is the root.
 fn tied(graph: &Graph, shapes: &[Shape]) -> Sets {
-    let mut sets = Sets::new(graph.nodes.len());
+    let mut sets = Sets::default();
+    sets.add(graph.nodes.len());
     for (id, node) in graph.nodes.iter().enumerate() {
         if hands_on(&node.op) && !needs_natural(&node.op, shapes[id], &node.inputs, shapes) {
-            node.inputs.iter().for_each(|&input| sets.unite(id, input));
+            for &input in &node.inputs {
+                let roots = [id, input].map(|value| sets.find(value));
+                sets.unite(roots[0].min(roots[1]), roots[0].max(roots[1]));
+            }
         }
     }
     sets
@@ -346,27 +352,4 @@ fn concatenated(operands: &[ChannelOrder]) -> ChannelOrder {
         channels.extend(operand.channels().iter().map(|channel| channel + offset));
     }
     ChannelOrder::from_channels(channels).expect("segments of permutations are a permutation")
-}
-
-/// Disjoint sets of values.
-struct Sets(Vec<ValueId>);
-
-impl Sets {
-    fn new(values: usize) -> Self {
-        Self((0..values).collect())
-    }
-
-    fn find(&mut self, value: ValueId) -> ValueId {
-        let mut root = value;
-        while self.0[root] != root {
-            self.0[root] = self.0[self.0[root]];
-            root = self.0[root];
-        }
-        root
-    }
-
-    fn unite(&mut self, a: ValueId, b: ValueId) {
-        let (a, b) = (self.find(a), self.find(b));
-        self.0[a.max(b)] = a.min(b);
-    }
 }

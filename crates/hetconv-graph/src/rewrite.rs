@@ -5,11 +5,10 @@
 //! depthwise convolutions alone are no positions, nor are HetConv layers.
 
 use std::fmt;
-use std::sync::Arc;
 
 use hetconv_core::{ArrangementKind, Conv2dGeometry};
 
-use crate::{Activation, ConvKind, Fault, Graph, GraphError, Node, Op, Readers, ValueId};
+use crate::{Activation, ConvKind, Fault, Graph, GraphError, Node, Op, Readers, Selection, ValueId};
 
 /// What takes the place of a standard convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -33,56 +32,21 @@ pub enum Substitution {
     DepthwisePointwise,
 }
 
-/// Says whether a node, by its name, is meant.
-pub type NameFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
-
 /// What to rewrite, and into what.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RewriteOptions {
     /// What takes the place of the convolutions.
     pub substitution: Substitution,
     /// How HetConv's classes are assigned; P is reduced where it does not fit.
     pub arrangement: ArrangementKind,
-    /// Convolutions that stay as they are.
-    pub exclude: Option<NameFilter>,
-    /// HetConv layers with a P of their own; the first filter that matches counts.
-    pub parts_by_name: Vec<(NameFilter, usize)>,
-    /// Whether the network's first convolution stays as it is: the paper's rule.
-    pub keep_first: bool,
+    /// Which convolutions; the P of their own is that of HetConv layers.
+    pub selection: Selection,
 }
 
 impl RewriteOptions {
     /// The paper's rule for this substitution: shifted, nothing excluded, the first convolution kept.
     pub fn new(substitution: Substitution) -> Self {
-        let arrangement = ArrangementKind::default();
-        Self { substitution, arrangement, exclude: None, parts_by_name: Vec::new(), keep_first: true }
-    }
-
-    /// Leaves out the convolutions whose name the filter accepts.
-    #[must_use]
-    pub fn excluding(mut self, filter: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
-        self.exclude = Some(Arc::new(filter));
-        self
-    }
-
-    /// Gives the HetConv layers whose name the filter accepts a P of their own.
-    #[must_use]
-    pub fn with_parts(mut self, filter: impl Fn(&str) -> bool + Send + Sync + 'static, parts: usize) -> Self {
-        self.parts_by_name.push((Arc::new(filter), parts));
-        self
-    }
-}
-
-impl fmt::Debug for RewriteOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts: Vec<usize> = self.parts_by_name.iter().map(|(_, parts)| *parts).collect();
-        f.debug_struct("RewriteOptions")
-            .field("substitution", &self.substitution)
-            .field("arrangement", &self.arrangement)
-            .field("exclude", &self.exclude.is_some())
-            .field("parts_by_name", &parts)
-            .field("keep_first", &self.keep_first)
-            .finish()
+        Self { substitution, arrangement: ArrangementKind::default(), selection: Selection::default() }
     }
 }
 
@@ -232,8 +196,8 @@ pub(crate) fn following_pointwise(graph: &Graph, readers: &Readers, from: ValueI
 impl RewriteOptions {
     fn applies_to(&self, graph: &Graph, position: &Position) -> bool {
         let first = graph.nodes.iter().position(|node| matches!(node.op, Op::Conv2d { .. }));
-        let excluded = |id: ValueId| self.exclude.as_ref().is_some_and(|filter| filter(&graph.nodes[id].name));
-        let kept = self.keep_first && first == Some(position.spatial);
+        let excluded = |id: ValueId| self.selection.excludes(&graph.nodes[id].name);
+        let kept = self.selection.keep_first && first == Some(position.spatial);
         !kept && !excluded(position.spatial) && !excluded(position.last)
     }
 
@@ -249,7 +213,7 @@ impl RewriteOptions {
         let Op::Conv2d { out_channels, bias, .. } = &last.op else { return Ok(()) };
         let (in_channels, out_channels, bias) = (*in_channels, *out_channels, *bias);
         let mut note = |node: &Node, kind| notes.push(RewriteNote { node: node.name.clone(), kind });
-        let own_parts = self.parts_by_name.iter().find(|(filter, _)| filter(&last.name)).map(|(_, parts)| *parts);
+        let own_parts = self.selection.parts(&last.name);
         let asked = match self.substitution {
             Substitution::Standard => return Ok(()),
             Substitution::Het { parts } => own_parts.unwrap_or(parts),

@@ -251,21 +251,7 @@ fn check_conv(
     }
     let weights = [in_channels, out_channels, geometry.kernel[0], geometry.kernel[1]];
     product(&weights)?;
-    match kind {
-        ConvKind::Standard => Ok(()),
-        ConvKind::Grouped(groups) => {
-            let groups = *groups;
-            let divides = groups > 0 && in_channels.is_multiple_of(groups) && out_channels.is_multiple_of(groups);
-            if divides { Ok(()) } else { Err(Fault::Groups { groups, in_channels, out_channels }) }
-        }
-        ConvKind::Het(pattern) => {
-            let (pattern, layer) = ([pattern.in_channels(), pattern.out_channels()], [in_channels, out_channels]);
-            if pattern != layer {
-                return Err(Fault::PatternSize { pattern, layer });
-            }
-            geometry.center_tap().map(|_| ()).ok_or(Fault::EvenKernel(geometry.kernel))
-        }
-    }
+    Ok(kind.check(in_channels, out_channels, geometry)?)
 }
 
 /// A pooling window must see at least one pixel: none may lie in the padding, or have the image between two of its taps.

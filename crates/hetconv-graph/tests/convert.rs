@@ -8,7 +8,7 @@ use common::{distinct_weights, random_image, run};
 use hetconv_core::Conv2dGeometry;
 use hetconv_graph::{
     ArrangementKind, ConvKind, ConvertError, ConvertOptions, GraphBuilder, HetLayer, Init, KeptReason, ModelFile,
-    Normalisation, Op, convert, zoo,
+    Normalisation, Op, Selection, convert, zoo,
 };
 
 fn model(name: &str) -> ModelFile {
@@ -77,13 +77,8 @@ fn what_stays_says_why() {
     let graph = b.finish([x]).unwrap();
     let weights = distinct_weights(&graph, 1);
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(4) };
-    let named =
-        |name: &'static str| -> hetconv_graph::NameFilter { Arc::new(move |candidate: &str| candidate == name) };
-    let options = ConvertOptions {
-        exclude: Some(named("excluded")),
-        parts_by_name: vec![(named("other"), 7)],
-        ..ConvertOptions::new(4)
-    };
+    let selection = Selection::default().excluding(|name| name == "excluded").with_parts(|name| name == "other", 7);
+    let options = ConvertOptions { selection, ..ConvertOptions::new(4) };
     let (converted, report) = convert(&model, &options).unwrap();
     let found: Vec<_> = report.layers.iter().map(|l| (l.name.as_str(), l.parts, l.kept.clone())).collect();
     let expected = [
@@ -97,10 +92,11 @@ fn what_stays_says_why() {
     ];
     assert_eq!(found, expected);
     // Once more: there is nothing left.
-    let options = ConvertOptions { exclude: Some(named("excluded")), ..ConvertOptions::new(4) };
+    let excluding = |selection: Selection| selection.excluding(|name| name == "excluded");
+    let options = ConvertOptions { selection: excluding(Selection::default()), ..ConvertOptions::new(4) };
     let error = convert(&converted, &options).unwrap_err();
     assert!(error.to_string().contains("`other`: HetConv already"), "{error}");
-    let first = ConvertOptions { keep_first: false, ..options };
+    let first = ConvertOptions { selection: excluding(Selection::all()), ..options };
     assert_eq!(convert(&model, &first).unwrap().1.layers[0].parts, Some(4));
     assert_eq!(convert(&model, &ConvertOptions::new(0)).unwrap_err(), ConvertError::NoParts);
 }
@@ -114,7 +110,8 @@ fn given_and_fresh_weights() {
     assert_eq!(one.weights.get("conv1.weight").unwrap(), original.weights.get("conv1.weight").unwrap());
     let weight = original.weights.get("conv2.weight").unwrap();
     let [n, m] = [weight.shape[0], weight.shape[1]];
-    let options = ConvertOptions { exclude: Some(Arc::new(|name: &str| name != "conv2")), ..ConvertOptions::new(4) };
+    let selection = Selection::default().excluding(|name| name != "conv2");
+    let options = ConvertOptions { selection, ..ConvertOptions::new(4) };
     let pattern = options.pattern("conv2", m, n).unwrap();
     let mut given = HetLayer::projected(pattern, &Conv2dGeometry::same(3, 1), &weight.data);
     given.bias = Some(vec![0.5; n]);

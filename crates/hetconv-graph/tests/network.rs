@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::{Random, random_graph};
-use hetconv_core::{Conv2dGeometry, HetPattern};
+use hetconv_core::{Conv2dGeometry, HetPattern, KindError};
 use hetconv_graph::{
     ConvKind, Fault, Graph, GraphBuilder, GraphError, ModelName, NameError, Node, Op, Shape, Substitution, WeightError,
     WeightRole, WeightTensor, Weights, zoo,
@@ -76,13 +76,13 @@ fn each_fault_of_a_node_is_found() {
     assert!(matches!(fault(conv(4, 8, too_large, standard), &[0]), Fault::Geometry(_)));
     for groups in [0, 3, 8] {
         let found = fault(conv(4, 8, same(3, 1), ConvKind::Grouped(groups)), &[0]);
-        assert_eq!(found, Fault::Groups { groups, in_channels: 4, out_channels: 8 });
+        assert_eq!(found, KindError::Groups { groups, in_channels: 4, out_channels: 8 }.into());
     }
     let het = |m, n, p| ConvKind::Het(HetPattern::shifted(m, n, p).unwrap());
     let found = fault(conv(4, 8, same(3, 1), het(4, 6, 2)), &[0]);
-    assert_eq!(found, Fault::PatternSize { pattern: [4, 6], layer: [4, 8] });
+    assert_eq!(found, KindError::PatternSize { pattern: [4, 6], layer: [4, 8] }.into());
     let even = Conv2dGeometry::square(2, 1, 0, 1);
-    assert_eq!(fault(conv(4, 8, even, het(4, 8, 2)), &[0]), Fault::EvenKernel([2, 2]));
+    assert_eq!(fault(conv(4, 8, even, het(4, 8, 2)), &[0]), KindError::EvenKernel([2, 2]).into());
     assert!(matches!(fault(Op::BatchNorm { channels: 5, epsilon: 1e-5 }, &[0]), Fault::Channels { .. }));
     for epsilon in [0.0, -1.0, f32::NAN, f32::INFINITY] {
         assert_eq!(fault(Op::BatchNorm { channels: 4, epsilon }, &[0]), Fault::Epsilon);

@@ -5,8 +5,8 @@ mod common;
 use common::{distinct_weights, random_graph, random_image, run};
 use hetconv_core::{ChannelOrder, Conv2dGeometry, HetPattern};
 use hetconv_graph::{
-    ChannelPlan, ConvKind, Graph, GraphBuilder, ModelName, Op, RewriteOptions, Substitution, ValueId, is_contiguous,
-    rewrite, zoo,
+    ChannelPlan, ConvKind, Graph, GraphBuilder, ModelName, Op, RewriteOptions, Selection, Substitution, ValueId,
+    is_contiguous, rewrite, zoo,
 };
 use proptest::prelude::*;
 
@@ -169,9 +169,10 @@ fn depthwise_takes_the_order_of_its_neighbours() {
 #[test]
 fn residual_networks_with_another_p_in_every_layer_need_no_gather() {
     let graph = zoo::build(&"resnet20".parse().unwrap(), 10).unwrap();
-    let options = RewriteOptions::new(Substitution::Het { parts: 4 })
+    let selection = Selection::default()
         .with_parts(|name| name.contains("conv1"), 2)
         .with_parts(|name| name.starts_with("stage2"), 16);
+    let options = RewriteOptions { selection, ..RewriteOptions::new(Substitution::Het { parts: 4 }) };
     let (graph, _) = rewrite(&graph, &options).unwrap();
     assert_eq!(ChannelPlan::new(&graph).unwrap().gathers(), 0);
 }

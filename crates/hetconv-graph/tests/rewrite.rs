@@ -6,7 +6,7 @@ use common::{random_graph, random_image, run};
 use hetconv_core::{Arrangement, Conv2dGeometry};
 use hetconv_graph::{
     ArrangementKind, ConvKind, Fault, Graph, GraphBuilder, GraphError, NoteKind, Op, RewriteNote, RewriteOptions,
-    Substitution, WeightTensor, Weights, rewrite, squeeze_excite, zoo,
+    Selection, Substitution, WeightTensor, Weights, rewrite, squeeze_excite, zoo,
 };
 use proptest::prelude::*;
 
@@ -43,7 +43,8 @@ proptest! {
             Substitution::DepthwisePointwise,
         ][kind];
         let arrangement = if blocked { ArrangementKind::Blocked } else { ArrangementKind::Shifted };
-        let options = RewriteOptions { arrangement, keep_first, ..RewriteOptions::new(substitution) };
+        let selection = Selection { keep_first, ..Selection::default() };
+        let options = RewriteOptions { arrangement, selection, ..RewriteOptions::new(substitution) };
         for graph in [random_graph(seed), squeeze_excite(&random_graph(seed), 4).unwrap()] {
             let (rewritten, _) = rewrite(&graph, &options).unwrap();
             let (before, after) = (graph.shapes().unwrap(), rewritten.shapes().unwrap());
@@ -78,7 +79,7 @@ fn every_spatial_convolution_but_the_first_is_replaced() {
             assert_eq!(matches!(kind, ConvKind::Het(_)), node.name != "conv1", "{}", node.name);
         }
     }
-    let all = RewriteOptions { keep_first: false, ..het(2) };
+    let all = RewriteOptions { selection: Selection::all(), ..het(2) };
     let (graph, _) = rewrite(&network("resnet20"), &all).unwrap();
     assert_eq!(parts(&graph, "conv1"), Some(2));
 }
@@ -138,7 +139,8 @@ fn blocked_parts_divide_both_sides() {
 
 #[test]
 fn names_choose() {
-    let options = het(4).excluding(|name| name == "conv3").with_parts(|name| name == "conv4", 2);
+    let selection = Selection::default().excluding(|name| name == "conv3").with_parts(|name| name == "conv4", 2);
+    let options = RewriteOptions { selection, ..het(4) };
     let (graph, notes) = rewrite(&network("small-cifar"), &options).unwrap();
     assert_eq!(notes, []);
     assert_eq!(["conv2", "conv3", "conv4"].map(|name| parts(&graph, name)), [Some(4), None, Some(2)]);

@@ -39,7 +39,9 @@ pub use convert::{Converted, convert};
 pub use error::{OnnxError, UnsupportedNode};
 pub use export::{ExportOptions, Style, export};
 pub use external::{data_files, embed_external_data};
-pub use hetconv_graph::{ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason};
+pub use hetconv_graph::{
+    ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, Selection,
+};
 pub use import::{ImportOptions, Imported, import, import_file};
 pub use metadata::state_normalisation;
 pub use tensor::TensorFault;

@@ -8,16 +8,14 @@ use std::sync::Arc;
 
 use common::{distinct_weights, random_image, run};
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{
-    Activation, ArrangementKind, ConvKind, GraphBuilder, ModelFile, NameFilter, Normalisation, Op, zoo,
-};
+use hetconv_graph::{Activation, ArrangementKind, ConvKind, GraphBuilder, ModelFile, Normalisation, Op, zoo};
 use hetconv_onnx::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto,
     ValueInfoProto,
 };
 use hetconv_onnx::{
-    ConvertOptions, ConvertedLayer, ExportOptions, HetLayer, ImportOptions, Init, KeptReason, OnnxError, convert,
-    embed_external_data, export, import,
+    ConvertOptions, ConvertedLayer, ExportOptions, HetLayer, ImportOptions, Init, KeptReason, OnnxError, Selection,
+    convert, embed_external_data, export, import,
 };
 use prost::Message;
 
@@ -62,10 +60,6 @@ fn results(bytes: &[u8]) -> Vec<f64> {
 
 fn layer<'a>(layers: &'a [ConvertedLayer], name: &str) -> &'a ConvertedLayer {
     layers.iter().find(|layer| layer.name == name).unwrap()
-}
-
-fn named(name: &'static str) -> NameFilter {
-    Arc::new(move |candidate: &str| candidate == name)
 }
 
 #[test]
@@ -135,7 +129,7 @@ fn everything_else_keeps_its_bytes() {
 fn projection_keeps_the_taps_that_hetconv_has() {
     for arrangement in [ArrangementKind::Blocked, ArrangementKind::Shifted] {
         for parts in [2, 3, 4, 8] {
-            let options = ConvertOptions { arrangement, keep_first: false, ..ConvertOptions::new(parts) };
+            let options = ConvertOptions { arrangement, selection: Selection::all(), ..ConvertOptions::new(parts) };
             let converted = convert(&file(), None, &options).unwrap();
             let imported = import(&converted.bytes, None, &ImportOptions::default()).unwrap();
             // The same by hand, in the file's own graph.
@@ -180,9 +174,10 @@ fn fresh_weights_come_from_the_seed() {
 #[test]
 fn names_decide() {
     let options = ConvertOptions {
-        exclude: Some(named("wide")),
-        parts_by_name: vec![(named("cropped"), 1), (named("dilated"), 6)],
-        keep_first: false,
+        selection: Selection::all()
+            .excluding(|name| name == "wide")
+            .with_parts(|name| name == "cropped", 1)
+            .with_parts(|name| name == "dilated", 6),
         arrangement: ArrangementKind::Shifted,
         ..ConvertOptions::new(2)
     };
@@ -536,7 +531,7 @@ fn given_layers_are_written() {
     given.bias = Some((0..12).map(|f| f as f32 / 4.0).collect());
     let options = |layer: HetLayer| ConvertOptions {
         init: Init::Layers(Arc::new([("wide".to_owned(), layer)].into())),
-        exclude: Some(Arc::new(|name: &str| name != "wide")),
+        selection: Selection::default().excluding(|name| name != "wide"),
         ..ConvertOptions::new(4)
     };
     let converted = convert(&bytes, None, &options(given.clone())).unwrap();

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use hetconv::core::Conv2dGeometry;
-use hetconv::graph::{GraphBuilder, RewriteOptions, Substitution, rewrite};
+use hetconv::graph::{GraphBuilder, RewriteOptions, Selection, Substitution, rewrite};
 
 pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let mut b = GraphBuilder::new("mine");
@@ -17,7 +17,8 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let standard = b.finish([x])?;
 
     // Every 3×3 convolution but the first, conv2 with a P of its own.
-    let options = RewriteOptions::new(Substitution::Het { parts: 4 }).with_parts(|name| name == "conv2", 8);
+    let selection = Selection::default().with_parts(|name| name == "conv2", 8);
+    let options = RewriteOptions { selection, ..RewriteOptions::new(Substitution::Het { parts: 4 }) };
     let (het, notes) = rewrite(&standard, &options)?;
     for note in notes {
         println!("{note}");

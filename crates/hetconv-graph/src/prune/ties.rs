@@ -4,6 +4,7 @@
 //! depthwise convolution makes of a channel belongs to the channel, what is added or multiplied to it as well. A channel
 //! that a convolution's filter makes begins a class of its own. Classes that meet others in an addition stay.
 
+use crate::sets::Sets;
 use crate::{ConvKind, Graph, Op, Shape, ValueId};
 
 /// The classes of a network's channels.
@@ -83,7 +84,7 @@ impl Ties {
             values.push(value);
         }
         graph.outputs.iter().for_each(|&output| union.fix(&values[output]));
-        values.iter_mut().flatten().for_each(|class| *class = union.find(*class));
+        values.iter_mut().flatten().for_each(|class| *class = union.sets.find(*class));
         Self { values, roots: union.roots }
     }
 
@@ -112,7 +113,7 @@ pub(super) fn reads_one_of_several(op: &Op) -> bool {
 /// Sets that are united, each known by one of its members.
 #[derive(Default)]
 struct Union {
-    parents: Vec<usize>,
+    sets: Sets,
     /// What is known about the set a member stands for; meaningless for others.
     roots: Vec<Root>,
 }
@@ -120,28 +121,17 @@ struct Union {
 impl Union {
     /// So many new sets.
     fn fresh(&mut self, number: usize, root: Root) -> Vec<usize> {
-        let first = self.parents.len();
-        self.parents.extend(first..first + number);
-        self.roots.resize(first + number, root);
-        (first..first + number).collect()
-    }
-
-    fn find(&mut self, mut member: usize) -> usize {
-        while self.parents[member] != member {
-            self.parents[member] = self.parents[self.parents[member]];
-            member = self.parents[member];
-        }
-        member
+        let added = self.sets.add(number);
+        self.roots.resize(added.end, root);
+        added.collect()
     }
 
     /// Unites two lists of sets one by one; returns those that were not one before.
     fn unite(&mut self, first: &[usize], second: &[usize]) -> Vec<usize> {
         let mut united = Vec::new();
         for (&a, &b) in first.iter().zip(second) {
-            let (a, b) = (self.find(a), self.find(b));
-            if a != b {
+            if let Some([a, b]) = self.sets.unite(a, b) {
                 let Root { fixed, ranked } = self.roots[b];
-                self.parents[b] = a;
                 self.roots[a].fixed |= fixed;
                 self.roots[a].ranked += ranked;
                 united.push(a);
@@ -152,7 +142,7 @@ impl Union {
 
     fn fix(&mut self, members: &[usize]) {
         for &member in members {
-            let root = self.find(member);
+            let root = self.sets.find(member);
             self.roots[root].fixed = true;
         }
     }

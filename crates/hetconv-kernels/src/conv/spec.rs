@@ -1,6 +1,6 @@
 //! What a convolution is: its shape, its kind, its weights.
 
-use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError, HetPattern};
+use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind, GeometryError, KindError};
 
 /// A convolution: its shape, its kind and the channel orders of its two activations.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,9 +28,17 @@ pub enum ConvError {
     /// Images without pixels.
     #[error("images of {}×{} pixels", .0[0], .0[1])]
     NoPixels([usize; 2]),
-    /// Channel numbers, orders, groups or pattern that contradict each other.
-    #[error("{0}")]
-    Inconsistent(String),
+    /// There is no such convolution.
+    #[error(transparent)]
+    Kind(#[from] KindError),
+    /// Channel orders for another number of channels or filters.
+    #[error("channel orders of {orders:?} channels and filters for a convolution of {layer:?}")]
+    Orders {
+        /// Channels and filters of the orders.
+        orders: [usize; 2],
+        /// M and N.
+        layer: [usize; 2],
+    },
 }
 
 /// A layer's weights, in canonical form and natural order.
@@ -91,40 +99,9 @@ impl ConvSpec {
     }
 
     pub(super) fn check(&self) -> Result<(), ConvError> {
-        let (m, n) = (self.in_channels, self.out_channels);
-        let wrong = |message: String| Err(ConvError::Inconsistent(message));
-        if m == 0 || n == 0 {
-            return wrong(format!("a convolution needs channels and filters, got {m} and {n}"));
-        }
-        if m.max(n) > HetPattern::LIMIT {
-            return wrong(format!("{m} channels and {n} filters are more than {}", HetPattern::LIMIT));
-        }
-        if self.in_order.len() != m || self.out_order.len() != n {
-            let (a, b) = (self.in_order.len(), self.out_order.len());
-            return wrong(format!("channel orders of {a} and {b} for a convolution of {m} channels and {n} filters"));
-        }
-        match &self.kind {
-            ConvKind::Standard => Ok(()),
-            ConvKind::Grouped(groups) => {
-                if *groups == 0 || !m.is_multiple_of(*groups) || !n.is_multiple_of(*groups) {
-                    return wrong(format!("{groups} groups do not divide {m} channels and {n} filters"));
-                }
-                Ok(())
-            }
-            ConvKind::Het(pattern) => {
-                if self.geometry.center_tap().is_none() {
-                    let [h, w] = self.geometry.kernel;
-                    return wrong(format!("HetConv needs an odd kernel to have a centre, got {h}×{w}"));
-                }
-                if (pattern.in_channels(), pattern.out_channels()) != (m, n) {
-                    let (a, b) = (pattern.in_channels(), pattern.out_channels());
-                    return wrong(format!(
-                        "a pattern of {a} channels and {b} filters for a convolution of {m} and {n}"
-                    ));
-                }
-                Ok(())
-            }
-        }
+        self.kind.check(self.in_channels, self.out_channels, &self.geometry)?;
+        let (orders, layer) = ([self.in_order.len(), self.out_order.len()], [self.in_channels, self.out_channels]);
+        if orders == layer { Ok(()) } else { Err(ConvError::Orders { orders, layer }) }
     }
 
     /// Lengths of the canonical weight tensors: `weight` alone, or `center` and `ring`.

@@ -15,7 +15,7 @@ use hetconv_onnx::proto::{
     TensorShapeProto, TypeProto, ValueInfoProto, type_proto,
 };
 use hetconv_onnx::{
-    ConvertOptions, ExportOptions, ImportOptions, OnnxError, TensorFault, UnsupportedNode, convert,
+    ConvertOptions, ExportOptions, ImportOptions, OnnxError, Selection, TensorFault, UnsupportedNode, convert,
     embed_external_data, export, import, import_file,
 };
 use proptest::prelude::*;
@@ -40,7 +40,7 @@ fn errors(change: impl FnOnce(&mut ModelProto, &mut GraphProto)) -> [Option<Onnx
     model.graph = Some(graph);
     let bytes = model.encode_to_vec();
     let arrangement = ArrangementKind::Shifted;
-    let options = ConvertOptions { keep_first: false, arrangement, ..ConvertOptions::new(3) };
+    let options = ConvertOptions { selection: Selection::all(), arrangement, ..ConvertOptions::new(3) };
     [import(&bytes, None, &ImportOptions::default()).err(), convert(&bytes, None, &options).err()]
 }
 

@@ -203,7 +203,7 @@ fn the_classes_of_weights_that_are_not_there() {
     // So many filters have none, which is found out when they are made.
     tensor(model.graph.as_mut().unwrap(), "conv1.weight").dims = vec![HetPattern::LIMIT as i64 + 1, 3, 3, 3];
     let arrangement = ArrangementKind::Shifted;
-    let options = ConvertOptions { keep_first: false, arrangement, ..ConvertOptions::new(3) };
+    let options = ConvertOptions { selection: Selection::all(), arrangement, ..ConvertOptions::new(3) };
     let found = convert(&model.encode_to_vec(), Some(folder.path()), &options).unwrap_err();
     assert!(matches!(found, OnnxError::Tensor { fault: TensorFault::Io { .. }, .. }), "{found}");
 }
@@ -293,7 +293,7 @@ fn external_data() {
         graph.node.push(again);
     }
     let arrangement = ArrangementKind::Shifted;
-    let options = ConvertOptions { keep_first: false, arrangement, ..ConvertOptions::new(3) };
+    let options = ConvertOptions { selection: Selection::all(), arrangement, ..ConvertOptions::new(3) };
     convert(&unrolled.encode_to_vec(), Some(&folder), &options).unwrap();
     let (model, _) = external("weights/data", &[]);
     let from_memory = import(&model, None, &ImportOptions::default()).unwrap_err();

@@ -9,7 +9,7 @@ use hetconv::calibrate;
 use hetconv::core::HetPattern;
 use hetconv::graph::{
     self, ArrangementKind, ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, Graph, HetLayer, Init, ModelFile,
-    NameFilter, Normalisation, atomic_write,
+    NameFilter, Normalisation, Selection, atomic_write,
 };
 use hetconv::onnx::{self, ImportOptions, OnnxError};
 use hetconv::train::{BatchLoader, LoadOptions};
@@ -224,9 +224,11 @@ fn options(args: &Args) -> ConvertOptions {
             InitName::Random => Init::Random { seed: args.seed.unwrap_or(0) },
             InitName::Project => Init::Project,
         },
-        exclude: args.exclude.as_ref().map(filter),
-        parts_by_name: args.parts.iter().map(|(regex, parts)| (filter(regex), *parts)).collect(),
-        keep_first: args.keep_first,
+        selection: Selection {
+            exclude: args.exclude.as_ref().map(filter),
+            parts_by_name: args.parts.iter().map(|(regex, parts)| (filter(regex), *parts)).collect(),
+            keep_first: args.keep_first,
+        },
         ..ConvertOptions::new(args.p as usize)
     }
 }
