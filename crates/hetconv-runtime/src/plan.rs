@@ -14,7 +14,7 @@ use crate::step::{Kind, Step, Value};
 pub struct Options {
     /// The instruction set; [`Isa::selected`] unless given.
     pub isa: Option<Isa>,
-    /// Images that are run at a time, for which algorithms are chosen; sessions may have any other number.
+    /// Images that are run at a time, for which algorithms are chosen; sessions may have any other number. 0 counts as 1.
     pub batch: usize,
     /// Leave out algorithms whose results differ by more than the order of a sum: Winograd's.
     pub exact: bool,

@@ -91,6 +91,81 @@ fn every_number_of_pixels_and_many_images() {
 }
 
 #[test]
+fn timed_trials_change_the_algorithms_alone() {
+    let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap();
+    let graph = graph.with_input([3, 16, 16]).unwrap();
+    let weights = distinct_weights(&graph, 4);
+    let want = wanted(&graph, &weights, 2);
+    for isa in Isa::available() {
+        let options = Options { isa: Some(isa), batch: 2, exact: false, tune: true };
+        let found = error(&graph, &weights, &options, 2, &want);
+        assert!(found < 1e-3, "{isa:?}: {found:.1e}");
+    }
+}
+
+#[test]
+fn weights_that_are_given_away_and_steps_that_are_timed_give_the_same_bits() {
+    let graph = zoo::build(&"resnet20_p4".parse().unwrap(), 10).unwrap();
+    let weights = distinct_weights(&graph, 4);
+    let images: Vec<f32> = random_image(9 * 3 * 32 * 32, 9).into_iter().map(|x| x as f32).collect();
+    let options = Options { batch: 9, ..Options::default() };
+    let plan = Arc::new(Plan::compile(&graph, &weights, &options).unwrap());
+    let mut session = Session::new(&plan, 9).unwrap();
+    let want = session.run(&images).unwrap().to_vec();
+    assert!(want.iter().any(|&x| x != want[0]));
+
+    let owned = Arc::new(Plan::compile_owned(&graph, weights, &options).unwrap());
+    assert!(Session::new(&owned, 9).unwrap().run(&images).unwrap() == want);
+
+    session.run(&vec![0.0; images.len()]).unwrap();
+    let times = session.time_steps(&[&images]).unwrap();
+    assert!(session.output(0) == want);
+    assert_eq!(times.len(), plan.steps().count());
+    assert!(times.iter().any(|time| !time.is_zero()), "{times:?}");
+}
+
+/// Images in two halves of their channels, which are joined first, are the same images.
+#[test]
+fn networks_of_two_inputs() {
+    let layers = |b: &mut GraphBuilder, x| {
+        let het = ConvKind::Het(HetPattern::shifted(6, 8, 3).unwrap());
+        let x = b.conv("conv", x, 8, Conv2dGeometry::same(3, 1), het, true);
+        let features = b.global_avg_pool("mean", x);
+        let features = b.flatten("features", features);
+        [x, features]
+    };
+    let mut b = GraphBuilder::new("two");
+    let (left, right) = (b.input("left", [2, 7, 5]), b.input("right", [4, 7, 5]));
+    let joined = b.concat("joined", &[left, right]);
+    let outputs = layers(&mut b, joined);
+    let two = b.finish(outputs).unwrap();
+    let mut b = GraphBuilder::new("one");
+    let whole = b.input("whole", [6, 7, 5]);
+    let outputs = layers(&mut b, whole);
+    let one = b.finish(outputs).unwrap();
+
+    let weights = distinct_weights(&one, 2);
+    const IMAGES: usize = 3;
+    let images: Vec<f32> = random_image(IMAGES * 6 * 35, 1).into_iter().map(|x| x as f32).collect();
+    let part = |channels: std::ops::Range<usize>| -> Vec<f32> {
+        images.chunks_exact(6 * 35).flat_map(|image| &image[channels.start * 35..channels.end * 35]).copied().collect()
+    };
+    let run = |graph: &Graph, inputs: &[&[f32]]| {
+        let plan = Arc::new(Plan::compile(graph, &weights, &Options::default()).unwrap());
+        let mut session = Session::with_team(&plan, IMAGES, &Arc::new(Team::new(2))).unwrap();
+        session.run_all(inputs).unwrap();
+        [0, 1].map(|output| session.output(output).to_vec())
+    };
+    let want = run(&one, &[&images]);
+    let found = run(&two, &[&part(0..2), &part(2..6)]);
+    for (found, want) in found.iter().zip(&want) {
+        assert_eq!(found.len(), want.len());
+        let largest = want.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        assert!(found.iter().zip(want).all(|(found, want)| (found - want).abs() <= 1e-5 * largest));
+    }
+}
+
+#[test]
 fn the_same_bits_whatever_the_threads_and_sessions() {
     let graph = zoo::build(&"resnet20_p4_se".parse().unwrap(), 10).unwrap();
     let weights = distinct_weights(&graph, 5);

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use hetconv::burn::ModuleError;
+use hetconv::calibrate::CalibrateError;
 use hetconv::graph::{GraphError, NameError, PruneError};
 use hetconv::kernels::IsaError;
 use hetconv::runtime::CompileError;
@@ -34,6 +35,11 @@ fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
         Some(TrainError::Isa(error)) => return is_bad_usage(error),
         Some(TrainError::Loader(error)) => return is_bad_usage(error),
         Some(TrainError::Module(error)) => return is_bad_usage(error),
+        _ => {}
+    }
+    match cause.downcast_ref() {
+        Some(CalibrateError::Isa(error)) => return is_bad_usage(error),
+        Some(CalibrateError::Compile(error)) => return is_bad_usage(error),
         _ => {}
     }
     cause.is::<Usage>()
@@ -98,6 +104,8 @@ mod tests {
             ModuleError::Isa(isa()).into(),
             CompileError::Isa(isa()).into(),
             TrainError::Isa(isa()).into(),
+            CalibrateError::Isa(isa()).into(),
+            CalibrateError::Compile(CompileError::Isa(isa())).into(),
             TrainError::Module(ModuleError::Isa(isa())).into(),
             few().into(),
             TrainError::Loader(few()).into(),

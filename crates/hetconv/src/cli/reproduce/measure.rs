@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use hetconv::graph::{Graph, ModelFile, Normalisation, Weights};
+use hetconv::kernels::Isa;
 use serde::Deserialize;
 
 use super::results::{Measurement, What};
@@ -69,6 +70,8 @@ struct Timed {
 
 /// Measures; what is wanted in one way and batch takes turns, and is kept as soon as it is measured.
 pub fn measure(wanted: &[Wanted], command: &str, keep: impl Fn(Vec<Measurement>) -> Result<()>) -> Result<()> {
+    // Each measuring process would refuse it.
+    Isa::selected()?;
     let folder = tempfile::tempdir().context("cannot make a folder for networks")?;
     let mut progress = StepProgress::new("measuring", "turns");
     let mut turns = 0..ROUNDS * wanted.len();
