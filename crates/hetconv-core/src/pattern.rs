@@ -29,8 +29,10 @@ pub enum Arrangement {
 pub enum ArrangementKind {
     /// The paper's figure 3, [`Arrangement::Shifted`].
     #[default]
+    #[serde(alias = "Shifted")]
     Shifted,
     /// Contiguous classes, [`Arrangement::Blocked`]; P must divide M and N.
+    #[serde(alias = "Blocked")]
     Blocked,
 }
 

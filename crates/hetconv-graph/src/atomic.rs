@@ -30,6 +30,9 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
             return buffered.flush();
         }
         path = path.canonicalize()?;
+    } else if let Ok(leads_to) = path.read_link() {
+        // To where nothing is yet.
+        path = path.with_file_name(leads_to);
     }
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -128,6 +131,9 @@ mod tests {
         symlink("file", &link).unwrap();
         atomic_write(&link, |to| to.write_all(b"new")).unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        std::fs::remove_file(&file).unwrap();
+        atomic_write(&link, |to| to.write_all(b"newer")).unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"newer");
         assert!(link.is_symlink());
 
         let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();

@@ -187,7 +187,7 @@ impl Pool {
                 for (y, window) in y.chunks_exact_mut(channels).zip(self.windows.of_row(row % rows.len())) {
                     let pixels = window.pixels().map(|pixel| &x[pixel * channels..][..channels]);
                     if let Some(divisor) = self.divisor {
-                        average(pixels, divisor.of(window), y);
+                        average(pixels, window.len(), divisor.of(window), y);
                         continue;
                     }
                     y.fill(f32::NEG_INFINITY);
@@ -212,16 +212,22 @@ fn wins(x: f32, largest: f32) -> bool {
 /// If the lengths don't fit.
 pub fn global_average(isa: Isa, pitch: usize, x: &[f32], y: &mut [f32]) {
     assert!(!y.is_empty() && y.len() <= pitch && x.len().is_multiple_of(pitch), "lengths");
-    let divisor = (x.len() / pitch).max(1) as f64;
-    isa.plain(|| average(x.chunks_exact(pitch), divisor, y));
+    let pixels = x.len() / pitch;
+    isa.plain(|| average(x.chunks_exact(pitch), pixels, pixels.max(1) as f64, y));
 }
 
-/// The sums of the first channels of some pixels, divided. Many pixels in one go would lose what is added last.
+/// The sums of the first channels of so many pixels, divided. Many pixels in one go would lose what is added last.
 #[inline(always)]
-fn average<'a>(pixels: impl Iterator<Item = &'a [f32]> + Clone, divisor: f64, y: &mut [f32]) {
+fn average<'a>(pixels: impl Iterator<Item = &'a [f32]> + Clone, count: usize, divisor: f64, y: &mut [f32]) {
     /// Pixels and channels that are summed in `f32`, before the sums of many pixels are added in `f64`.
     const PIXELS: usize = 64;
     const CHANNELS: usize = 64;
+    if count <= PIXELS {
+        y.fill(0.0);
+        pixels.for_each(|pixel| y.iter_mut().zip(pixel).for_each(|(sum, &x)| *sum += x));
+        let weight = (1.0 / divisor) as f32;
+        return y.iter_mut().for_each(|sum| *sum *= weight);
+    }
     for (first, means) in (0..).step_by(CHANNELS).zip(y.chunks_mut(CHANNELS)) {
         let mut total = [0.0f64; CHANNELS];
         let mut pixels = pixels.clone().peekable();

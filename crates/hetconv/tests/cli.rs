@@ -3,7 +3,7 @@
 mod command;
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use assert_cmd::Command;
 use command::{failure, hetconv, json, stderr};
@@ -128,6 +128,27 @@ fn summary_takes_other_inputs() {
     assert!(error.contains("vgg16 does not take images of 3×32×32") && error.contains("`fc1`"), "{error}");
     let error = failure(here.path(), 2, &["summary", "resnet20", "--input", "1,3,1048576,1048576"]);
     assert!(error.contains("`input`") && error.contains("16384 pixels a side"), "{error}");
+}
+
+/// A full disk is a failure, a reader who has gone is none; but nothing written to a file may be lost that way.
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_cannot_be_printed() {
+    let here = here();
+    let to = |stdout: Stdio, args: &[&str]| command::command(here.path(), args).stdout(stdout).output().unwrap();
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        writer
+    };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = to(full.into(), &["list"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot write to stdout"), "{}", stderr(&output));
+    assert_eq!(to(closed().into(), &["list"]).status.code(), Some(0));
+    let output = to(closed().into(), &["export", "small-cifar", "-o", "/dev/stdout"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("cannot write /dev/stdout"), "{}", stderr(&output));
 }
 
 #[test]

@@ -334,7 +334,7 @@ fn run_takes_several_inputs_by_name() {
     }
     // Nothing is written over what is read, or twice.
     for (output, said) in
-        [("l.npy", "l.npy is read"), ("two.onnx", "two.onnx is read"), ("b.npy", "b.npy is named twice")]
+        [("l.npy", "l.npy is read"), ("two.onnx", "two.onnx is read"), ("./b.npy", "b.npy is named twice")]
     {
         let outputs = ["--output", output, "--output", "b.npy"];
         let inputs = ["--input", "left=l.npy", "--input", "right=r.npy"];

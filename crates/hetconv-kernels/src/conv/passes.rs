@@ -154,7 +154,7 @@ impl Conv {
         let fill = |grad_input: &mut [_]| {
             sums = self.convolve(Direction::GradInput, batch, source, weights, None, grad_input, count);
         };
-        // SAFETY: as in `forward_with_sums`.
+        // SAFETY: as in `forward_counting`.
         let grad_input = unsafe { fresh(self.in_len(batch), fill) };
         (grad_input, sums)
     }
@@ -226,7 +226,7 @@ impl Conv {
                 let along = Along::new(isa, kernel, images.batch, grad_input, norm);
                 sums = grad_weight.run(isa, grad, Some(&along));
             };
-            // SAFETY: as in `forward_with_sums`; grad-weight's parts have all images.
+            // SAFETY: as in `forward_counting`; grad-weight's parts have all images.
             Some(unsafe { fresh(self.in_len(images.batch), fill) })
         });
         match (along, norm) {

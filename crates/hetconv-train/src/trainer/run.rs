@@ -12,7 +12,7 @@ use hetconv_graph::{ModelFile, Normalisation, WeightTensor, Weights};
 use super::{StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, run_files};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, EpochSums, Progress};
-use crate::config::RunConfig;
+use crate::config::{ConfigError, RunConfig};
 use crate::loader::{BatchLoader, LoaderError, Position, TrainingBatches};
 use crate::metrics::{EpochMetrics, MetricsWriter, Summary, is_metrics};
 use crate::recipe::Sgd;
@@ -62,8 +62,12 @@ impl<'a> Run<'a> {
             return Err(TrainError::Occupied(out.to_path_buf()));
         }
         let [config_path, metrics_path] = [run_files::CONFIG, run_files::METRICS].map(|file| out.join(file));
-        if !goes_on && config_path.exists() && RunConfig::load(&config_path).is_err() {
-            return Err(TrainError::Foreign(config_path));
+        if !goes_on && config_path.exists() {
+            match RunConfig::load(&config_path) {
+                Ok(_) => {}
+                Err(error @ ConfigError::Io { .. }) => return Err(error.into()),
+                Err(_) => return Err(TrainError::Foreign(config_path)),
+            }
         }
         if !goes_on && metrics_path.exists() && !is_metrics(&metrics_path)? {
             return Err(TrainError::Foreign(metrics_path));

@@ -69,7 +69,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1024, requires = "calibrate", value_parser = clap::value_parser!(u32).range(1..))]
     calibration_images: u32,
 
-    /// Leave out so many percent of class folders that have no split: those that the network is evaluated on
+    /// Leave out so many percent of class folders that have no split: those that the network is evaluated on [default: as
+    /// in FILE's own run]
     #[arg(long, value_name = "PERCENT", requires = "calibrate", value_parser = clap::value_parser!(u8).range(1..=99))]
     hold_out: Option<u8>,
 
@@ -163,7 +164,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
             }
         }
     }
-    keep_apart(args.output.as_slice(), [args.file.as_path()])?;
+    let data = args.calibrate.iter().map(PathBuf::from).collect::<Vec<_>>();
+    keep_apart(args.output.as_slice(), model::files_of(&args.file).iter().chain(&data))?;
     let mut options = options(args);
     let mut calibration_images = 0;
     if let Some(data) = args.calibrate.as_deref().filter(|_| !args.dry_run) {

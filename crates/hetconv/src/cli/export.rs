@@ -66,12 +66,14 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if args.output.extension().is_some_and(|extension| extension == "safetensors") {
         bad_usage!("{} is the name of a model file; an ONNX file is written", args.output.display());
     }
-    keep_apart(std::slice::from_ref(&args.output), [Path::new(&args.model)])?;
     let Opened { file: model, states_normalisation } = match model::open(&args.model, size)? {
         Model::File(_) if args.seed.is_some() => {
             bad_usage!("--seed is for a network's name; {} has weights", args.model)
         }
-        Model::File(opened) => *opened,
+        Model::File(opened) => {
+            keep_apart(std::slice::from_ref(&args.output), &model::files_of(Path::new(&args.model)))?;
+            *opened
+        }
         Model::Name(name) => {
             let graph = model::at_size(model::build(&name, name.usual_classes(), None)?, size)?;
             let channels = graph.input_shape().map_or(0, |[channels, ..]| channels);

@@ -1,6 +1,6 @@
 //! What a person means by MODEL: a network's name, a model file or an ONNX file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use hetconv::graph::{Graph, ModelFile, ModelName, Substitution, Weights, zoo};
@@ -85,7 +85,7 @@ pub fn has_size(path: &Path, graph: &Graph, asked: Size) -> Result<()> {
 
 /// Whether nobody has given a network's name for a file.
 pub fn is_no_name(path: &Path) -> Result<()> {
-    if !path.exists() && path.to_str().is_some_and(|name| name.parse::<ModelName>().is_ok()) {
+    if !path.is_file() && path.to_str().is_some_and(|name| name.parse::<ModelName>().is_ok()) {
         bad_usage!("{} is a network's name; a model file or an ONNX file is needed", path.display());
     }
     Ok(())
@@ -102,6 +102,16 @@ pub fn load(path: &Path) -> Result<ModelFile> {
         ),
         false => error.into(),
     })
+}
+
+/// A model file, or an ONNX file with those that its tensors have their data in.
+pub fn files_of(path: &Path) -> Vec<PathBuf> {
+    let mut files = vec![path.to_owned()];
+    // Whoever reads it says what is wrong with it.
+    if let (true, Ok(bytes)) = (is_onnx(path), std::fs::read(path)) {
+        files.extend(onnx::data_files(&bytes).unwrap_or_default().iter().map(|name| path.with_file_name(name)));
+    }
+    files
 }
 
 fn is_onnx(path: &Path) -> bool {

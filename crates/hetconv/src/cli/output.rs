@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
@@ -33,15 +33,24 @@ impl Output {
             Format::Table => printable(&text(value)),
         };
         let mut stdout = io::stdout().lock();
-        writeln!(stdout, "{}", printed.trim_end())?;
-        stdout.flush()?;
-        Ok(())
+        writeln!(stdout, "{}", printed.trim_end()).and_then(|()| stdout.flush()).context(ToStdout)
+    }
+}
+
+/// What failed, where a result could not be printed.
+#[derive(Debug)]
+struct ToStdout;
+
+impl std::fmt::Display for ToStdout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("cannot write to stdout")
     }
 }
 
 /// Whether whoever read our stdout has gone, as `head` does; there is nobody left to tell then.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    let is_broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.is::<ToStdout>() && error.downcast_ref().is_some_and(is_broken)
 }
 
 /// Prints a line to stderr, beside a command's result.

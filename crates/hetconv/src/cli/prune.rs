@@ -161,8 +161,11 @@ impl Pruning {
     ) -> Result<(Report, Summary)> {
         let Self { file, whole, pruned: Pruned { graph, weights, ratio, layers } } = self;
         same_classes(&file, &whole.classes, model::outputs(&graph), data)?;
-        // Before hours are spent: a run that cannot be read would leave them without a report.
+        // Before hours are spent: a run that cannot be read would leave them without a report, and so would somebody else's.
         let (training, top1_before) = history(&file)?;
+        if out.join(REPORT).exists() {
+            load_report(&out.join(REPORT))?;
+        }
         let before = whole.graph.cost()?;
         let start = ModelFile { graph: graph.clone(), weights, ..whole };
         let job = TrainJob { config, graph, data, recipe: config.complete_recipe()?, out, resume };

@@ -56,7 +56,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     give_memory_back();
     let given: Vec<(Option<&str>, &Path)> =
         args.input.iter().map(|input| named_file(input, args.input.len() == 1)).collect();
-    keep_apart(&args.output, given.iter().map(|&(_, file)| file).chain([args.file.as_path()]))?;
+    let arrays = given.iter().map(|&(_, file)| file.to_owned()).collect::<Vec<_>>();
+    keep_apart(&args.output, model::files_of(&args.file).iter().chain(&arrays))?;
     let mut arrays: Vec<Array> = given.iter().map(|(_, file)| npy::read(file)).collect::<Result<_>>()?;
     let size = match arrays.first().map(|array| array.shape.as_slice()) {
         Some(&[_, _, height, width]) => Size::IfOpen([height, width]),

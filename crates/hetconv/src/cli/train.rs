@@ -158,14 +158,14 @@ impl Settings {
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
-    let Configured { config, out, opened } = configure(args)?;
+    let Configured { config, out, opened, is_stored } = configure(args)?;
     config.validate()?;
     if config.pruned.is_some() {
         bad_usage!("{} holds a run of a pruned network; go on with it by `hetconv prune --resume`", out.display());
     }
     // A model that was lost is made again from the checkpoint.
     let has_model = || config.from.is_some() || out.join(run_files::MODEL).is_file();
-    if args.run.resume && runs::is_finished(&out) && has_model() {
+    if is_stored && runs::is_finished(&out) && has_model() {
         let summary = Summary::load(&out.join(run_files::SUMMARY))?;
         return output.result(&summary, |summary| text(summary, &out));
     }
@@ -233,6 +233,8 @@ struct Configured {
     out: PathBuf,
     /// The file that it begins with, if it begins with one and has not come to its end.
     opened: Option<Opened>,
+    /// Whether it is the run that the folder holds.
+    is_stored: bool,
 }
 
 /// The settings of the run.
@@ -256,7 +258,7 @@ fn configure(args: &Args) -> Result<Configured> {
     if let Some(config) = args.run.stored(&out, &given)? {
         let from = config.from.as_deref().filter(|_| !runs::is_finished(&out));
         let opened = from.map(|file| open(Path::new(file), config.image_size)).transpose()?;
-        return Ok(Configured { config, out, opened });
+        return Ok(Configured { config, out, opened, is_stored: true });
     }
     if args.from.is_none() && args.normalise.is_given() {
         bad_usage!("--mean and --std are for the network of a file, --from; fresh ones get those of the data");
@@ -285,7 +287,7 @@ fn configure(args: &Args) -> Result<Configured> {
             bad_usage!("there is no run in {} to go on with; to begin one, give its --model or --from", out.display())
         }
     };
-    Ok(Configured { config, out, opened })
+    Ok(Configured { config, out, opened, is_stored: false })
 }
 
 /// The file that a run begins with.

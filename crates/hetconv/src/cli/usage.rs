@@ -71,16 +71,25 @@ macro_rules! bad_usage {
 }
 pub(in crate::cli) use bad_usage;
 
+/// Where a path leads, however it is spelled, or would if something were there.
+fn place(path: &Path) -> PathBuf {
+    let folder = || path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let new = || Some(folder().canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(new).unwrap_or_else(|| path.to_owned())
+}
+
 /// Whether files that will be written are none of those that are read, and each another one.
-pub fn keep_apart<'a>(written: &[PathBuf], read: impl IntoIterator<Item = &'a Path>) -> anyhow::Result<()> {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+pub fn keep_apart<'a>(written: &[PathBuf], read: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {
+    // A pipe or a device may take several results, and nothing is replaced there.
+    let places: Vec<(&PathBuf, PathBuf)> =
+        written.iter().filter(|path| path.is_file() || !path.exists()).map(|path| (path, place(path))).collect();
     for path in read {
-        if written.iter().any(|file| real(file) == real(path)) {
+        if places.iter().any(|(_, written)| *written == place(path)) {
             bad_usage!("{} is read, and would be replaced; choose another --output", path.display());
         }
     }
-    for (index, path) in written.iter().enumerate() {
-        if written[..index].iter().any(|file| real(file) == real(path)) {
+    for (index, (path, written)) in places.iter().enumerate() {
+        if places[..index].iter().any(|(_, other)| other == written) {
             bad_usage!("{} is named twice; each result needs an --output of its own", path.display());
         }
     }
