@@ -38,7 +38,10 @@ pub enum KindError {
         out_channels: usize,
     },
     /// A HetConv pattern for a layer of another size.
-    #[error("its pattern is for {pattern:?} channels and filters, but it has {layer:?}")]
+    #[error(
+        "its pattern is for {} channels and {} filters, but it has {} channels and {} filters",
+        pattern[0], pattern[1], layer[0], layer[1]
+    )]
     PatternSize {
         /// M and N of the pattern.
         pattern: [usize; 2],
