@@ -60,6 +60,11 @@ class Runtime:
         return [tuple(shape) for shape in self._native.output_shapes]
 
     @property
+    def output_names(self) -> list[str]:
+        """The name of every output: that of the node whose value it is."""
+        return self._native.output_names
+
+    @property
     def class_names(self) -> list[str]:
         """A name for every output feature, or none at all."""
         return self._native.class_names

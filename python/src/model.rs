@@ -24,7 +24,7 @@ type Parts<'py> = (String, Bound<'py, PyDict>);
 /// Reads a model file, or an ONNX file by its extension; `image_size` is the height and width of images whose size an ONNX
 /// file leaves open, and no other than it has.
 pub fn open(path: &Path, image_size: Option<[usize; 2]>) -> PyResult<ModelFile> {
-    let file = if path.extension().is_some_and(|extension| extension == "onnx") {
+    let file = if hetconv_onnx::is_onnx(path) {
         let options = ImportOptions { image_size, ..ImportOptions::default() };
         let imported = hetconv_onnx::import_file(path, &options);
         imported.map_err(|error| onnx_error(path, error))?.model

@@ -22,8 +22,6 @@ pub struct Runtime {
     plan: Arc<Plan>,
     team: Arc<Team>,
     idle: Mutex<Vec<Session>>,
-    /// Shape of every output without its batch.
-    outputs: Vec<Vec<usize>>,
     classes: Vec<String>,
     normalisation: [Vec<f32>; 2],
 }
@@ -47,16 +45,10 @@ impl Runtime {
             let named = |fault: String| error(format!("{}: {fault}", path.display()));
             let plan =
                 Plan::compile(&model.graph, &model.weights, &options).map_err(|fault| named(fault.to_string()))?;
-            let shapes = model.graph.shapes().map_err(|fault| named(fault.to_string()))?;
-            let shape = |&output: &usize| match shapes[output] {
-                Shape::Image { channels, height, width } => vec![channels, height, width],
-                Shape::Features(features) => vec![features],
-            };
             Ok(Self {
                 plan: Arc::new(plan),
                 team: threads.map_or_else(|| Team::global().clone(), |threads| Arc::new(Team::new(threads))),
                 idle: Mutex::default(),
-                outputs: model.graph.outputs.iter().map(shape).collect(),
                 classes: model.classes,
                 normalisation: [model.normalisation.mean, model.normalisation.std],
             })
@@ -80,7 +72,16 @@ impl Runtime {
 
     #[getter]
     fn output_shapes(&self) -> Vec<Vec<usize>> {
-        self.outputs.clone()
+        let shape = |shape| match shape {
+            Shape::Image { channels, height, width } => vec![channels, height, width],
+            Shape::Features(features) => vec![features],
+        };
+        self.plan.output_shapes().map(shape).collect()
+    }
+
+    #[getter]
+    fn output_names(&self) -> Vec<&str> {
+        self.plan.output_names().collect()
     }
 
     #[getter]
@@ -101,15 +102,16 @@ impl Runtime {
         inputs: Vec<PyBuffer<f32>>,
         outputs: Vec<PyBuffer<f32>>,
     ) -> PyResult<()> {
-        if outputs.len() != self.outputs.len() {
-            return Err(error(format!("{} arrays for {} outputs", outputs.len(), self.outputs.len())));
+        let shapes: Vec<Shape> = self.plan.output_shapes().collect();
+        if outputs.len() != shapes.len() {
+            return Err(error(format!("{} arrays for {} outputs", outputs.len(), shapes.len())));
         }
         let contiguous = |buffer: &PyBuffer<f32>| buffer.is_c_contiguous();
         if !inputs.iter().chain(&outputs).all(contiguous) {
             return Err(error("arrays have to be contiguous, in C's order"));
         }
-        for (buffer, shape) in outputs.iter().zip(&self.outputs) {
-            if buffer.readonly() || buffer.item_count() != batch * shape.iter().product::<usize>() {
+        for (buffer, shape) in outputs.iter().zip(&shapes) {
+            if buffer.readonly() || buffer.item_count() != batch * shape.elements() {
                 return Err(error("an output array that cannot be written, or of the wrong size"));
             }
         }

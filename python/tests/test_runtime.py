@@ -57,7 +57,8 @@ def test_what_a_runtime_says_of_itself(model_file):
     runtime = hetconv.Runtime(model_file)
     assert runtime.name == "small-cifar_p4"
     assert runtime.input_names == ["input"] and runtime.input_shapes == [(3, 32, 32)]
-    assert runtime.output_shapes == [(10,)] and runtime.class_names == []
+    assert runtime.output_shapes == [(10,)] and runtime.output_names == ["classifier"]
+    assert runtime.class_names == []
     assert runtime.normalisation == ([0.0] * 3, [1.0] * 3)
 
 

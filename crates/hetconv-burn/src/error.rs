@@ -6,6 +6,7 @@ use hetconv_kernels::{ConvError, IsaError};
 
 /// Why a network cannot be built or run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModuleError {
     /// The graph is not one.
     #[error(transparent)]
@@ -78,6 +79,7 @@ pub enum ModuleError {
 
 /// Why a [`HetConv2d`](crate::HetConv2d) layer cannot be built.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LayerError {
     /// P does not fit the channels.
     #[error(transparent)]
@@ -98,6 +100,7 @@ pub enum LayerError {
 
 /// Why a velocity cannot be taken over.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum VelocityError {
     /// No trainable parameter has this name.
     #[error("velocity `{0}` belongs to no trainable parameter of the network")]

@@ -48,6 +48,7 @@ impl Default for Options {
 
 /// Why a network cannot be calibrated.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CalibrateError {
     /// The network is not valid.
     #[error(transparent)]

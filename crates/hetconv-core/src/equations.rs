@@ -4,7 +4,7 @@
 //! convolution. Symbols are the paper's: [`Layer`] has M input channels, N filters, K×K kernels and an output of D×D
 //! pixels; P is HetConv's number of parts, G the number of groups. Costs are real numbers, because the equations assume
 //! that P or G divides M and say M·N/P where it does not; [`HetPattern::weights`](crate::HetPattern::weights) counts a
-//! given layer exactly, and equals [`Layer::het`] where P divides M.
+//! given layer exactly: its weights, which times D·D are [`Layer::het`] where P divides M.
 //!
 //! ```
 //! use hetconv_core::equations::Layer;

@@ -18,6 +18,7 @@ pub struct Conv2dGeometry {
 
 /// Why a window does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum GeometryError {
     /// A kernel, stride or dilation of zero.
     #[error("{what} is {value:?}, but every {what} must be at least 1")]

@@ -16,6 +16,7 @@ pub enum ConvKind {
 
 /// Why there is no convolution of a kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KindError {
     /// No channels or no filters, or more than can be counted.
     #[error("a convolution of {in_channels} channels and {out_channels} filters: each must be 1 to {limit}")]

@@ -94,6 +94,7 @@ pub struct HetPattern {
 
 /// Why a pattern is not one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PatternError {
     /// P = 0.
     #[error("a HetConv layer needs at least 1 part, got P = 0")]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 /// Writes a file so that whoever looks at `path`, at any moment and after any crash, sees the old file or the new one,
-/// whole: the bytes go to a temporary file beside it, which is synced and renamed. A link stays one, to the new file. What
-/// is no file, such as a pipe or a device, takes the bytes as they come.
+/// whole: the bytes go to a temporary file beside it, which is synced and renamed. A link stays one, to the new file, and
+/// a file that is there keeps its permissions. What is no file, such as a pipe or a device, takes the bytes as they come.
 ///
 /// # Errors
 /// Whatever `write` or the file system reports; the old file is then as it was, and no temporary file is left.
@@ -23,7 +23,8 @@ use tempfile::NamedTempFile;
 /// ```
 pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut path = PathBuf::from(path);
-    if let Ok(found) = path.metadata() {
+    let found = path.metadata().ok();
+    if let Some(found) = &found {
         if !found.is_file() && !found.is_dir() {
             let mut buffered = BufWriter::new(File::options().write(true).open(path)?);
             write(&mut buffered)?;
@@ -40,6 +41,9 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     };
     // Dropped on every early return below, and with it the file on disk.
     let mut temporary = new_file(directory)?;
+    if let Some(found) = found {
+        temporary.as_file().set_permissions(found.permissions())?;
+    }
     let mut buffered = BufWriter::new(temporary.as_file_mut());
     write(&mut buffered)?;
     buffered.flush()?;
@@ -119,6 +123,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let error = atomic_write(&directory.path().join("no/where"), |_| Ok(())).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_stays_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model");
+        for mode in [0o600, 0o666] {
+            std::fs::write(&path, "old").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            atomic_write(&path, |file| file.write_all(b"new")).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), b"new");
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, mode);
+        }
     }
 
     #[cfg(unix)]

@@ -198,6 +198,7 @@ pub struct ConvertedLayer {
 /// Why a convolution was not converted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum KeptReason {
     /// It is the network's first.
     First,
@@ -260,6 +261,7 @@ impl fmt::Display for KeptReason {
 
 /// Why a model was not converted.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConvertError {
     /// The network is not valid.
     #[error(transparent)]

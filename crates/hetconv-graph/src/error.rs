@@ -6,6 +6,7 @@ use crate::Shape;
 
 /// Why a graph is not a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum GraphError {
     /// A node that cannot compute what it claims to.
     #[error("node `{node}`: {fault}")]
@@ -50,6 +51,7 @@ pub enum GraphError {
 
 /// What is wrong with a node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Fault {
     /// An input that is not an earlier node.
     #[error("reads value {input}, which is not produced before it")]

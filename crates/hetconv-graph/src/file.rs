@@ -70,6 +70,7 @@ pub struct FileError {
 
 /// What is wrong with a model file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum FileFault {
     /// The file system says no.
     #[error(transparent)]

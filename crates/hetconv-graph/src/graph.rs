@@ -113,7 +113,7 @@ pub struct Readers {
 }
 
 impl Readers {
-    /// Counts a value among those that are wanted.
+    /// Counts a value among those that are wanted; nothing happens if the graph has no such value.
     pub fn keep(&mut self, value: ValueId) {
         if let Some(kept) = self.kept.get_mut(value) {
             *kept = true;
@@ -121,11 +121,17 @@ impl Readers {
     }
 
     /// The nodes that read a value, ascending; a node that reads it twice stands there twice.
+    ///
+    /// # Panics
+    /// If the graph has no such value.
     pub fn of(&self, value: ValueId) -> &[ValueId] {
         &self.of_values[value]
     }
 
     /// The node that alone reads a value, and once; `None` if the value is wanted as such.
+    ///
+    /// # Panics
+    /// If the graph has no such value.
     pub fn only(&self, value: ValueId) -> Option<ValueId> {
         match self.of(value) {
             &[reader] if !self.kept[value] => Some(reader),

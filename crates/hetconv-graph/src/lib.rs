@@ -53,7 +53,7 @@ pub use error::{Fault, GraphError};
 pub use file::{FileError, FileFault, ModelFile, Normalisation};
 pub use fuse::{Chain, Fusion, Takes};
 pub use graph::*;
-pub use name::{ModelName, NameError, nearest};
+pub use name::{ModelName, NameError, nearest, pruned_name};
 pub use norm::ChannelAffine;
 pub use order::{ChannelPlan, is_contiguous};
 pub use prune::{PruneAmount, PruneError, Pruned, PrunedLayer, prune};

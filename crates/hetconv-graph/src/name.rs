@@ -31,10 +31,21 @@ pub struct ModelName {
 }
 
 /// The end of a pruned network's name.
-pub(crate) const PRUNED: &str = "_pruned";
+const PRUNED: &str = "_pruned";
+
+/// The name of a network that filters were removed from.
+///
+/// ```
+/// assert_eq!(hetconv_graph::pruned_name("resnet20"), "resnet20_pruned");
+/// assert_eq!(hetconv_graph::pruned_name("resnet20_pruned"), "resnet20_pruned");
+/// ```
+pub fn pruned_name(name: &str) -> String {
+    if name.ends_with(PRUNED) { name.to_owned() } else { format!("{name}{PRUNED}") }
+}
 
 /// A name that means no network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NameError {
     /// No such architecture or variant.
     #[error("unknown network `{name}`; did you mean `{suggestion}`? Names are ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]")]

@@ -20,10 +20,10 @@ impl ChannelAffine {
     /// use hetconv_graph::{ChannelAffine, WeightTensor, Weights};
     ///
     /// let mut weights = Weights::new();
-    /// for (suffix, value) in [("weight", 2.0), ("bias", 1.0), ("running_mean", 3.0), ("running_var", 16.0)] {
+    /// for (suffix, value) in [("weight", 2.0), ("bias", 1.0), ("running_mean", 3.0), ("running_var", 9.0)] {
     ///     weights.insert(format!("norm.{suffix}"), WeightTensor { shape: vec![1], data: vec![value] });
     /// }
-    /// let affine = ChannelAffine::of_batch_norm(&weights, "norm", 0.0).expect("all four");
+    /// let affine = ChannelAffine::of_batch_norm(&weights, "norm", 7.0).expect("all four");
     /// assert_eq!((affine.scale[0], affine.shift[0]), (0.5, -0.5));
     /// ```
     pub fn of_batch_norm(weights: &Weights, name: &str, epsilon: f32) -> Option<Self> {

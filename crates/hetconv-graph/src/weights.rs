@@ -167,6 +167,7 @@ pub struct WeightTensor {
 
 /// Why weights do not belong to a graph.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum WeightError {
     /// The graph itself is at fault.
     #[error(transparent)]
@@ -219,6 +220,7 @@ pub enum WeightError {
 
 /// A number that no network computes with.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ValueError {
     /// A weight that is NaN or infinite.
     #[error("tensor `{name}` holds {value}")]

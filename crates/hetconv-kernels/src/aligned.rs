@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::slice;
 
 use crate::fresh::write_zeros;
+use crate::measure::has_memory;
 
 /// One cache line.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,9 @@ impl Aligned {
 
     /// So many zeros; nothing if there is no memory for them.
     pub fn try_zeroed(len: usize) -> Option<Self> {
+        if !has_memory(len) {
+            return None;
+        }
         let mut lines = Vec::new();
         lines.try_reserve_exact(len.div_ceil(16)).ok()?;
         lines.resize(len.div_ceil(16), Line([0.0; 16]));

@@ -11,14 +11,15 @@ pub(crate) const FIRST: usize = 8 << 10;
 pub(crate) const WAYS: usize = 8;
 pub(crate) const WAY: usize = FIRST / WAYS;
 
-/// Channels to store a pixel with, so that pixels that follow each other are not all in one set of the first level: as many,
-/// or a line more.
-pub fn spread(channels: usize) -> usize {
-    if channels > 0 && channels.is_multiple_of(WAY) { channels + LINE } else { channels }
+/// Channels to store pixels with that lie one behind the other, so that they are not all in one set of the first level: as
+/// many, or a line more. As many pixels as a set has lines find room in it.
+pub fn spread(channels: usize, pixels: usize) -> usize {
+    let crowds = channels > 0 && channels.is_multiple_of(WAY) && pixels > WAYS;
+    if crowds { channels + LINE } else { channels }
 }
 
 /// The second level: 1 MiB.
-pub(crate) const SECOND: usize = 256 << 10;
+pub const SECOND: usize = 256 << 10;
 
 /// Bytes of half the second level: what a thread works on while it needs as much for other things.
 pub(crate) const HALF_SECOND_BYTES: usize = 4 * SECOND / 2;

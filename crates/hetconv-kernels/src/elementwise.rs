@@ -92,21 +92,6 @@ pub fn multiply_by(isa: Isa, product: &mut [f32], operand: &[f32]) {
     isa.plain(|| product.iter_mut().zip(operand).for_each(|(product, x)| *product *= x));
 }
 
-/// scale·x + shift of each channel, `[rows, channels]`, in place.
-///
-/// # Panics
-/// If the lengths don't fit.
-pub fn scale_and_shift(isa: Isa, values: &mut [f32], scale: &[f32], shift: &[f32]) {
-    assert!(scale.len() == shift.len() && values.len().is_multiple_of(scale.len().max(1)), "lengths");
-    isa.plain(|| {
-        for row in values.chunks_exact_mut(scale.len().max(1)) {
-            for ((x, scale), shift) in row.iter_mut().zip(scale).zip(shift) {
-                *x = *x * scale + shift;
-            }
-        }
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

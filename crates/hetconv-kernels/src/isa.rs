@@ -23,6 +23,7 @@ enum Kind {
 
 /// Why an instruction set cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum IsaError {
     /// A name that is none of the three.
     #[error("HETCONV_ISA is {0:?}; accepted are portable, avx2 and avx512")]

@@ -25,7 +25,6 @@
 // * a *piece* is 4×4 target pixels in Winograd's algorithm, whose transformed domain has 36 *points*.
 
 mod aligned;
-mod cache;
 mod conv;
 mod depthwise;
 mod direct;
@@ -50,6 +49,7 @@ mod walk;
 mod winograd;
 
 pub mod alloc;
+pub mod cache;
 pub mod loss;
 pub mod measure;
 pub mod norm;
@@ -60,7 +60,6 @@ pub mod scale;
 pub mod select;
 
 pub use aligned::Aligned;
-pub use cache::spread;
 pub use conv::{Algorithm, Batch, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered};
 pub use fresh::zeros;
 pub use isa::{Isa, IsaError};

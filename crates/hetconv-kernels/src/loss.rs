@@ -80,6 +80,14 @@ mod tests {
     }
 
     #[test]
+    fn five_guesses_are_five() {
+        let logits: [f32; 8] = std::array::from_fn(|class| -(class as f32));
+        let of = |label| softmax_cross_entropy(8, &logits, &[label], 0.0, None);
+        assert_eq!(std::array::from_fn(|label| of(label as u16).top1), [1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(std::array::from_fn(|label| of(label as u16).top5), [1, 1, 1, 1, 1, 0, 0, 0]);
+    }
+
+    #[test]
     fn impossible_classes_and_no_numbers() {
         let of = |logits: &[f32], label| softmax_cross_entropy(2, logits, &[label], 0.0, None);
         assert_eq!(of(&[0.0, f32::NEG_INFINITY], 0), LossSums { loss: 0.0, top1: 1, top5: 1 });

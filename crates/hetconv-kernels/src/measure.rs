@@ -1,4 +1,4 @@
-//! What this machine can do at most: the yardsticks that kernels are held against.
+//! What this machine is and can do at most: the yardsticks that kernels are held against.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -6,6 +6,35 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::{Isa, Simd, Task};
+
+/// The CPU's name as the system gives it, or its architecture where it doesn't.
+pub fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+/// Whether the machine has memory for so many more values of `f32`, as far as the system tells. It gives out more than there
+/// is, and ends whoever then uses it.
+///
+/// ```
+/// use hetconv_kernels::measure::has_memory;
+/// assert!(has_memory(1 << 20));
+/// assert!(!has_memory(usize::MAX));
+/// ```
+pub fn has_memory(values: usize) -> bool {
+    /// Less is not worth asking for: 256 MiB.
+    const LITTLE: usize = 64 << 20;
+    if values <= LITTLE {
+        return true;
+    }
+    let Some(bytes) = values.checked_mul(size_of::<f32>()).filter(|&bytes| isize::try_from(bytes).is_ok()) else {
+        return false;
+    };
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB"));
+    available.and_then(|kib| kib.trim().parse::<usize>().ok()).is_none_or(|kib| bytes / 1024 <= kib)
+}
 
 /// The rate at which one thread can multiply and add with this instruction set, in 10⁹ floating-point operations per
 /// second; a multiply-accumulate is two of them.

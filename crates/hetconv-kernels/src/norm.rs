@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::fresh::fresh;
+use crate::fresh::{fresh, place};
 use crate::isa::Isa;
 use crate::moments::{ColumnSums, add_about};
 use crate::parallel::reduction_parts;
@@ -168,6 +168,23 @@ pub fn scale_shift(isa: Isa, x: &[f32], residual: Option<&[f32]>, affine: Affine
     unsafe { fresh(x.len(), |y| scale_shift_into(isa, x, residual, affine, y)) }
 }
 
+/// As [`scale_shift`] without a residual, on this thread and over what `y` holds.
+///
+/// # Panics
+/// If the lengths don't fit.
+pub fn scale_shift_rows(isa: Isa, x: &[f32], affine: Affine<'_>, y: &mut [f32]) {
+    check_rows(x, &affine, y.len());
+    isa.run(ScaleShift { x, residual: None, affine, y: place(y) });
+}
+
+/// Whether lengths fit.
+fn check_rows(x: &[f32], affine: &Affine<'_>, of_target: usize) {
+    let channels = affine.scale.len();
+    affine.check(channels);
+    assert!(channels > 0 && x.len().is_multiple_of(channels), "x is not [rows, {channels}]");
+    assert!(of_target == x.len(), "x and y differ in length");
+}
+
 /// As [`scale_shift`]; all of `y` is written.
 pub(crate) fn scale_shift_into(
     isa: Isa,
@@ -176,11 +193,9 @@ pub(crate) fn scale_shift_into(
     affine: Affine<'_>,
     y: &mut [MaybeUninit<f32>],
 ) {
-    let channels = affine.scale.len();
-    affine.check(channels);
-    assert!(channels > 0 && x.len().is_multiple_of(channels), "x is not [rows, {channels}]");
+    check_rows(x, &affine, y.len());
     assert!(residual.is_none_or(|r| r.len() == x.len()), "x and residual differ in length");
-    assert!(y.len() == x.len(), "x and y differ in length");
+    let channels = affine.scale.len();
     let stretch = (STRETCH / channels).max(1) * channels;
     y.par_chunks_mut(stretch).enumerate().for_each(|(part, y)| {
         let range = part * stretch..part * stretch + y.len();

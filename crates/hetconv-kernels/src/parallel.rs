@@ -42,15 +42,16 @@ pub(crate) fn groups_of_blocks(blocks: usize, image_parts: usize) -> Vec<Range<u
     (0..blocks).step_by(together).map(|first| first..blocks.min(first + together)).collect()
 }
 
+/// Values of the scratch of all parts of a reduction.
+const SCRATCH: usize = 4 << 20;
+
 /// Number of parts for a reduction over `rows` that needs `floats` of scratch for each part.
 pub(crate) fn reduction_parts(rows: usize, floats: usize) -> usize {
-    const SCRATCH: usize = 4 << 20;
     (SCRATCH / floats.max(1)).clamp(1, PARTS).min(rows.max(1))
 }
 
 /// Parts of a batch of `images` for a reduction that is split by blocks as well, `floats` of scratch for each part.
 pub(crate) fn parts_of_blocks(images: usize, blocks: usize, floats: usize) -> usize {
-    const SCRATCH: usize = 4 << 20;
     PARTS.div_ceil(blocks.max(1)).min(SCRATCH / floats.max(1)).clamp(1, images.max(1))
 }
 

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use crate::fresh::fresh;
+use crate::fresh::{fresh, place};
 use crate::isa::Isa;
 
 /// Pixels whose sums are taken in `f32`, before those of many are added in `f64`.
@@ -25,19 +25,32 @@ pub fn scale_channels(isa: Isa, channels: usize, x: &[f32], scale: &[f32], relu:
     let len = image_len(channels, x, scale);
     let fill = |y: &mut [MaybeUninit<f32>]| {
         let images = y.par_chunks_mut(len).zip(x.par_chunks(len)).zip(scale.par_chunks(channels));
-        images.for_each(|((y, x), scale)| {
-            isa.plain(|| {
-                for (y, x) in y.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-                    for ((y, &x), &scale) in y.iter_mut().zip(x).zip(scale) {
-                        let value = x * scale;
-                        y.write(if !relu || passes(value) { value } else { 0.0 });
-                    }
-                }
-            });
-        });
+        images.for_each(|((y, x), scale)| scale_into(isa, x, scale, relu, y));
     };
     // SAFETY: every channel of every pixel is written.
     unsafe { fresh(x.len(), fill) }
+}
+
+/// x·scale of pixels `[pixels, channels]` and `scale` `[channels]`, on this thread and over what `y` holds.
+///
+/// # Panics
+/// If the lengths don't fit.
+pub fn scale_pixels(isa: Isa, x: &[f32], scale: &[f32], y: &mut [f32]) {
+    assert!(!scale.is_empty() && x.len().is_multiple_of(scale.len()), "x is not [pixels, {}]", scale.len());
+    assert_eq!(x.len(), y.len(), "x and its result differ in length");
+    scale_into(isa, x, scale, false, place(y));
+}
+
+/// act(x·scale) of whole pixels; all of `y` is written.
+fn scale_into(isa: Isa, x: &[f32], scale: &[f32], relu: bool, y: &mut [MaybeUninit<f32>]) {
+    isa.plain(|| {
+        for (y, x) in y.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
+            for ((y, &x), &scale) in y.iter_mut().zip(x).zip(scale) {
+                let value = x * scale;
+                y.write(if !relu || passes(value) { value } else { 0.0 });
+            }
+        }
+    });
 }
 
 /// The gradients of [`scale_channels`], from that by its result, which is written over with that by `x`: returns that by
@@ -114,6 +127,12 @@ mod tests {
                     let of = |at: usize| at / (pixels * channels) * channels + at % channels;
                     let passes = |at: usize| !relu || x[at] * scale[of(at)] > 0.0;
                     let y = scale_channels(isa, channels, &x, &scale, relu);
+                    if !relu {
+                        let mut again = vec![f32::NAN; y.len()];
+                        let images = again.chunks_mut(pixels * channels).zip(x.chunks(pixels * channels));
+                        images.zip(scale.chunks(channels)).for_each(|((y, x), scale)| scale_pixels(isa, x, scale, y));
+                        assert_eq!(again, y, "{isa:?}");
+                    }
                     let mut by_scale = vec![0.0f64; scale.len()];
                     let mut by_x = vec![0.0f32; x.len()];
                     for at in 0..x.len() {

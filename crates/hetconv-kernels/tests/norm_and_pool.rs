@@ -138,6 +138,10 @@ fn known_statistics_scale_and_shift() {
         let y = norm::scale_shift(isa, &x, Some(&[10.0, 0.0, 0.0, 0.0, 0.0, -1.0]), affine);
         assert_eq!((y[0], y[1], y[2], y[3], y[5]), (13.0, 0.0, 0.0, 9.0, 0.0));
         assert!(y[4].is_nan());
+        let mut rows = [f32::NAN; 6];
+        norm::scale_shift_rows(isa, &x, affine, &mut rows);
+        assert_eq!((rows[0], rows[1], rows[2], rows[3], rows[5]), (3.0, 0.0, 0.0, 9.0, 0.0));
+        assert!(rows[4].is_nan());
     });
 }
 

@@ -9,6 +9,7 @@ use crate::TensorFault;
 
 /// Why a model could not be written as ONNX, or an ONNX file not be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OnnxError {
     /// The network is not valid.
     #[error(transparent)]

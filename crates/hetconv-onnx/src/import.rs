@@ -102,6 +102,11 @@ pub struct Imported {
     pub states_normalisation: bool,
 }
 
+/// Whether a file is taken for one of ONNX's: by the end of its name, `.onnx`.
+pub fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "onnx")
+}
+
 /// Reads an ONNX file; external data must lie in its folder.
 ///
 /// # Errors

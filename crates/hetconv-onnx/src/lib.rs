@@ -42,7 +42,7 @@ pub use external::{data_files, embed_external_data};
 pub use hetconv_graph::{
     ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, Selection,
 };
-pub use import::{ImportOptions, Imported, import, import_file};
+pub use import::{ImportOptions, Imported, import, import_file, is_onnx};
 pub use metadata::state_normalisation;
 pub use tensor::TensorFault;
 

@@ -67,6 +67,10 @@ pub fn state_normalisation(bytes: &[u8], normalisation: &Normalisation) -> Resul
 /// Whether there is a number for each channel of the images, as far as the file says how many these have.
 fn check_channels(model: &ModelProto, normalisation: &Normalisation) -> Result<(), OnnxError> {
     let graph = model.graph.as_ref().ok_or(OnnxError::NoGraph)?;
+    if !normalisation.fits(normalisation.mean.len()) {
+        let reason = "a finite mean and a positive deviation of each channel are needed".to_owned();
+        return Err(OnnxError::Metadata { key: NORMALISATION, reason });
+    }
     let is_given = |name: &str| graph.initializer.iter().any(|tensor| tensor.name() == name);
     let Some(images) = graph.input.iter().find(|input| !is_given(input.name())) else { return Ok(()) };
     let Some(TensorType(tensor)) = images.r#type.as_ref().and_then(|kind| kind.value.as_ref()) else { return Ok(()) };

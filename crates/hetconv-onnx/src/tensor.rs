@@ -13,6 +13,7 @@ use crate::proto::tensor_proto::{DataLocation, DataType};
 
 /// What is wrong with a tensor.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TensorFault {
     /// A negative extent, extents whose product cannot be counted, or more than 32 of them.
     #[error("its dimensions {0:?} are not sizes")]

@@ -7,15 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use hetconv_graph::{Chain, ChannelPlan, Graph, Op, Shape, ValueId};
-use hetconv_kernels::spread;
-
-/// Fewer pixels find room in a set.
-const FEW: usize = 8;
-
-/// Channels that a value of an image of so many pixels is stored with, if its pixels may lie apart.
-pub(crate) fn stored_channels(channels: usize, pixels: usize) -> usize {
-    if pixels > FEW { spread(channels) } else { channels }
-}
+use hetconv_kernels::cache::spread;
 
 /// Whether a node is a convolution whose tiles read or write some pixels at a time.
 pub(crate) fn is_tiled(op: &Op) -> bool {
@@ -41,7 +33,7 @@ pub(crate) fn values_apart(
     let op = |node: ValueId| &graph.nodes[node].op;
     let gains = |value: ValueId| {
         let channels = shapes[value].channels();
-        stored_channels(channels, shapes[value].size().iter().product()) > channels
+        spread(channels, shapes[value].size().iter().product()) > channels
     };
     let written = chains.iter().filter(|chain| is_tiled(op(chain.first))).map(|chain| chain.last);
     let mut apart: HashSet<ValueId> = written.filter(|&value| gains(value) && !is_segment(value)).collect();

@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use hetconv_core::{ChannelOrder, Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Op, Shape, Takes, ValueId, Weights};
+use hetconv_kernels::cache::spread;
 use hetconv_kernels::pool::Pool;
 use hetconv_kernels::select::Select;
 use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch};
 
-use crate::apart::{is_pointwise, is_tiled, stored_channels, values_apart};
+use crate::apart::{is_pointwise, is_tiled, values_apart};
 use crate::fold::{Folded, Source};
-use crate::plan::{Input, Layer};
+use crate::plan::{Input, Layer, Output};
 use crate::step::{Kind, Step, Value};
 use crate::{CompileError, Options, Plan};
 
 pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Options) -> Result<Plan, CompileError> {
     let shapes = graph.shapes()?;
     weights.check(graph)?;
+    weights.check_values(graph)?;
     let orders = ChannelPlan::new(graph)?;
     let isa = selected(options)?;
     let source = Source { graph, weights };
@@ -161,7 +163,7 @@ impl Compiler<'_> {
             None => (0..own.channels as u32).map(Some).collect(),
         };
         let pixels = own.size.iter().map(|size| size.div_ceil(stride)).product();
-        sources.resize(stored_channels(own.channels, pixels), None);
+        sources.resize(spread(own.channels, pixels), None);
         let picked = self.selected(node, stored, sources, stride);
         if gather.is_none() {
             self.picked.insert((stored, stride), picked);
@@ -186,7 +188,8 @@ impl Compiler<'_> {
         let stored = self.computed(node);
         let value = self.plan.values[stored];
         let positions = self.orders.order(node).positions();
-        self.plan.outputs.push(value);
+        let name = self.source.graph.nodes[node].name.clone();
+        self.plan.outputs.push(Output { name, shape: self.shapes[node] });
         let output = self.value(value);
         self.push(node, Kind::Output { number, positions }, vec![stored], output, None);
     }
@@ -205,7 +208,7 @@ impl Compiler<'_> {
         };
         let mut value = self.shaped(chain.first);
         if self.apart.contains(&chain.last) {
-            value.channels = stored_channels(value.channels, value.pixels());
+            value.channels = spread(value.channels, value.pixels());
         }
         let kind = match &node.op {
             Op::Input { shape } => {
@@ -283,7 +286,7 @@ impl Compiler<'_> {
 
     /// A batch-norm with nothing to fold it into.
     fn norm(&self, node: ValueId) -> Result<Kind, CompileError> {
-        let affine = self.source.affine(node)?;
+        let affine = self.source.affine(node);
         let stored = |of_channel: &[f64]| -> Vec<f32> {
             self.orders.order(node).channels().iter().map(|&channel| of_channel[channel as usize] as f32).collect()
         };

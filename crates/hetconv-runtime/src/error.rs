@@ -1,10 +1,11 @@
 //! What can go wrong.
 
-use hetconv_graph::{GraphError, WeightError};
+use hetconv_graph::{GraphError, ValueError, WeightError};
 use hetconv_kernels::{ConvError, IsaError};
 
 /// Why a graph cannot be compiled.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CompileError {
     /// The graph is not a network; the error names the node.
     #[error(transparent)]
@@ -23,25 +24,16 @@ pub enum CompileError {
         /// Why.
         source: ConvError,
     },
-    /// A weight that is NaN or infinite, or becomes it when a batch-norm is folded into it.
-    #[error("node `{node}`: tensor `{tensor}` holds {value}, or amounts to it")]
-    NotFinite {
+    /// A weight that is NaN or infinite, or a variance without a root.
+    #[error(transparent)]
+    Values(#[from] ValueError),
+    /// A weight or bias that is too large for `f32` with a batch-norm folded in.
+    #[error("node `{node}`: tensor `{tensor}` is not finite once a batch-norm is folded in")]
+    Overflow {
         /// The node.
         node: String,
         /// The tensor.
         tensor: String,
-        /// What it holds.
-        value: f64,
-    },
-    /// A batch-norm whose variance and epsilon are not positive together.
-    #[error("node `{node}`: the variance {variance} of channel {channel} has no root")]
-    Variance {
-        /// The node.
-        node: String,
-        /// The channel.
-        channel: usize,
-        /// Its running variance.
-        variance: f32,
     },
     /// More images than there is memory to time a layer with.
     #[error("node `{node}`: there is no memory to time it on {batch} images")]
@@ -55,6 +47,7 @@ pub enum CompileError {
 
 /// Why a session cannot be made or run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunError {
     /// A batch of no images.
     #[error("a batch has at least one image")]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use hetconv_graph::{Graph, Weights};
+use hetconv_graph::{Graph, Shape, Weights};
 use hetconv_kernels::{Algorithm, Isa};
 
 use crate::CompileError;
@@ -37,7 +37,7 @@ pub struct Plan {
     pub(crate) steps: Vec<Step>,
     pub(crate) values: Vec<Value>,
     pub(crate) inputs: Vec<Input>,
-    pub(crate) outputs: Vec<Value>,
+    pub(crate) outputs: Vec<Output>,
     pub(crate) layers: Vec<Layer>,
 }
 
@@ -47,6 +47,13 @@ pub(crate) struct Input {
     pub name: String,
     /// `[channels, height, width]`.
     pub shape: [usize; 3],
+}
+
+/// A result of the network.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub name: String,
+    pub shape: Shape,
 }
 
 /// How one convolution or linear layer is computed.
@@ -107,6 +114,17 @@ impl Plan {
     /// Name of every input.
     pub fn input_names(&self) -> impl Iterator<Item = &str> {
         self.inputs.iter().map(|input| input.name.as_str())
+    }
+
+    /// Shape of every output, in the order of [`Session::output`](crate::Session::output): features, or an image of
+    /// `[channels, height, width]`.
+    pub fn output_shapes(&self) -> impl Iterator<Item = Shape> {
+        self.outputs.iter().map(|output| output.shape)
+    }
+
+    /// Name of every output: that of the node whose value it is.
+    pub fn output_names(&self) -> impl Iterator<Item = &str> {
+        self.outputs.iter().map(|output| output.name.as_str())
     }
 
     /// Every convolution and linear layer, in the order in which they are computed.

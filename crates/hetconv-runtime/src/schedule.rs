@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use hetconv_kernels::cache;
+
 use crate::Plan;
 use crate::memory::{Life, largest_alive, place};
 use crate::step::{Kind, Value};
@@ -42,10 +44,10 @@ pub(crate) struct Chunk {
     pub arena_len: usize,
 }
 
-/// Values that one core's second-level cache holds for activations.
-const NEAR: usize = 160 << 10;
-/// Values of packed weights that it holds beside them.
-const NEAR_WEIGHTS: usize = 176 << 10;
+/// Values of activations that are to be near at once: five eighths of a core's second-level cache.
+const NEAR: usize = cache::SECOND / 8 * 5;
+/// Values of packed weights of any layer, at most, for a segment to run on a few images at a time.
+const NEAR_WEIGHTS: usize = cache::SECOND / 16 * 11;
 /// Chunks there are at least.
 const CHUNKS: usize = 8;
 

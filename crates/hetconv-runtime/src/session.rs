@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use hetconv_kernels::measure::has_memory;
 use hetconv_kernels::{Aligned, Prepared, PreparedBatch, Team};
 
 use crate::schedule::{Chunk, Schedule};
@@ -118,10 +119,16 @@ impl Session {
         let scratch = scratch.max().unwrap_or(0);
         let own = schedule.groups.iter().filter_map(|group| group.chunk.as_ref().map(|chunk| chunk.arena_len));
         let own = own.max().unwrap_or(0);
+        let of_outputs: usize = plan.output_shapes().map(|shape| batch * shape.elements()).sum();
+        let of_workers = scratch.saturating_add(own).saturating_mul(team.threads());
+        if !has_memory(of_workers.saturating_add(schedule.arena_len).saturating_add(of_outputs)) {
+            return Err(RunError::TooLarge(batch));
+        }
         let zeroed = |len: usize| Aligned::try_zeroed(len).ok_or(RunError::TooLarge(batch));
         let worker = |_| Ok(Worker { scratch: zeroed(scratch)?, arena: zeroed(own)? });
         let workers = (0..team.threads()).map(worker).collect::<Result<_, RunError>>()?;
-        let outputs = plan.outputs.iter().map(|value| zeroed(batch * value.len())).collect::<Result<_, _>>()?;
+        let outputs = plan.outputs.iter().map(|output| zeroed(batch * output.shape.elements()));
+        let outputs = outputs.collect::<Result<_, _>>()?;
         let arena = zeroed(schedule.arena_len)?;
         Ok(Self {
             plan: Arc::clone(plan),

@@ -1,7 +1,9 @@
 //! The operations that a plan is made of, over values in memory.
 
 use hetconv_graph::Activation;
+use hetconv_kernels::norm::{self, Affine};
 use hetconv_kernels::pool::{Pool, global_average};
+use hetconv_kernels::scale::scale_pixels;
 use hetconv_kernels::select::Select;
 use hetconv_kernels::{Isa, Prepared, elementwise};
 
@@ -107,8 +109,7 @@ impl Step {
             }
             Kind::Flatten => planes(of(0), first, read(0), |channel| channel, target),
             Kind::Norm { scale, shift } => {
-                target.copy_from_slice(same(0));
-                elementwise::scale_and_shift(isa, target, scale, shift);
+                norm::scale_shift_rows(isa, same(0), Affine { scale, shift, relu: false }, target);
             }
             Kind::Pool(pool) => pool.run_rows(isa, first, read(0), target),
             Kind::GlobalAverage => {
@@ -129,10 +130,11 @@ impl Step {
             Kind::Mul => {
                 // One of them scales the channels of the other.
                 let (scaled, gate) = if of(0) == value { (0, 1) } else { (1, 0) };
-                target.copy_from_slice(same(scaled));
-                for (index, row) in target.chunks_exact_mut(width * channels).enumerate() {
+                let row_len = width * channels;
+                let rows = target.chunks_exact_mut(row_len).zip(same(scaled).chunks_exact(row_len));
+                for (index, (target, row)) in rows.enumerate() {
                     let gate = &read(gate)[(first + index) / height * channels..][..channels];
-                    row.chunks_exact_mut(channels).for_each(|pixel| elementwise::multiply_by(isa, pixel, gate));
+                    scale_pixels(isa, row, gate, target);
                 }
             }
             Kind::Concat(firsts) => {

@@ -3,14 +3,18 @@
 
 use std::sync::Arc;
 
-use hetconv_core::Conv2dGeometry;
-use hetconv_graph::{Graph, GraphBuilder, GraphError, Op, WeightError, Weights};
+use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
+use hetconv_graph::{Graph, GraphBuilder, GraphError, Op, Shape, ValueError, WeightError, Weights};
 use hetconv_runtime::{CompileError, Options, Plan, RunError, Session};
 
 fn network() -> (Graph, Weights) {
     let mut b = GraphBuilder::new("tiny");
     let x = b.input("image", [3, 6, 6]);
     let x = b.conv_bn_relu("conv", x, 4, Conv2dGeometry::same(3, 1));
+    let pattern = HetPattern::shifted(4, 4, 2).unwrap();
+    let x = b.conv("het", x, 4, Conv2dGeometry::same(3, 1), ConvKind::Het(pattern), false);
+    let x = b.batch_norm("het.bn", x);
+    let x = b.relu("het.relu", x);
     let x = b.batch_norm("alone", x);
     let x = b.global_avg_pool("pool", x);
     let x = b.flatten("flatten", x);
@@ -28,15 +32,16 @@ fn refused(graph: &Graph, weights: &Weights) -> CompileError {
 
 #[test]
 fn weights_that_are_no_numbers() {
-    let tensors = ["conv.weight", "conv.bn.running_mean", "conv.bn.weight", "alone.bias", "classifier.bias"];
-    for (tensor, value) in tensors.into_iter().zip([f32::NAN, f32::INFINITY, f32::NAN, f32::NEG_INFINITY, f32::NAN]) {
-        let (graph, mut weights) = network();
+    let (graph, weights) = network();
+    let no_numbers = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().cycle();
+    assert_eq!(weights.iter().count(), 17);
+    for ((tensor, _), value) in weights.iter().zip(no_numbers) {
+        let mut weights = weights.clone();
         weights.get_mut(tensor).unwrap().data[1] = value;
-        let CompileError::NotFinite { node, tensor: found, .. } = refused(&graph, &weights) else {
+        let CompileError::Values(ValueError::NotFinite { name, .. }) = refused(&graph, &weights) else {
             panic!("{tensor} was accepted");
         };
-        assert_eq!(found, tensor);
-        assert!(tensor.starts_with(&node));
+        assert_eq!(name, tensor);
     }
 }
 
@@ -45,11 +50,22 @@ fn numbers_that_overflow_when_they_are_folded() {
     let (graph, mut weights) = network();
     weights.get_mut("conv.weight").unwrap().data[0] = 1e30;
     weights.get_mut("conv.bn.weight").unwrap().data[0] = 1e30;
-    assert!(matches!(refused(&graph, &weights), CompileError::NotFinite { node, .. } if node == "conv"));
+    let tensor = "conv.weight".to_owned();
+    assert_eq!(refused(&graph, &weights), CompileError::Overflow { node: "conv".to_owned(), tensor });
+    let (graph, mut weights) = network();
+    weights.get_mut("het.bn.bias").unwrap().data[1] = 3e38;
+    weights.get_mut("het.bn.running_mean").unwrap().data[1] = -3e38;
+    let tensor = "het.bias".to_owned();
+    assert_eq!(refused(&graph, &weights), CompileError::Overflow { node: "het".to_owned(), tensor });
+    let (graph, mut weights) = network();
+    weights.get_mut("alone.weight").unwrap().data[3] = 3e38;
+    weights.get_mut("alone.running_var").unwrap().data[3] = 1e-3;
+    let tensor = "alone.weight".to_owned();
+    assert_eq!(refused(&graph, &weights), CompileError::Overflow { node: "alone".to_owned(), tensor });
     let (graph, mut weights) = network();
     weights.get_mut("alone.running_var").unwrap().data[2] = -1.0;
     let error = refused(&graph, &weights);
-    assert!(matches!(error, CompileError::Variance { node, channel: 2, .. } if node == "alone"));
+    assert!(matches!(error, CompileError::Values(ValueError::Variance { node, channel: 2, .. }) if node == "alone"));
 }
 
 #[test]
@@ -89,4 +105,5 @@ fn batches_and_inputs_that_do_not_fit() {
     assert_eq!(session.run(&[0.0; 108]).unwrap_err(), length);
     assert_eq!(session.run_all(&[]).unwrap_err(), RunError::Inputs { expected: 1, found: 0 });
     assert_eq!(session.run(&[0.0; 216]).unwrap().len(), 4);
+    assert_eq!(plan.output_names().zip(plan.output_shapes()).collect::<Vec<_>>(), [("classifier", Shape::Features(2))]);
 }

@@ -51,7 +51,7 @@ pub use data::{
 };
 pub use loader::{Batch, BatchLoader, LoaderError, Position, TrainingBatches, steps_per_epoch};
 pub use metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary, read_metrics, read_whole_metrics};
-pub use recipe::{Milestones, Recipe, RecipeName, Schedule, Sgd, UnknownRecipe};
+pub use recipe::{Milestones, Recipe, RecipeName, Schedule, UnknownRecipe};
 pub use rng::{Purpose, below, permutation, stream, uniform};
 pub use trainer::{
     Evaluation, StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, evaluate_with, fine_tune,

@@ -77,12 +77,17 @@ pub enum LoaderError {
         batch_size: usize,
     },
     /// A normalisation that does not fit the images.
-    #[error("the normalisation is for {found} channels, the images have {expected}")]
-    Channels {
+    #[error(
+        "a finite mean and a positive deviation are needed for each of the images' {channels} channels; there are {means} \
+         means and {deviations} deviations"
+    )]
+    Normalisation {
         /// Channels of the images.
-        expected: usize,
-        /// Channels of the normalisation.
-        found: usize,
+        channels: usize,
+        /// Means of the normalisation.
+        means: usize,
+        /// Standard deviations of the normalisation.
+        deviations: usize,
     },
     /// The system gave no thread.
     #[error("cannot start the loader's threads: {0}")]
@@ -206,12 +211,13 @@ pub fn steps_per_epoch(samples: usize, batch_size: usize) -> usize {
 }
 
 fn table(split: &Split, normalisation: &Normalisation, batch_size: usize) -> Result<PixelTable, LoaderError> {
-    let (expected, found) = (split.shape()[2], normalisation.mean.len());
+    let [_, _, channels] = split.shape();
     if batch_size == 0 {
         return Err(LoaderError::EmptyBatch);
     }
-    if expected != found || found != normalisation.std.len() {
-        return Err(LoaderError::Channels { expected, found });
+    if !normalisation.fits(channels) {
+        let [means, deviations] = [&normalisation.mean, &normalisation.std].map(Vec::len);
+        return Err(LoaderError::Normalisation { channels, means, deviations });
     }
     Ok(PixelTable::new(normalisation))
 }
@@ -328,7 +334,10 @@ mod tests {
         assert!(matches!(with(11), Err(LoaderError::TooFewSamples { samples: 10, batch_size: 11 })));
         let three = Normalisation { mean: vec![0.0; 3], std: vec![1.0; 3] };
         let result = BatchLoader::evaluation(split(), &three, 4).map(drop);
-        assert!(matches!(result, Err(LoaderError::Channels { expected: 1, found: 3 })));
+        assert!(matches!(result, Err(LoaderError::Normalisation { channels: 1, means: 3, deviations: 3 })));
+        let flat = Normalisation { mean: vec![0.0], std: vec![0.0] };
+        let result = BatchLoader::evaluation(split(), &flat, 4).map(drop);
+        assert!(matches!(result, Err(LoaderError::Normalisation { .. })));
     }
 
     #[test]

@@ -222,6 +222,9 @@ pub struct Summary {
     pub threads: usize,
     /// Where it ran, such as `cpu`.
     pub device: String,
+    /// The name of the CPU on which it came to its end; empty if the run was made before this was kept.
+    #[serde(default)]
+    pub machine: String,
 }
 
 impl Summary {
@@ -348,9 +351,14 @@ mod tests {
             images_per_second: 1300.0,
             threads: 2,
             device: "cpu".into(),
+            machine: "a CPU".into(),
         };
         summary.save(&path).unwrap();
         assert_eq!(Summary::load(&path).unwrap(), summary);
+        let mut older: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        older.as_object_mut().unwrap().remove("machine");
+        fs::write(&path, older.to_string()).unwrap();
+        assert_eq!(Summary::load(&path).unwrap(), Summary { machine: String::new(), ..summary });
         fs::write(&path, "{\"model\": \"x\"").unwrap();
         let error = Summary::load(&path).unwrap_err().to_string();
         assert!(error.contains("summary.json") && error.contains("malformed"), "{error}");

@@ -9,6 +9,7 @@
 //! The network of a file, which has learned already and may be any, learns as ResNets on ImageNet do, in batches of 64 and
 //! at a quarter of their rates.
 
+use hetconv_burn::{DecayScope, SgdConfig};
 use hetconv_graph::zoo::{Architecture, Family, Images};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -25,21 +26,9 @@ pub struct Recipe {
     /// How much of each target's probability is spread evenly over all classes, from 0 to 1.
     pub label_smoothing: f64,
     /// How gradients change weights.
-    pub optimizer: Sgd,
+    pub optimizer: SgdConfig,
     /// The learning rate over time.
     pub schedule: Schedule,
-}
-
-/// Stochastic gradient descent: `v ← momentum·v + g + decay·w`, then `w ← w − lr·v`, or with Nesterov's look-ahead
-/// `w ← w − lr·(g + decay·w + momentum·v)`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sgd {
-    /// How much of the velocity survives a step.
-    pub momentum: f64,
-    /// Whether to look ahead.
-    pub nesterov: bool,
-    /// How strongly the kernels of convolutions and linear layers are pulled to 0.
-    pub weight_decay: f64,
 }
 
 /// The learning rate as a function of the step.
@@ -203,7 +192,7 @@ impl Recipe {
             epochs,
             batch_size: batch_size(images),
             label_smoothing: 0.0,
-            optimizer: Sgd { momentum: 0.9, nesterov: false, weight_decay },
+            optimizer: SgdConfig { momentum: 0.9, nesterov: false, weight_decay, decay: DecayScope::Kernels },
             schedule: Schedule::Steps { initial: 0.1, factor: 0.1, milestones },
         }
     }
@@ -229,7 +218,7 @@ impl Recipe {
             epochs: 10,
             batch_size: batch_size(images),
             label_smoothing: 0.1,
-            optimizer: Sgd { momentum: 0.9, nesterov: true, weight_decay: 5e-4 },
+            optimizer: SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, decay: DecayScope::Kernels },
             schedule: Schedule::OneCycle { peak, warmup_fraction: 0.25 },
         }
     }
@@ -264,20 +253,23 @@ mod tests {
     #[test]
     fn papers_recipes() {
         let vgg = named(Paper, "vgg16-cifar");
-        assert_eq!((vgg.batch_size, vgg.epochs, vgg.optimizer.weight_decay), (128, 200, 5e-4));
-        assert!(!vgg.optimizer.nesterov && vgg.label_smoothing == 0.0);
+        assert_eq!((vgg.batch_size, vgg.epochs, vgg.label_smoothing), (128, 200, 0.0));
+        let sgd = SgdConfig { momentum: 0.9, nesterov: false, weight_decay: 5e-4, decay: DecayScope::Kernels };
+        assert_eq!(vgg.optimizer, sgd);
         let at = [0, 50 * 390 - 1, 50 * 390, 100 * 390, 199 * 390];
         assert_close(&rates(&vgg, 390, &at), &[0.1, 0.1, 0.01, 0.001, 0.0001]);
         assert_eq!(named(Paper, "mobilenet-cifar"), vgg);
 
         for name in ["resnet20", "resnet56"] {
             let resnet = named(Paper, name);
-            assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (128, 164, 1e-4));
+            assert_eq!((resnet.batch_size, resnet.epochs, resnet.label_smoothing), (128, 164, 0.0));
+            assert_eq!(resnet.optimizer, SgdConfig { weight_decay: 1e-4, ..sgd });
             assert_close(&rates(&resnet, 390, &[31_999, 32_000, 47_999, 48_000]), &[0.1, 0.01, 0.01, 0.001]);
         }
         for name in ["resnet34", "resnet50"] {
             let resnet = named(Paper, name);
-            assert_eq!((resnet.batch_size, resnet.epochs, resnet.optimizer.weight_decay), (256, 90, 1e-4));
+            assert_eq!((resnet.batch_size, resnet.epochs, resnet.label_smoothing), (256, 90, 0.0));
+            assert_eq!(resnet.optimizer, SgdConfig { weight_decay: 1e-4, ..sgd });
             let at = [0, 30 * 5000 - 1, 30 * 5000, 60 * 5000];
             assert_close(&rates(&resnet, 5000, &at), &[0.1, 0.1, 0.01, 0.001]);
         }
@@ -285,7 +277,11 @@ mod tests {
 
     #[test]
     fn onecycle_rises_linearly_and_falls_as_a_cosine() {
-        let recipe = Recipe { epochs: 1, ..named(OneCycle, "resnet20") };
+        let recipe = named(OneCycle, "resnet20");
+        assert_eq!((recipe.batch_size, recipe.epochs, recipe.label_smoothing), (128, 10, 0.1));
+        let sgd = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, decay: DecayScope::Kernels };
+        assert_eq!(recipe.optimizer, sgd);
+        let recipe = Recipe { epochs: 1, ..recipe };
         // 100 steps: 25 up, 75 down; halfway down is half the peak.
         assert_close(&rates(&recipe, 100, &[0, 4, 24, 99]), &[0.016, 0.08, 0.4, 0.0]);
         let schedule = Schedule::OneCycle { peak: 1.0, warmup_fraction: 0.2 };

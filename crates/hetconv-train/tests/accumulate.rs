@@ -26,9 +26,8 @@ fn accumulated_batches_step_as_one_large_batch() {
     let run = |batch_size: usize, accumulate: u64| {
         let own = RunConfig::new("small-cifar", "synthetic", RecipeName::OneCycle).expect("a name");
         let config = RunConfig { epochs: 3, batch_size, accumulate, lr: 0.1, ..own };
-        let recipe = config.complete_recipe().expect("a recipe");
         let out = folder.path().join(format!("{accumulate} batches of {batch_size}"));
-        let job = TrainJob { config: &config, graph: network(), data: &data, recipe, out: &out, resume: false };
+        let job = TrainJob { config: &config, graph: network(), data: &data, out: &out, resume: false };
         let summary = train(job, &mut ()).expect("a run");
         assert_eq!(summary.steps, 6);
         (ModelFile::load(&out.join(run_files::MODEL)).expect("a model").weights, summary)

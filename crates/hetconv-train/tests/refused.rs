@@ -5,7 +5,7 @@ use std::path::Path;
 use hetconv_graph::{Graph, ModelName, zoo};
 use hetconv_train::{
     Dataset, EpochMetrics, LoaderError, RecipeName, RunConfig, StepReport, Summary, SyntheticOptions, TrainError,
-    TrainJob, TrainObserver, run_files, synthetic, train,
+    TrainJob, TrainObserver, evaluate_with, run_files, synthetic, train,
 };
 
 fn data() -> Dataset {
@@ -22,8 +22,7 @@ fn network(classes: usize) -> Graph {
 }
 
 fn run(config: &RunConfig, graph: Graph, out: &Path, resume: bool) -> Result<Summary, Box<TrainError>> {
-    let recipe = config.complete_recipe().expect("a recipe");
-    train(TrainJob { config, graph, data: &data(), recipe, out, resume }, &mut ()).map_err(Box::new)
+    train(TrainJob { config, graph, data: &data(), out, resume }, &mut ()).map_err(Box::new)
 }
 
 #[test]
@@ -76,8 +75,7 @@ fn a_run_goes_on_with_its_own_images_only() {
     let out = folder.path().join("run");
     let config = RunConfig { epochs: 2, ..config() };
     let run = |data: &Dataset, observer: &mut dyn TrainObserver| {
-        let recipe = config.complete_recipe().expect("a recipe");
-        let job = TrainJob { config: &config, graph: network(10), data, recipe, out: &out, resume: true };
+        let job = TrainJob { config: &config, graph: network(10), data, out: &out, resume: true };
         train(job, observer).map_err(Box::new)
     };
     let stopped = run(&data(), &mut Stop).expect_err("a stop");
@@ -121,4 +119,12 @@ fn images_are_mirrored_unless_that_is_unwanted() {
         run(&config, network(10), &folder.path().join(name), false).expect("a run").train_loss
     };
     assert_ne!(loss("mirrored", false), loss("not mirrored", true));
+}
+
+#[test]
+fn labels_of_other_classes_are_not_judged() {
+    let data = data();
+    let none = |_: Vec<f32>, _: usize| -> Result<Vec<f32>, TrainError> { panic!("nothing to judge") };
+    let found = evaluate_with(7, &data.test, &data.train.normalisation(), 4, &mut |_, _| (), none);
+    assert!(matches!(found, Err(TrainError::Label { label: 7.., classes: 7 })), "{found:?}");
 }

@@ -21,9 +21,8 @@ fn pointwise_convolutions_alone_end_far_below_hetconv() {
     let top1 = |graph: Graph, name: &str| {
         let mut config = RunConfig::new("small-cifar_p4", "synthetic", RecipeName::OneCycle).expect("a name");
         config.epochs = 4;
-        let recipe = config.complete_recipe().expect("a recipe");
         let out = folder.path().join(name);
-        let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: false };
+        let job = TrainJob { config: &config, graph, data: &data, out: &out, resume: false };
         train(job, &mut ()).expect("a run").eval_top1
     };
     let (with, without) = (top1(het.clone(), "het"), top1(pointwise(het), "pointwise"));

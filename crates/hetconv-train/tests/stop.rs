@@ -32,8 +32,7 @@ fn a_stopped_run_goes_on_to_the_very_same_weights() {
     let folder = tempfile::tempdir().expect("a folder");
     let run = |name: &str, observer: &mut dyn TrainObserver| {
         let out = folder.path().join(name);
-        let recipe = config.complete_recipe().expect("a recipe");
-        let job = TrainJob { config: &config, graph: graph.clone(), data: &data, recipe, out: &out, resume: true };
+        let job = TrainJob { config: &config, graph: graph.clone(), data: &data, out: &out, resume: true };
         let ended = train(job, observer).map(drop);
         (ended, std::fs::read(out.join(run_files::MODEL)).ok())
     };

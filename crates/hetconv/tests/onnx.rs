@@ -164,6 +164,19 @@ fn weights_that_are_not_finite_are_not_passed_on() {
         }
         assert!(!folder.join("wrong.onnx").exists() && !folder.join("new.safetensors").exists());
     }
+    // No exporter of this project writes such a file: a number that stands out is made none.
+    let mut model = ModelFile::load(&folder.join("net.safetensors")).unwrap();
+    model.weights.get_mut("conv2.weight").unwrap().data[3] = 1234.5;
+    model.save(&folder.join("marked.safetensors")).unwrap();
+    json(folder, &["export", "marked.safetensors", "--keep-batch-norm", "-o", "marked.onnx"]);
+    let mut bytes = std::fs::read(folder.join("marked.onnx")).unwrap();
+    let at: Vec<usize> = (0..bytes.len() - 3).filter(|&at| bytes[at..at + 4] == 1234.5f32.to_le_bytes()).collect();
+    let &[at] = &at[..] else { panic!("marked at {at:?}") };
+    bytes[at..at + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    std::fs::write(folder.join("wrong.onnx"), bytes).unwrap();
+    let error = failure(folder, 1, &["convert", "wrong.onnx", "-p", "4", "-o", "new.onnx"]);
+    assert!(error.contains("wrong.onnx") && error.contains("tensor `conv2.weight` holds inf"), "{error}");
+    assert!(!folder.join("new.onnx").exists());
 }
 
 #[test]

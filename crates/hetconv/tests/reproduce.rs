@@ -97,6 +97,8 @@ fn bad_usage_is_2_and_says_what_would_do() {
     for (args, said) in [
         (&["table9"][..], "did you mean `table"),
         (&["fig3", "--bank", "4,8"], "three numbers"),
+        (&["table1", "--bank", "16,8,4"], "not asked for"),
+        (&["fig3", "--measure"], "fig3 has none"),
         (&["fig3", "--bank", "4,8,5"], "P must be 1 to 4"),
         (&["fig3", "--bank", "400,8,4"], "at most 64"),
         (&["table1", "--results", "nowhere"], "no such folder"),

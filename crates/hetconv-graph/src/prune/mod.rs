@@ -11,7 +11,7 @@ mod ties;
 
 use std::collections::HashSet;
 
-use crate::name::PRUNED;
+use crate::name::pruned_name;
 use crate::{Graph, GraphError, Node, Op, Shape, ValueId, WeightError, WeightTensor, Weights};
 use slice::Kept;
 use ties::{Ties, reads_one_of_several};
@@ -128,9 +128,7 @@ pub fn prune(graph: &Graph, weights: &Weights, amount: PruneAmount) -> Result<Pr
     let kept = pruning.kept(&removed);
     let mut left = Weights::new();
     let mut graph = pruning.rebuild(&kept, |kept, node, op| kept.weights(node, op, weights, &mut left))?;
-    if !graph.name.ends_with(PRUNED) {
-        graph.name.push_str(PRUNED);
-    }
+    graph.name = pruned_name(&graph.name);
     left.check(&graph)?;
     Ok(Pruned { graph, weights: left, ratio, layers })
 }

@@ -21,6 +21,7 @@ pub struct ConvSpec {
 
 /// Why a convolution cannot be computed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConvError {
     /// The window does not fit the image.
     #[error(transparent)]

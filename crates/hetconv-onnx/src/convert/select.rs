@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use hetconv_core::Conv2dGeometry;
-use hetconv_graph::{ConvertOptions, KeptReason};
+use hetconv_graph::{ConvertOptions, KeptReason, ValueError};
 
 use super::{Candidate, Stop};
 use crate::OnnxError;
@@ -64,6 +64,10 @@ pub(super) fn candidate(
         Ok((_, Elements::Int(_))) => return kept(KeptReason::ElementType),
         Err(fault) => return Err(failed(fault)),
     };
+    if let Some(&value) = kernels.iter().find(|value| !value.is_finite()) {
+        let fault = ValueError::NotFinite { name: node.input[1].clone(), value };
+        return Err(Stop::Failed(Box::new(fault.into())));
+    }
     Ok(Candidate { geometry, pattern, kernels, bias: None })
 }
 

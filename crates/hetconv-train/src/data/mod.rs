@@ -108,10 +108,7 @@ impl Split {
     }
 
     /// Image files with their labels.
-    ///
-    /// # Errors
-    /// As [`Split::new`].
-    pub fn photos(photos: Photos, labels: Vec<u16>) -> Result<Self, DataError> {
+    fn photos(photos: Photos, labels: Vec<u16>) -> Result<Self, DataError> {
         Self::checked(photos.len(), Source::Files(photos), labels)
     }
 
@@ -188,7 +185,8 @@ impl Split {
 /// A training split, a held-out split, and the names of the classes. The splits are shared with loader threads.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// What the data set is called: a known name or the path it came from.
+    /// What the data set is called: the path it came from, or of one that was found by a known name, the name of its file or
+    /// folder.
     pub name: String,
     /// What the network learns from.
     pub train: Arc<Split>,

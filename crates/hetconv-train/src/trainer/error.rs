@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use hetconv_burn::{ModuleError, VelocityError};
-use hetconv_graph::{FileError, GraphError};
+use hetconv_graph::{FileError, GraphError, NameError};
 use hetconv_kernels::IsaError;
 
 use crate::checkpoint::CheckpointError;
@@ -59,6 +59,14 @@ pub enum TrainError {
         /// What the data set has.
         found: String,
     },
+    /// An image of a class that the network does not know.
+    #[error("label {label} is out of range, the network tells {classes} classes apart")]
+    Label {
+        /// The label.
+        label: u16,
+        /// The network's classes.
+        classes: usize,
+    },
     /// [`TrainObserver::stops`](super::TrainObserver::stops) said so; the newest checkpoint is of this moment.
     #[error("stopped after {epochs} whole epochs")]
     Stopped {
@@ -79,6 +87,9 @@ pub enum TrainError {
     /// See [`ConfigError`].
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The settings name a network that does not exist.
+    #[error(transparent)]
+    Name(#[from] NameError),
     /// See [`LoaderError`].
     #[error(transparent)]
     Loader(#[from] LoaderError),

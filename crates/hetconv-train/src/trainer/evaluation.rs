@@ -29,7 +29,7 @@ pub struct Evaluation {
 /// Measures a network on a split, in batches of `batch` images; `watch` is told how many images are done.
 ///
 /// # Errors
-/// Images that do not fit the network, or a loader that failed.
+/// Images or labels that do not fit the network, or a loader that failed.
 pub fn evaluate(
     network: &GraphModule,
     split: &Arc<Split>,
@@ -46,7 +46,10 @@ pub fn evaluate(
 /// As [`evaluate`], of whatever gives the logits `[images, classes]` of so many images `[images, height, width, channels]`.
 ///
 /// # Errors
-/// What `logits` or the loading of images reports.
+/// Labels of other classes, and what `logits` or the loading of images reports.
+///
+/// # Panics
+/// If there are not as many logits.
 pub fn evaluate_with<E: From<TrainError>>(
     classes: usize,
     split: &Arc<Split>,
@@ -56,6 +59,9 @@ pub fn evaluate_with<E: From<TrainError>>(
     mut logits: impl FnMut(Vec<f32>, usize) -> Result<Vec<f32>, E>,
 ) -> Result<Evaluation, E> {
     let start = Instant::now();
+    if let Some(&label) = split.labels().iter().find(|&&label| usize::from(label) >= classes) {
+        return Err(TrainError::Label { label, classes }.into());
+    }
     let mut loader = BatchLoader::evaluation(split.clone(), normalisation, batch).map_err(TrainError::from)?;
     let (mut loss, mut top1, mut top5, mut images) = (0.0, 0, 0, 0);
     while let Some(Batch { images: pixels, labels, .. }) = loader.next().transpose().map_err(TrainError::from)? {

@@ -20,7 +20,6 @@ use crate::config::{Device, RunConfig};
 use crate::data::Dataset;
 use crate::loader::{LoaderError, steps_per_epoch};
 use crate::metrics::{EpochMetrics, Summary};
-use crate::recipe::Recipe;
 
 /// A run to do.
 #[derive(Debug)]
@@ -31,8 +30,6 @@ pub struct TrainJob<'a> {
     pub graph: Graph,
     /// What to learn from.
     pub data: &'a Dataset,
-    /// How to learn; [`RunConfig::complete_recipe`] gives the one that belongs to the settings.
-    pub recipe: Recipe,
     /// The run's folder.
     pub out: &'a Path,
     /// Whether to go on with a run that is in the folder; without one in it, a new run begins.
@@ -129,9 +126,9 @@ impl TrainJob<'_> {
     /// Steps of an epoch; there is at least one. What does not fill a step is dropped.
     fn steps_per_epoch(&self) -> Result<u64, TrainError> {
         let (samples, accumulate) = (self.data.train.len(), self.config.accumulate);
-        match steps_per_epoch(samples, self.recipe.batch_size) as u64 / accumulate.max(1) {
+        match steps_per_epoch(samples, self.config.batch_size) as u64 / accumulate.max(1) {
             0 => {
-                let batch_size = self.recipe.batch_size.saturating_mul(accumulate as usize);
+                let batch_size = self.config.batch_size.saturating_mul(accumulate as usize);
                 Err(LoaderError::TooFewSamples { samples, batch_size }.into())
             }
             steps => Ok(steps),

@@ -6,8 +6,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hetconv_burn::{DecayScope, GraphModule, SgdConfig};
+use hetconv_burn::{GraphModule, Sgd};
 use hetconv_graph::{ModelFile, Normalisation, WeightTensor, Weights};
+use hetconv_kernels::measure::cpu_name;
 
 use super::{StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, run_files};
 use crate::augment::Augment;
@@ -15,13 +16,14 @@ use crate::checkpoint::{Checkpoint, EpochSums, Progress};
 use crate::config::{ConfigError, RunConfig};
 use crate::loader::{BatchLoader, LoaderError, Position, TrainingBatches};
 use crate::metrics::{EpochMetrics, MetricsWriter, Summary, is_metrics};
-use crate::recipe::Sgd;
+use crate::recipe::Recipe;
 
 /// A run under way.
 pub(super) struct Run<'a> {
     job: &'a TrainJob<'a>,
+    recipe: Recipe,
     network: GraphModule,
-    optimizer: hetconv_burn::Sgd,
+    optimizer: Sgd,
     normalisation: Normalisation,
     metrics: MetricsWriter,
     progress: Progress,
@@ -52,7 +54,7 @@ impl<'a> Run<'a> {
 
     /// Begins the run, or takes up the one in the folder.
     fn open(job: &'a TrainJob<'a>, start: Option<&ModelFile>) -> Result<Self, TrainError> {
-        let TrainJob { config, graph, data, recipe, out, .. } = job;
+        let TrainJob { config, graph, data, out, .. } = job;
         let checkpoints = out.join(run_files::CHECKPOINTS);
         let found = Checkpoint::latest(&checkpoints)?;
         let holds_results = || [run_files::MODEL, run_files::SUMMARY].iter().any(|file| out.join(file).exists());
@@ -76,7 +78,8 @@ impl<'a> Run<'a> {
         let steps_per_epoch = job.steps_per_epoch()?;
         let device = burn_device(config.device)?;
         let newest = found.as_ref().map(|(path, _)| path.clone());
-        let mut optimizer = hetconv_burn::Sgd::new(sgd_config(&recipe.optimizer));
+        let recipe = config.complete_recipe()?;
+        let mut optimizer = Sgd::new(recipe.optimizer);
         let (network, progress) = match found {
             None => {
                 let weights = match start {
@@ -125,6 +128,7 @@ impl<'a> Run<'a> {
         Ok(Self {
             newest: crate::metrics::read_metrics(&metrics_path)?.pop(),
             job,
+            recipe,
             network,
             optimizer,
             normalisation,
@@ -174,11 +178,11 @@ impl<'a> Run<'a> {
 
     /// The batches that are still to come.
     fn loader(&self) -> Result<BatchLoader, TrainError> {
-        let TrainJob { config, data, recipe, .. } = self.job;
+        let TrainJob { config, data, .. } = self.job;
         let Position { epoch, step } = self.progress.position;
         let usual = Augment::usual(&data.train);
         let batches = TrainingBatches {
-            batch_size: recipe.batch_size,
+            batch_size: config.batch_size,
             augment: Augment { cutout: config.cutout.unwrap_or(0), flip: usual.flip && !config.no_flip, ..usual },
             seed: config.seed,
             // The loader counts batches, the run counts steps.
@@ -191,12 +195,12 @@ impl<'a> Run<'a> {
     /// The learning rate of a step of the run, counted from 0.
     fn rate(&self, step: u64) -> f64 {
         let total = self.steps_per_epoch * self.job.config.epochs;
-        self.job.recipe.schedule.lr(step, self.steps_per_epoch, total)
+        self.recipe.schedule.lr(step, self.steps_per_epoch, total)
     }
 
     /// One step of the optimizer, from as many batches as the settings say.
     fn step(&mut self, loader: &mut BatchLoader, position: Position, rate: f64) -> Result<(), TrainError> {
-        let TrainJob { config, recipe, .. } = self.job;
+        let TrainJob { config, .. } = self.job;
         let mut gradients: Option<hetconv_burn::Gradients> = None;
         let mut taken = 0;
         while taken < config.accumulate {
@@ -211,7 +215,7 @@ impl<'a> Run<'a> {
             }
             taken += 1;
             let images = batch.labels.len();
-            let out = self.network.step(batch.images, images, &batch.labels, recipe.label_smoothing as f32)?;
+            let out = self.network.step(batch.images, images, &batch.labels, self.recipe.label_smoothing as f32)?;
             if !out.loss.is_finite() {
                 return Err(self.diverged(position, format!("the loss is {}", out.loss)));
             }
@@ -257,7 +261,7 @@ impl<'a> Run<'a> {
 
     /// Judges the network after an epoch's last step.
     fn end_epoch(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
-        let batch = self.job.recipe.batch_size;
+        let batch = self.job.config.batch_size;
         let mut watch = |done, images| observer.evaluation(done, images);
         let evaluation = evaluate(&self.network, &self.job.data.test, &self.normalisation, batch, &mut watch)?;
         if !evaluation.loss.is_finite() {
@@ -300,12 +304,8 @@ impl<'a> Run<'a> {
 
     /// Weights that are not finite never take the place of a good checkpoint.
     fn check_weights(&self, position: Position) -> Result<(), TrainError> {
-        let weights = self.network.weights();
-        let infinite = |(_, tensor): &(&str, &WeightTensor)| !tensor.data.iter().all(|value| value.is_finite());
-        match weights.iter().find(infinite) {
-            Some((name, _)) => Err(self.diverged(position, format!("weight {name} is not finite"))),
-            None => Ok(()),
-        }
+        let checked = self.network.weights().check_values(&self.job.graph);
+        checked.map_err(|error| self.diverged(position, error.to_string()))
     }
 
     fn checkpoint(&mut self) -> Result<(), TrainError> {
@@ -326,11 +326,11 @@ impl<'a> Run<'a> {
 
     /// Writes the model and the summary.
     fn finish(self) -> Result<Summary, TrainError> {
-        let TrainJob { config, graph, data, out, recipe, .. } = self.job;
+        let TrainJob { config, graph, data, out, .. } = self.job;
         self.model().save(&out.join(run_files::MODEL))?;
         let cost = graph.cost()?;
         let last = self.newest.unwrap_or_default();
-        let images = self.progress.steps * config.accumulate * recipe.batch_size as u64;
+        let images = self.progress.steps * config.accumulate * config.batch_size as u64;
         let summary = Summary {
             model: graph.name.clone(),
             data: data.name.clone(),
@@ -338,7 +338,7 @@ impl<'a> Run<'a> {
             seed: config.seed,
             epochs: config.epochs,
             steps: self.progress.steps,
-            batch_size: recipe.batch_size,
+            batch_size: config.batch_size,
             train_images: data.train.len(),
             eval_images: data.test.len(),
             params: cost.params,
@@ -352,18 +352,10 @@ impl<'a> Run<'a> {
             images_per_second: images as f64 / self.progress.seconds.max(f64::MIN_POSITIVE),
             threads: rayon::current_num_threads(),
             device: config.device.to_string(),
+            machine: cpu_name(),
         };
         summary.save(&out.join(run_files::SUMMARY))?;
         Ok(summary)
-    }
-}
-
-fn sgd_config(sgd: &Sgd) -> SgdConfig {
-    SgdConfig {
-        momentum: sgd.momentum as f32,
-        nesterov: sgd.nesterov,
-        weight_decay: sgd.weight_decay as f32,
-        decay: DecayScope::Kernels,
     }
 }
 

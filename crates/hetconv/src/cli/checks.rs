@@ -50,7 +50,7 @@ pub fn run(_: &Args, output: &Output) -> Result<()> {
         measure::fma_peak(isa);
     }
     let checks = Checks {
-        cpu: cpu_name(),
+        cpu: measure::cpu_name(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         features: features(),
         isas: Isa::available().into_iter().map(Isa::name).collect(),
@@ -87,13 +87,6 @@ fn text(checks: &Checks) -> String {
         checks.versions.hetconv,
         checks.versions.burn,
     )
-}
-
-/// The CPU's name as the system gives it, or its architecture where it doesn't.
-pub fn cpu_name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
 #[cfg(target_arch = "x86_64")]

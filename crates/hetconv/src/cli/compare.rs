@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use hetconv::graph::{Graph, ModelFile, ModelName, Substitution};
 use hetconv::kernels::Isa;
+use hetconv::kernels::measure::cpu_name;
 use hetconv::report::{Report, Variant};
 use hetconv::train::{Dataset, RecipeName, RunConfig, Summary, TrainJob, run_files};
 use hetconv::units::{count, duration, grouped, milliseconds};
@@ -15,7 +16,7 @@ use super::reproduce::results::{as_flags, changed_settings};
 use super::runs::{self, FinishedRun};
 use super::train::{Settings, data_of, network, train_one};
 use super::usage::bad_usage;
-use super::{checks, files, timing};
+use super::{files, timing};
 
 /// Train one network with several convolutions and set them side by side: the main job
 #[derive(clap::Args)]
@@ -104,7 +105,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     for (graph, configs) in graphs.iter().zip(&configs) {
         for config in configs {
             let out = folder(&args.out, config);
-            job(config, graph, &data, &out)?.check()?;
+            job(config, graph, &data, &out).check()?;
             check_stored(config, &data, &out)?;
         }
     }
@@ -115,7 +116,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         for config in configs {
             let out = folder(&args.out, config);
             let name = format!("{} seed {}", candidate.label, config.seed);
-            runs.push(train_or_reuse(job(config, graph, &data, &out)?, &name)?);
+            runs.push(train_or_reuse(job(config, graph, &data, &out), &name)?);
         }
         trained.push(runs);
     }
@@ -180,8 +181,8 @@ fn folder(out: &Path, config: &RunConfig) -> PathBuf {
 }
 
 /// One run, which goes on where an unfinished one was.
-fn job<'a>(config: &'a RunConfig, graph: &Graph, data: &'a Dataset, out: &'a Path) -> Result<TrainJob<'a>> {
-    Ok(TrainJob { config, graph: graph.clone(), data, recipe: config.complete_recipe()?, out, resume: true })
+fn job<'a>(config: &'a RunConfig, graph: &Graph, data: &'a Dataset, out: &'a Path) -> TrainJob<'a> {
+    TrainJob { config, graph: graph.clone(), data, out, resume: true }
 }
 
 /// Whether the run in a folder, if there is one, has these very settings and was made on this data.
@@ -273,7 +274,7 @@ fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>)
             ),
         ),
         ("Seeds", seeds.join(", ")),
-        ("Machine", format!("{}, {threads} threads, {isa}", checks::cpu_name())),
+        ("Machine", format!("{}, {threads} threads, {isa}", cpu_name())),
         ("Time per image", format!("batch of {}", timing::BATCH)),
         ("Program", format!("hetconv {}", env!("CARGO_PKG_VERSION"))),
     ];

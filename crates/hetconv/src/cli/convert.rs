@@ -18,7 +18,8 @@ use regex::Regex;
 use serde::Serialize;
 
 use super::classifier::planes;
-use super::data::open_data;
+use super::data::open_data_for;
+use super::files::{folder_of, place};
 use super::images::{ImageSize, Normalise};
 use super::model;
 use super::output::{Output, table};
@@ -245,7 +246,7 @@ impl Source {
     /// Opens it, saying how images are normalised if that was given.
     fn open(path: &Path, normalise: &Normalise) -> Result<Self> {
         let path = path.to_owned();
-        if path.extension().is_some_and(|extension| extension == "onnx") {
+        if onnx::is_onnx(&path) {
             let mut bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             if let Some(given) = normalise.given(normalise.mean.len())? {
                 bytes = match onnx::state_normalisation(&bytes, &given) {
@@ -265,8 +266,7 @@ impl Source {
 
     /// Whether a file of this name would be taken for one of the same kind.
     fn is_kind_of(&self, path: &Path) -> bool {
-        let is_onnx = path.extension().is_some_and(|extension| extension == "onnx");
-        is_onnx == matches!(self, Self::Onnx { .. })
+        onnx::is_onnx(path) == matches!(self, Self::Onnx { .. })
     }
 
     /// The bytes of the converted file, and what was done.
@@ -278,7 +278,7 @@ impl Source {
                 Ok((converted.to_bytes()?, report))
             }
             Self::Onnx { path, bytes } => {
-                let converted = onnx::convert(bytes, Some(folder(path)), options);
+                let converted = onnx::convert(bytes, Some(folder_of(path)), options);
                 let converted = converted.with_context(|| path.display().to_string())?;
                 Ok((converted.bytes, converted.report))
             }
@@ -288,12 +288,10 @@ impl Source {
     /// The bytes as they are to stand in a file: external data that would not be found from there is taken in.
     fn moved_to(&self, file: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let Self::Onnx { path, .. } = self else { return Ok(bytes) };
-        let real = |path: &Path| folder(path).canonicalize();
-        // A folder that is not there yet is another one; writing to it will fail by itself.
-        if real(path).ok() == real(file).ok() {
+        if place(folder_of(path)) == place(folder_of(file)) {
             return Ok(bytes);
         }
-        onnx::embed_external_data(&bytes, folder(path))
+        onnx::embed_external_data(&bytes, folder_of(path))
             .with_context(|| format!("{}: its data cannot be taken into {}", path.display(), file.display()))
     }
 
@@ -311,7 +309,7 @@ impl Source {
             Self::Model { file, .. } => &**file,
             Self::Onnx { path, bytes } => {
                 let options = ImportOptions { image_size: args.image_size.get().if_open(), as_written: true };
-                let network = onnx::import(bytes, Some(folder(path)), &options);
+                let network = onnx::import(bytes, Some(folder_of(path)), &options);
                 let network = network.with_context(|| format!("{}: it cannot be run here", path.display()))?;
                 model::has_size(path, &network.model.graph, args.image_size.get())?;
                 states_normalisation = network.states_normalisation;
@@ -338,11 +336,6 @@ impl Source {
     }
 }
 
-/// The folder a file is in.
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// Training images as the network takes them, `[images, channels, height, width]`.
 fn images(
     graph: &Graph,
@@ -350,16 +343,11 @@ fn images(
     data: &str,
     args: &Args,
 ) -> Result<Vec<f32>> {
-    let input = graph.input_shape().unwrap_or_default();
-    let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
     let limit_train = Some(args.calibration_images as usize);
     let hold_out = hold_out(args.hold_out, &args.file, data)?;
-    let set = open_data(data, &LoadOptions { image_size, limit_train, hold_out })?;
-    let [height, width, channels] = set.train.shape();
-    if input != [channels, height, width] {
-        let [c, h, w] = input;
-        bad_usage!("the network takes images of {c}×{h}×{w}, but {data} has {channels}×{height}×{width}");
-    }
+    let options = LoadOptions { limit_train, hold_out, ..LoadOptions::default() };
+    let set = open_data_for(graph, args.file.display(), data, options)?;
+    let [_, _, channels] = set.train.shape();
     let normalisation = normalise(channels)?;
     let mut images = Vec::new();
     let mut loader = BatchLoader::evaluation(set.train.clone(), &normalisation, 64)?;

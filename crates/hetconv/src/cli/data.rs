@@ -1,10 +1,11 @@
 //! `hetconv data`
 
+use std::fmt::Display;
 use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
-use hetconv::graph::{Normalisation, nearest};
+use hetconv::graph::{Graph, Normalisation, nearest};
 use hetconv::train::{CatalogEntry, Dataset, LoadOptions, Split, catalog, search_folders};
 use hetconv::units::grouped;
 use rayon::prelude::*;
@@ -108,7 +109,7 @@ fn fetch(name: &str, output: &Output) -> Result<()> {
 }
 
 /// Opens a data set, and shows how many of its files are decoded.
-pub fn open_data(data: &str, options: &LoadOptions) -> Result<Dataset> {
+fn open_data(data: &str, options: &LoadOptions) -> Result<Dataset> {
     let mut progress = StepProgress::new(data, "images");
     Ok(Dataset::open_watched(data, options, &mut |done, images| progress.at(done, images))?)
 }
@@ -119,6 +120,23 @@ pub fn open_data_at_size(data: &str, options: &LoadOptions) -> Result<Dataset> {
     let [height, width, _] = set.train.shape();
     if let Some(size) = options.image_size.filter(|&size| [size, size] != [height, width]) {
         bad_usage!("--image-size {size} is for image files; the images of {} are {height}×{width}", set.name);
+    }
+    Ok(set)
+}
+
+/// Opens a data set as a network takes its images; `what` is what the network is called where they do not fit.
+pub fn open_data_for(graph: &Graph, what: impl Display, data: &str, options: LoadOptions) -> Result<Dataset> {
+    let input = graph.input_shape().unwrap_or_default();
+    // Image files are seen as the network takes them; other data sets have a size of their own.
+    let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
+    let set = open_data(data, &LoadOptions { image_size, ..options })?;
+    let [height, width, channels] = set.test.shape();
+    if input != [channels, height, width] {
+        let [c, h, w] = input;
+        bad_usage!(
+            "{what} takes images of {c}×{h}×{w} (channels, height, width), but {} has {channels}×{height}×{width}",
+            set.name
+        );
     }
     Ok(set)
 }

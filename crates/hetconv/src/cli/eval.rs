@@ -9,7 +9,7 @@ use hetconv::units::{duration, grouped};
 use serde::Serialize;
 
 use super::classifier::Classifier;
-use super::data::open_data;
+use super::data::open_data_for;
 use super::give_memory_back;
 use super::images::{ImageSize, Normalise};
 use super::model::{self, Opened};
@@ -67,21 +67,10 @@ struct Evaluated {
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     give_memory_back();
     let Opened { mut file, states_normalisation } = model::open_file(&args.file, args.image_size.get())?;
-    let input = file.graph.input_shape().unwrap_or_default();
-    // Image files are seen as the network takes them; other data sets have a size of their own.
-    let image_size = Some(input[1]).filter(|_| input[1] == input[2]);
-    let options =
-        LoadOptions { image_size, limit_train: None, hold_out: hold_out(args.hold_out, &args.file, &args.data)? };
-    let data = open_data(&args.data, &options)?;
-    let [height, width, channels] = data.test.shape();
-    if input != [channels, height, width] {
-        let [c, h, w] = input;
-        bad_usage!(
-            "{} takes images of {c}×{h}×{w} (channels, height, width), but {} has {channels}×{height}×{width}",
-            args.file.display(),
-            data.name
-        );
-    }
+    let hold_out = hold_out(args.hold_out, &args.file, &args.data)?;
+    let options = LoadOptions { hold_out, ..LoadOptions::default() };
+    let data = open_data_for(&file.graph, args.file.display(), &args.data, options)?;
+    let [_, _, channels] = data.test.shape();
     let normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
     let batch = args.batch_size as usize;
     let network = Classifier::new(&file.graph, mem::take(&mut file.weights), batch, !args.fast);

@@ -1,13 +1,25 @@
-//! Files that commands write, whole or not at all.
+//! Files that commands read and write, and where they are.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hetconv::graph::atomic_write;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Writes text.
+/// Where a path leads, however it is spelled, or would if something were there.
+pub fn place(path: impl AsRef<Path>) -> PathBuf {
+    let path = path.as_ref();
+    let new = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(new).unwrap_or_else(|| path.to_owned())
+}
+
+/// The folder a file is in.
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes text, whole or not at all.
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     atomic_write(path, |file| file.write_all(text.as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))

@@ -46,7 +46,7 @@ impl Size {
 pub fn open(model: &str, size: Size) -> Result<Model> {
     let path = Path::new(model);
     // No network's name looks like this, so a file is meant even if it isn't there.
-    let is_file = is_onnx(path) || path.extension().is_some_and(|extension| extension == "safetensors");
+    let is_file = onnx::is_onnx(path) || path.extension().is_some_and(|extension| extension == "safetensors");
     if is_file || path.is_file() || path.components().count() > 1 {
         return open_file(path, size).map(|opened| Model::File(Box::new(opened)));
     }
@@ -56,7 +56,7 @@ pub fn open(model: &str, size: Size) -> Result<Model> {
 /// Reads a model file or an ONNX file.
 pub fn open_file(path: &Path, size: Size) -> Result<Opened> {
     is_no_name(path)?;
-    if !is_onnx(path) {
+    if !onnx::is_onnx(path) {
         let file = load(path)?;
         let file = ModelFile { graph: at_size(file.graph, size)?, ..file };
         return Ok(Opened { file, states_normalisation: true });
@@ -108,14 +108,10 @@ pub fn load(path: &Path) -> Result<ModelFile> {
 pub fn files_of(path: &Path) -> Vec<PathBuf> {
     let mut files = vec![path.to_owned()];
     // Whoever reads it says what is wrong with it.
-    if let (true, Ok(bytes)) = (is_onnx(path), std::fs::read(path)) {
+    if let (true, Ok(bytes)) = (onnx::is_onnx(path), std::fs::read(path)) {
         files.extend(onnx::data_files(&bytes).unwrap_or_default().iter().map(|name| path.with_file_name(name)));
     }
     files
-}
-
-fn is_onnx(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "onnx")
 }
 
 /// Number of outputs of a classifier.

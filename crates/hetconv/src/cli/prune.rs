@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hetconv::graph::{ModelFile, ModelName, PruneAmount, Pruned, atomic_write, prune};
+use hetconv::graph::{ModelFile, PruneAmount, Pruned, atomic_write, prune, pruned_name};
 use hetconv::train::{Dataset, PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, run_files};
 use hetconv::units::{count, duration};
 use serde::{Deserialize, Serialize};
@@ -168,7 +168,7 @@ impl Pruning {
         }
         let before = whole.graph.cost()?;
         let start = ModelFile { graph: graph.clone(), weights, ..whole };
-        let job = TrainJob { config, graph, data, recipe: config.complete_recipe()?, out, resume };
+        let job = TrainJob { config, graph, data, out, resume };
         let summary = train_watched(job, Some(&start), name, observer)?;
         let fine_tuning = TrainingCost::of(&summary);
         let layer = |layer: &hetconv::graph::PrunedLayer| {
@@ -248,15 +248,6 @@ fn amount(from: &PrunedFrom) -> Result<PruneAmount> {
         (Some(ratio), None) => Ok(PruneAmount::Ratio(ratio)),
         (None, Some(macs)) => Ok(PruneAmount::Macs(macs)),
         _ => bad_usage!("say how much to remove: --ratio SHARE, --macs MACS or --match NAME, one of them"),
-    }
-}
-
-/// The name that a network's pruned form has in runs; recipes go by it if it is one of the zoo's.
-pub fn pruned_name(name: &str) -> String {
-    match name.parse::<ModelName>() {
-        Ok(name) => ModelName { pruned: true, ..name }.to_string(),
-        Err(_) if name.ends_with("_pruned") => name.to_owned(),
-        Err(_) => format!("{name}_pruned"),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use hetconv::graph::{ModelFile, ModelName, Substitution};
 use hetconv::kernels::Isa;
+use hetconv::kernels::measure::cpu_name;
 use hetconv::report::{Report, Variant};
 use hetconv::train::{Summary, run_files};
 use serde::Serialize;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use super::output::Output;
 use super::reproduce::results;
 use super::runs::{self, FinishedRun};
-use super::{checks, files, timing};
+use super::{files, timing};
 
 /// Write one self-contained HTML page about finished training runs
 #[derive(clap::Args)]
@@ -29,7 +30,7 @@ pub struct Args {
 
     /// Images in a batch when inference is measured
     #[arg(long, value_name = "N", default_value_t = timing::BATCH as u32)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "no_timing")]
     batch: u32,
 
     /// Do not measure inference
@@ -157,7 +158,7 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
         let (threads, isa) = (rayon::current_num_threads(), Isa::selected()?.name());
         setup.push((
             "time per image".to_owned(),
-            format!("batches of {batch}, {}, {threads} threads, {isa}", checks::cpu_name()),
+            format!("batches of {batch}, {}, {threads} threads, {isa}", cpu_name()),
         ));
     }
     let variants = groups.into_iter().zip(times).map(|((label, group), ms)| runs::variant(label, ms, &group));

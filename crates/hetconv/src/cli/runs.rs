@@ -8,6 +8,7 @@ use hetconv::graph::{Graph, ModelFile};
 use hetconv::report::{Epoch, Run, Variant};
 use hetconv::train::{EpochMetrics, RunConfig, Summary, read_metrics, run_files};
 
+use super::files::place;
 use super::{model, summary::reduction};
 
 /// A run's folder, read.
@@ -77,7 +78,7 @@ fn search(folders: &[PathBuf], wanted: fn(&Path) -> bool) -> Result<Vec<PathBuf>
         walk(folder, 4, wanted, &mut found).with_context(|| format!("cannot read {}", folder.display()))?;
     }
     let mut places = HashSet::new();
-    found.retain(|folder| places.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())));
+    found.retain(|folder| places.insert(place(folder)));
     Ok(found)
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hetconv::graph::{Graph, Weights};
+use hetconv::kernels::measure::has_memory;
 use hetconv::runtime::{Options, Plan, Session, Team};
 use hetconv::train::{Purpose, stream, uniform};
 
@@ -54,11 +55,9 @@ pub fn noise() -> impl Iterator<Item = f32> {
 
 /// A batch of them, if there is memory for it.
 pub fn noise_images(images: usize, image_len: usize) -> Result<Vec<f32>> {
-    let mut numbers = Vec::new();
-    let len = images.checked_mul(image_len).filter(|&len| numbers.try_reserve_exact(len).is_ok());
+    let len = images.checked_mul(image_len).filter(|&len| has_memory(len));
     let len = len.with_context(|| format!("there is no memory for a batch of {images} images"))?;
-    numbers.extend(noise().take(len));
-    Ok(numbers)
+    Ok(noise().take(len).collect())
 }
 
 /// How often work is measured.

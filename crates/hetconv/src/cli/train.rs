@@ -11,6 +11,7 @@ use hetconv::units::{count, duration, grouped, rate};
 
 use super::data::open_data_at_size;
 use super::eval::same_classes;
+use super::files::place;
 use super::images::{Normalise, join, or_stated};
 use super::model::{self, Opened, Size};
 use super::output::Output;
@@ -175,8 +176,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         Some(start) => start.graph.clone(),
         None => network(&config, &data)?,
     };
-    let recipe = config.complete_recipe()?;
-    let job = TrainJob { config: &config, graph, data: &data, recipe, out: &out, resume: args.run.resume };
+    let job = TrainJob { config: &config, graph, data: &data, out: &out, resume: args.run.resume };
     let summary = train_one(job, start.as_ref(), &config.model)?;
     output.result(&summary, |summary| text(summary, &out))
 }
@@ -341,11 +341,6 @@ fn same_hold_out(given: Option<u8>, file: &Path, own: &RunConfig) -> Result<Opti
         bad_usage!("--hold-out {given}, but {file} was trained with {own}: it has learned from images held out now");
     }
     Ok(own.hold_out)
-}
-
-/// Where a path leads, however it is spelled; the path itself if nothing is there.
-pub fn place(path: &str) -> PathBuf {
-    Path::new(path).canonicalize().unwrap_or_else(|_| PathBuf::from(path))
 }
 
 /// A flag that not all commands have, the value given, and what a run's settings say.

@@ -1,7 +1,7 @@
 //! Which errors are the person's way of asking, and which a run's failing.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hetconv::burn::ModuleError;
 use hetconv::calibrate::CalibrateError;
@@ -9,6 +9,8 @@ use hetconv::graph::{GraphError, NameError, PruneError};
 use hetconv::kernels::IsaError;
 use hetconv::runtime::CompileError;
 use hetconv::train::{ConfigError, DataError, LoaderError, TrainError};
+
+use super::files::place;
 
 /// Something asked for that cannot be meant; the message says what would be accepted.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
     // What is inside a transparent error does not stand in the chain.
     match cause.downcast_ref() {
-        Some(TrainError::Device(_) | TrainError::DoesNotFit { .. }) => return true,
+        Some(TrainError::Device(_) | TrainError::DoesNotFit { .. } | TrainError::Name(_)) => return true,
         Some(TrainError::Config(error)) => return is_bad_usage(error),
         Some(TrainError::Isa(error)) => return is_bad_usage(error),
         Some(TrainError::Loader(error)) => return is_bad_usage(error),
@@ -70,13 +72,6 @@ macro_rules! bad_usage {
     };
 }
 pub(in crate::cli) use bad_usage;
-
-/// Where a path leads, however it is spelled, or would if something were there.
-fn place(path: &Path) -> PathBuf {
-    let folder = || path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let new = || Some(folder().canonicalize().ok()?.join(path.file_name()?));
-    path.canonicalize().ok().or_else(new).unwrap_or_else(|| path.to_owned())
-}
 
 /// Whether files that will be written are none of those that are read, and each another one.
 pub fn keep_apart<'a>(written: &[PathBuf], read: impl IntoIterator<Item = &'a PathBuf>) -> anyhow::Result<()> {

@@ -8,7 +8,6 @@ use hetconv::kernels::{Batch, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direc
 use serde::Serialize;
 
 use super::percentile;
-use crate::cli::checks::cpu_name;
 use crate::cli::output::{Output, table};
 use crate::cli::progress::StepProgress;
 use crate::cli::timing::noise;
@@ -200,7 +199,7 @@ fn text(found: &[Measured], peak: f64) -> String {
     format!(
         "{rows}\n\nMACs executed in a forward pass, and shares of the FMA peak of {peak:.0} GFLOP/s: {threads} thread{}, {isa}, {}",
         if threads == 1 { "" } else { "s" },
-        cpu_name()
+        measure::cpu_name()
     )
 }
 

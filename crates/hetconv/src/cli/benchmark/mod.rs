@@ -7,11 +7,12 @@ mod training;
 
 use anyhow::Result;
 use hetconv::kernels::Isa;
+use hetconv::kernels::measure::cpu_name;
 use hetconv::runtime::Options;
 use hetconv::units::{count, milliseconds};
 use serde::Serialize;
 
-use super::checks::{cpu_name, peak_memory_mib};
+use super::checks::peak_memory_mib;
 use super::images::ImageSize;
 use super::output::Output;
 use super::usage::bad_usage;

@@ -80,8 +80,8 @@ pub struct Args {
     #[command(flatten)]
     settings: Settings,
 
-    /// Channels, filters and parts of figure 3
-    #[arg(long, value_name = "M,N,P", value_delimiter = ',', default_value = "16,8,4")]
+    /// Channels, filters and parts of figure 3 [default: 16,8,4]
+    #[arg(long, value_name = "M,N,P", value_delimiter = ',')]
     bank: Vec<usize>,
 
     /// Write everything into one HTML page as well
@@ -140,8 +140,11 @@ struct Reproduced {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let items = items(&args.items)?;
-    let &[channels, filters, parts] = args.bank.as_slice() else {
-        bad_usage!("--bank needs three numbers: channels, filters and parts, such as 16,8,4");
+    let bank = match args.bank.as_slice() {
+        [] => [16, 8, 4],
+        _ if !items.contains(&"fig3") => bad_usage!("--bank is what fig3 draws, which is not asked for"),
+        &[channels, filters, parts] => [channels, filters, parts],
+        _ => bad_usage!("--bank needs three numbers: channels, filters and parts, such as 16,8,4"),
     };
     let time = match args.time {
         Some(minutes) if !(0.0..1e6).contains(&minutes) => {
@@ -164,13 +167,17 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     if args.measure {
         let command = format!("hetconv reproduce {} --measure", items.join(" "));
-        measure::measure(&wanted(&tables, &items)?, &command, |found| results::add_measurements(&args.out, found))?;
+        let wanted = wanted(&tables, &items)?;
+        if wanted.is_empty() {
+            bad_usage!("--measure takes times, of which {} has none", items.join(", "));
+        }
+        measure::measure(&wanted, &command, |found| results::add_measurements(&args.out, found))?;
     }
     let results = read(args)?;
     let mut entries = Vec::new();
     for &item in &items {
         entries.push(match item {
-            "fig3" => figures::filters([channels, filters, parts])?,
+            "fig3" => figures::filters(bank)?,
             "fig4" => figures::latencies(&results)?,
             "fig5" => figures::speedups(&results)?,
             name => show::entry(TABLES.iter().find(|table| table.name == name).context("a table")?, &results)?,

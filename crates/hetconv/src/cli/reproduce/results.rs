@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use hetconv::kernels::measure::cpu_name;
 use hetconv::train::{Device, EpochMetrics, Recipe, RunConfig, read_whole_metrics, run_files};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::checks::cpu_name;
 use crate::cli::files::{read_csv, write_csv};
 use crate::cli::images::join;
 use crate::cli::prune;
@@ -136,7 +136,7 @@ impl Results {
                 };
                 match stored() {
                     Ok(run) => results.add_run(run),
-                    Err(error) => tracing::warn!("passing over the run in {}: {error:#}", folder.display()),
+                    Err(error) => tracing::warn!("passing over the run in {}: {error}", folder.display()),
                 }
             }
             results.unfinished = unfinished(run_folders)?;
@@ -300,7 +300,7 @@ impl RunLine {
             images_per_second: summary.images_per_second,
             threads: summary.threads,
             device: summary.device.clone(),
-            machine: cpu_name(),
+            machine: Some(&summary.machine).filter(|name| !name.is_empty()).cloned().unwrap_or_else(cpu_name),
             command: command(config, &summary.data),
         })
     }

@@ -1,7 +1,7 @@
 //! A table of the paper from what there is: costs from the graphs, times and accuracies from results.
 
 use anyhow::Result;
-use hetconv::graph::{Graph, ModelName, Substitution};
+use hetconv::graph::{Graph, ModelName, Substitution, pruned_name};
 use hetconv::report::Variant;
 use hetconv::units;
 use serde::Serialize;
@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::measure::TRAINING_BATCH;
 use super::paper::{Network, Row, Table};
 use super::results::{Results, RunLine, StoredRun, What};
-use crate::cli::prune::pruned_name;
 use crate::cli::summary::reduction;
 use crate::cli::{model, runs};
 

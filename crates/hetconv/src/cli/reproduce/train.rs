@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use hetconv::graph::pruned_name;
 use hetconv::train::{
     Dataset, EpochMetrics, PrunedFrom, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, name_of,
     run_files,
@@ -11,11 +12,12 @@ use hetconv::train::{
 
 use super::paper::{Network, Table};
 use super::results::{self, Results, RunLine, StoredRun};
+use crate::cli::files::place;
 use crate::cli::output::say;
 use crate::cli::progress::TrainingProgress;
-use crate::cli::prune::{self, Pruning, pruned_name};
+use crate::cli::prune::{self, Pruning};
 use crate::cli::runs;
-use crate::cli::train::{Settings, data_of, network, place, train_watched};
+use crate::cli::train::{Settings, data_of, network, train_watched};
 
 /// What is trained, and for how long.
 pub struct Order<'a> {
@@ -151,14 +153,8 @@ fn one(config: &RunConfig, folder: &Path, data: &Dataset, name: &str, until: Opt
             Pruning::of(from)?.train(config, data, folder, true, name, &mut observer).map(drop)
         }
         None if !runs::is_finished(folder) => {
-            let (graph, recipe) = (network(config, data)?, config.complete_recipe()?);
-            train_watched(
-                TrainJob { config, graph, data, recipe, out: folder, resume: true },
-                None,
-                name,
-                &mut observer,
-            )
-            .map(drop)
+            let job = TrainJob { config, graph: network(config, data)?, data, out: folder, resume: true };
+            train_watched(job, None, name, &mut observer).map(drop)
         }
         _ => Ok(()),
     };
