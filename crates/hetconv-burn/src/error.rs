@@ -33,12 +33,6 @@ pub enum ModuleError {
         /// What is wrong.
         source: GeometryError,
     },
-    /// A graph without exactly one input.
-    #[error("the network has {0} inputs; exactly one is supported here")]
-    Inputs(usize),
-    /// A graph without exactly one output of plain features.
-    #[error("the network's outputs are {0}; exactly one output of features is supported here")]
-    Outputs(String),
     /// Images that are not `[batch, height, width, channels]` of the network's size.
     #[error("images of shape {found:?}, but the network takes [batch, {height}, {width}, {channels}]")]
     Images {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, activation};
 use hetconv_core::{Conv2dGeometry, ConvKind};
-use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Node, Op, Shape, Takes, ValueId};
+use hetconv_graph::{Activation, Chain, ChannelPlan, Classifier, Fusion, Graph, Node, Op, Shape, Takes, ValueId};
 use hetconv_kernels::select::Select;
 use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
 
@@ -137,16 +137,7 @@ pub(crate) struct RunningIds {
 impl Program {
     pub fn new(graph: &Graph, implementation: Implementation) -> Result<Self, ModuleError> {
         let shapes = graph.shapes()?;
-        let inputs: Vec<[usize; 3]> = graph.inputs().map(|(_, shape)| shape).collect();
-        let &[input] = inputs.as_slice() else { return Err(ModuleError::Inputs(inputs.len())) };
-        let &[output] = graph.outputs.as_slice() else { return Err(outputs(graph, &shapes)) };
-        if !matches!(shapes[output], Shape::Features(_)) {
-            return Err(outputs(graph, &shapes));
-        }
-        let logits = match &graph.nodes[output] {
-            node if node.op == Op::Softmax => node.inputs[0],
-            _ => output,
-        };
+        let Classifier { image: input, output, logits, .. } = graph.classifier()?;
         let plan = ChannelPlan::new(graph)?;
         let compiler = Compiler { graph, shapes: &shapes, plan: &plan, implementation, indices: indices(graph)? };
         let mut instructions = Vec::with_capacity(graph.nodes.len());
@@ -360,11 +351,6 @@ fn activate(function: Activation, x: Tensor<4>) -> Tensor<4> {
         Activation::HardSwish => activation::hard_swish(x),
         Activation::Silu => activation::silu(x),
     }
-}
-
-fn outputs(graph: &Graph, shapes: &[Shape]) -> ModuleError {
-    let described: Vec<String> = graph.outputs.iter().map(|&output| shapes[output].to_string()).collect();
-    ModuleError::Outputs(described.join(", "))
 }
 
 /// Index of every parameter by name.

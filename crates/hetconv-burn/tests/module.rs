@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use common::{Numbers, assert_close, cross_entropy, run, weights64, wide};
 use hetconv_burn::{DecayScope, GraphModule, Implementation, ModuleError, Sgd, SgdConfig, VelocityError};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
-use hetconv_graph::{Activation, Graph, GraphBuilder, Op, Weights};
+use hetconv_graph::{Activation, Graph, GraphBuilder, GraphError, Op, Weights};
 use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeights, Direction, Isa};
 
 fn both() -> [Implementation; 2] {
@@ -109,11 +109,6 @@ fn images(graph: &Graph, batch: usize, seed: u64) -> Vec<f32> {
     Numbers(seed).vec(batch * c * h * w)
 }
 
-fn logits_node(graph: &Graph) -> usize {
-    let output = graph.outputs[0];
-    if graph.nodes[output].op == Op::Softmax { graph.nodes[output].inputs[0] } else { output }
-}
-
 #[test]
 fn evaluation_sums_directly_unless_asked_to_be_fast() {
     let (same, isa) = (Conv2dGeometry::same(3, 1), Isa::selected().expect("an instruction set"));
@@ -155,7 +150,9 @@ fn evaluation_equals_the_plain_interpreter() {
         for implementation in both() {
             let network =
                 GraphModule::with_implementation(&graph, &weights, &Device::flex(), implementation).expect("a network");
-            for (wanted, softmax) in [(graph.outputs[0], true), (logits_node(&graph), false)] {
+            for (wanted, softmax) in
+                [(graph.outputs[0], true), (graph.classifier().expect("a classifier").logits, false)]
+            {
                 let want = run(&graph, &mut weights64(&weights), &wide(&images), false, wanted).concat();
                 let x = network.upload_images(images.clone(), 3).expect("images").autodiff().require_grad();
                 let y = if softmax { network.forward(x) } else { network.logits(x) }.expect("a result");
@@ -176,7 +173,8 @@ fn gradients_equal_finite_differences() {
         let loss = |weights: &Weights, name: &str, index: usize, delta: f64| {
             let mut weights = weights64(weights);
             weights.get_mut(name).expect("a weight")[index] += delta;
-            let logits = run(&graph, &mut weights, &wide(&images), true, logits_node(&graph));
+            let logits =
+                run(&graph, &mut weights, &wide(&images), true, graph.classifier().expect("a classifier").logits);
             cross_entropy(&logits, &labels, 0.1)
         };
         let gradients = both().map(|implementation| {
@@ -419,12 +417,16 @@ fn networks_without_one_input_and_one_row_of_features_are_errors() {
     let x = b.input("image", [3, 4, 4]);
     let graph = b.finish([x]).expect("a graph");
     let new = |graph: &Graph| GraphModule::new(graph, &Weights::init(graph, 1).expect("weights"), &Device::flex());
-    assert!(matches!(new(&graph), Err(ModuleError::Outputs(_))));
+    let refused = |graph| match new(graph) {
+        Err(ModuleError::Graph(GraphError::NoClassifier { inputs, outputs, .. })) => (inputs, outputs),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&graph), (1, "3×4×4".to_owned()));
     let mut b = GraphBuilder::new("two");
     let x = b.input("a", [3, 1, 1]);
     let y = b.input("b", [3, 1, 1]);
     let x = b.add("sum", &[x, y]);
     let x = b.flatten("flatten", x);
     let graph = b.finish([x]).expect("a graph");
-    assert!(matches!(new(&graph), Err(ModuleError::Inputs(2))));
+    assert_eq!(refused(&graph).0, 2);
 }

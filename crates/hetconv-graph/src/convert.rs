@@ -10,6 +10,7 @@ use std::sync::Arc;
 use hetconv_core::{ArrangementKind, Conv2dGeometry, HetPattern};
 use serde::Serialize;
 
+use crate::weights::{draw, node_specs};
 use crate::{ConvKind, GraphError, ModelFile, Node, Op, Selection, ValueError, WeightError, WeightTensor, Weights};
 
 /// What to convert, and into what.
@@ -72,6 +73,33 @@ pub enum Init {
     Layers(Arc<BTreeMap<String, HetLayer>>),
 }
 
+impl Init {
+    /// The HetConv layer of these classes in place of a standard convolution with the weights `[N, M, K, K]`.
+    ///
+    /// # Errors
+    /// [`ConvertError::Layer`] if it is to be one that was not written out for them.
+    ///
+    /// # Panics
+    /// If the kernel has no centre or the weights are not so many.
+    pub fn layer(
+        &self,
+        name: &str,
+        pattern: HetPattern,
+        geometry: &Conv2dGeometry,
+        weight: &[f32],
+    ) -> Result<HetLayer, ConvertError> {
+        let projected = |pattern| HetLayer::projected(pattern, geometry, weight);
+        match self {
+            Init::Project => Ok(projected(pattern)),
+            Init::Random { seed } => Ok(projected(pattern).with_fresh_weights(name, geometry, *seed)),
+            Init::Layers(layers) => {
+                let layer = layers.get(name).filter(|layer| layer.replaces == weight);
+                layer.cloned().ok_or_else(|| ConvertError::Layer(name.to_owned()))
+            }
+        }
+    }
+}
+
 /// A HetConv layer in place of a standard convolution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HetLayer {
@@ -108,6 +136,21 @@ impl HetLayer {
             }
         }
         Self { pattern, center, ring, bias: None, replaces: weight.to_vec() }
+    }
+
+    /// The same with the taps that [`Weights::init`] gives a layer of this name.
+    fn with_fresh_weights(self, name: &str, geometry: &Conv2dGeometry, seed: u64) -> Self {
+        let op = Op::Conv2d {
+            in_channels: self.pattern.in_channels(),
+            out_channels: self.pattern.out_channels(),
+            geometry: geometry.clone(),
+            kind: ConvKind::Het(self.pattern.clone()),
+            bias: false,
+        };
+        let layer = Node { name: name.to_owned(), op, inputs: Vec::new() };
+        let fresh: Vec<_> = node_specs(&layer).iter().map(|spec| draw(spec, seed)).collect();
+        let [center, ring] = fresh.try_into().expect("a layer without bias has two tensors");
+        Self { center, ring, ..self }
     }
 
     /// Takes the place of a standard convolution and of its weights. Anything but a convolution stays as it is.
@@ -336,7 +379,7 @@ pub fn convert(model: &ModelFile, options: &ConvertOptions) -> Result<(ModelFile
         let (parts, kept) = match decided {
             Ok(pattern) => {
                 let weight = model.weights.get(&format!("{}.weight", node.name)).map_or(&[][..], |w| &w.data);
-                let layer = new_layer(options, &node.name, pattern, &geometry, weight)?;
+                let layer = options.init.layer(&node.name, pattern, &geometry, weight)?;
                 layer.install(node, &mut converted.weights);
                 (Some(layer.pattern.classes()), None)
             }
@@ -355,14 +398,6 @@ pub fn convert(model: &ModelFile, options: &ConvertOptions) -> Result<(ModelFile
     }
     if layers.iter().all(|layer| layer.parts.is_none()) {
         return Err(ConvertError::NothingConverted { kept: ConvertReport::new(layers).kept() });
-    }
-    if let Init::Random { seed } = options.init {
-        let fresh = Weights::init(&converted.graph, seed)?;
-        for layer in layers.iter().filter(|layer| layer.parts.is_some()) {
-            for name in ["center", "ring"].map(|suffix| format!("{}.{suffix}", layer.name)) {
-                fresh.get(&name).into_iter().for_each(|tensor| drop(converted.weights.insert(&name, tensor.clone())));
-            }
-        }
     }
     let mut parts: Vec<usize> = layers.iter().filter_map(|layer| layer.parts).collect();
     parts.sort_unstable();
@@ -392,22 +427,5 @@ fn decide(
     match options.keeps(name, first).or(of_kind).or(KeptReason::of_kernel(geometry.kernel)) {
         Some(reason) => Err(reason),
         None => options.pattern(name, in_channels, out_channels),
-    }
-}
-
-/// The layer in place of a convolution. Fresh weights are put in later, when the network is what it is to be.
-fn new_layer(
-    options: &ConvertOptions,
-    name: &str,
-    pattern: HetPattern,
-    geometry: &Conv2dGeometry,
-    weight: &[f32],
-) -> Result<HetLayer, ConvertError> {
-    match &options.init {
-        Init::Project | Init::Random { .. } => Ok(HetLayer::projected(pattern, geometry, weight)),
-        Init::Layers(layers) => {
-            let layer = layers.get(name).filter(|layer| layer.replaces == weight);
-            layer.cloned().ok_or_else(|| ConvertError::Layer(name.to_owned()))
-        }
     }
 }

@@ -33,6 +33,16 @@ pub enum GraphError {
         /// Number of nodes.
         nodes: usize,
     },
+    /// A network that does not tell classes of images apart.
+    #[error("`{name}` takes {inputs} images at a time and gives {outputs}, not one image and a number for each class")]
+    NoClassifier {
+        /// The network's name.
+        name: String,
+        /// How many inputs it has.
+        inputs: usize,
+        /// The shapes of its outputs.
+        outputs: String,
+    },
     /// A network that cannot be built from its name.
     #[error(
         "`{name}` says not which filters are left; a pruned network is made from a trained one and exists in files"

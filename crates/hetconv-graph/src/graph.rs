@@ -4,6 +4,8 @@ use hetconv_core::Conv2dGeometry;
 pub use hetconv_core::{Activation, ArrangementKind, ConvKind};
 use serde::{Deserialize, Serialize};
 
+use crate::{GraphError, Shape};
+
 /// Index of a node in [`Graph::nodes`], and of the one value it produces.
 pub type ValueId = usize;
 
@@ -46,6 +48,27 @@ impl Graph {
             Op::Input { shape } => Some((id, shape)),
             _ => None,
         })
+    }
+
+    /// What the network says of an image's class.
+    ///
+    /// # Errors
+    /// A graph that is not valid, or one of another kind: [`GraphError::NoClassifier`].
+    pub fn classifier(&self) -> Result<Classifier, GraphError> {
+        let shapes = self.shapes()?;
+        let inputs: Vec<[usize; 3]> = self.inputs().map(|(_, shape)| shape).collect();
+        if let (&[image], &[output]) = (&inputs[..], &self.outputs[..])
+            && let Shape::Features(classes) = shapes[output]
+        {
+            let logits = match &self.nodes[output] {
+                node if node.op == Op::Softmax => node.inputs[0],
+                _ => output,
+            };
+            return Ok(Classifier { image, output, logits, classes });
+        }
+        let outputs: Vec<String> = self.outputs.iter().map(|&output| shapes[output].to_string()).collect();
+        let (name, outputs) = (self.name.clone(), outputs.join(" and "));
+        Err(GraphError::NoClassifier { name, inputs: inputs.len(), outputs })
     }
 
     /// The same network with a standard convolution in place of every HetConv layer.
@@ -103,6 +126,19 @@ impl Graph {
         part.outputs = values.iter().map(|&value| new_ids[value]).collect();
         part
     }
+}
+
+/// A network that takes one image and gives a number for each class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Classifier {
+    /// `[channels, height, width]` of the image.
+    pub image: [usize; 3],
+    /// The network's result.
+    pub output: ValueId,
+    /// The same before any softmax at the end.
+    pub logits: ValueId,
+    /// How many classes there are.
+    pub classes: usize,
 }
 
 /// The nodes that read each value of a graph, and the values that are wanted as such: the network's results, and others.

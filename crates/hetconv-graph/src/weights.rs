@@ -391,7 +391,7 @@ fn check_spare_slots(name: &str, tensor: &WeightTensor, used: &[usize]) -> Resul
 }
 
 /// The initial elements of one tensor.
-fn draw(spec: &WeightSpec, seed: u64) -> Vec<f32> {
+pub(crate) fn draw(spec: &WeightSpec, seed: u64) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(fnv1a(&spec.name));
     let elements = spec.elements();

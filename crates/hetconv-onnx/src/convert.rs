@@ -8,8 +8,7 @@ use std::path::Path;
 
 use hetconv_core::{ChannelOrder, Conv2dGeometry, HetPattern};
 use hetconv_graph::{
-    ConvCost, ConvKind, ConvertOptions, ConvertReport, ConvertedLayer, GraphBuilder, HetLayer, Init, KeptReason, Op,
-    Shape, Weights,
+    ConvCost, ConvertError, ConvertOptions, ConvertReport, ConvertedLayer, Init, KeptReason, Op, Shape,
 };
 use prost::Message;
 use prost::bytes::Bytes;
@@ -57,7 +56,7 @@ struct Candidate {
 /// A file that is none, P = 0, or one in which nothing could be converted, with the reasons.
 pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) -> Result<Converted, OnnxError> {
     if !options.has_parts() {
-        return Err(OnnxError::NoParts);
+        return Err(ConvertError::NoParts.into());
     }
     let bytes = Bytes::copy_from_slice(bytes);
     let mut model = ModelProto::decode(bytes.clone())?;
@@ -102,7 +101,7 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
         .extend(out_of_reach(&model).into_iter().map(|node| row(node, None, None, Some(KeptReason::OutOfReach), None)));
     let report = ConvertReport::new(layers);
     if replaced.is_empty() {
-        return Err(OnnxError::NothingConverted { kept: report.kept() });
+        return Err(ConvertError::NothingConverted { kept: report.kept() }.into());
     }
     let bytes = edit::edit(&bytes, graph, replaced, writer.initializers, model.ir_version())?;
     Ok(Converted { bytes, report })
@@ -118,14 +117,7 @@ impl Candidate {
     /// With the weights that it is to have.
     fn with(self, init: &Init, name: &str) -> Result<Self, OnnxError> {
         let Self { geometry, pattern, kernels, .. } = self;
-        let layer = match init {
-            Init::Project => HetLayer::projected(pattern, &geometry, &kernels),
-            Init::Random { seed } => random(name, pattern, &geometry, *seed)?,
-            Init::Layers(layers) => match layers.get(name).filter(|layer| layer.replaces == kernels) {
-                Some(layer) => layer.clone(),
-                None => return Err(OnnxError::Layer { name: name.to_owned() }),
-            },
-        };
+        let layer = init.layer(name, pattern, &geometry, &kernels)?;
         let orders = [layer.pattern.in_channels(), layer.pattern.out_channels()].map(ChannelOrder::natural);
         let tensors = [layer.center.as_slice(), &layer.ring];
         let kernels = dense_kernels(&layer.pattern, &geometry, tensors, [&orders[0], &orders[1]]);
@@ -156,21 +148,6 @@ fn replacement(node: &NodeProto, candidate: &Candidate, writer: &mut Writer) -> 
         (last.doc_string, last.metadata_props) = (node.doc_string.clone(), node.metadata_props.clone());
     }
     nodes
-}
-
-/// A HetConv layer with fresh weights.
-fn random(name: &str, pattern: HetPattern, geometry: &Conv2dGeometry, seed: u64) -> Result<HetLayer, OnnxError> {
-    // A network of this layer alone; its image is as large as the window.
-    let mut alone = GraphBuilder::new(name);
-    let extent = |axis: usize| geometry.dilation[axis] * (geometry.kernel[axis] - 1) + 1;
-    let x = alone.input("input", [pattern.in_channels(), extent(0), extent(1)]);
-    let name = if name == "input" { "layer" } else { name };
-    let kind = ConvKind::Het(pattern.clone());
-    let x = alone.conv(name, x, pattern.out_channels(), geometry.clone(), kind, false);
-    let mut weights = Weights::init(&alone.finish([x])?, seed)?;
-    let mut tensor =
-        |suffix: &str| weights.remove(&format!("{name}.{suffix}")).map_or(Vec::new(), |tensor| tensor.data);
-    Ok(HetLayer { center: tensor("center"), ring: tensor("ring"), pattern, bias: None, replaces: Vec::new() })
 }
 
 /// The report's row of one convolution.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use hetconv_graph::{GraphError, ValueError, WeightError, kept_lines};
+use hetconv_graph::{ConvertError, GraphError, ValueError, WeightError};
 
 use crate::TensorFault;
 
@@ -108,21 +108,9 @@ pub enum OnnxError {
         /// One of them.
         node: String,
     },
-    /// P = 0.
-    #[error("HetConv needs at least 1 part, got P = 0")]
-    NoParts,
-    /// A file without a convolution that could be converted.
-    #[error("nothing was converted:{}", kept_lines(kept))]
-    NothingConverted {
-        /// The name of every convolution, and why it stays as it is.
-        kept: Vec<(String, String)>,
-    },
-    /// Written-out layers that are not this file's.
-    #[error("no weights were given for node `{name}`, or those of another layer")]
-    Layer {
-        /// The node.
-        name: String,
-    },
+    /// A file that cannot be converted.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
     /// Functions that call themselves, or come to too many nodes.
     #[error("node `{node}` calls a function that calls itself or is too large when written out")]
     Functions {

@@ -40,7 +40,7 @@ pub use error::{OnnxError, UnsupportedNode};
 pub use export::{ExportOptions, Style, export};
 pub use external::{data_files, embed_external_data};
 pub use hetconv_graph::{
-    ConvCost, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, Selection,
+    ConvCost, ConvertError, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, Selection,
 };
 pub use import::{ImportOptions, Imported, import, import_file, is_onnx};
 pub use metadata::state_normalisation;

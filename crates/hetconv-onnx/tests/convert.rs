@@ -14,8 +14,8 @@ use hetconv_onnx::proto::{
     ValueInfoProto,
 };
 use hetconv_onnx::{
-    ConvertOptions, ConvertedLayer, ExportOptions, HetLayer, ImportOptions, Init, KeptReason, OnnxError, Selection,
-    convert, embed_external_data, export, import,
+    ConvertError, ConvertOptions, ConvertedLayer, ExportOptions, HetLayer, ImportOptions, Init, KeptReason, OnnxError,
+    Selection, convert, embed_external_data, export, import,
 };
 use prost::Message;
 
@@ -200,11 +200,11 @@ fn nothing_converted_is_an_error_with_the_reasons() {
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
     let bytes = export(&model, &ExportOptions::default()).unwrap();
     let error = convert(&bytes, None, &ConvertOptions::new(4)).unwrap_err();
-    let OnnxError::NothingConverted { kept } = &error else { panic!("{error}") };
+    let OnnxError::Convert(ConvertError::NothingConverted { kept }) = &error else { panic!("{error}") };
     assert_eq!(kept.len(), 27);
     let message = error.to_string();
     assert!(kept.iter().all(|(name, reason)| message.contains(&format!("`{name}`")) && message.contains(reason)));
-    assert!(matches!(convert(&bytes, None, &ConvertOptions::new(0)), Err(OnnxError::NoParts)));
+    assert!(matches!(convert(&bytes, None, &ConvertOptions::new(0)), Err(OnnxError::Convert(ConvertError::NoParts))));
 }
 
 /// The file's model with something changed.
@@ -545,5 +545,7 @@ fn given_layers_are_written() {
         decode(&converted.bytes).graph.unwrap().initializer.iter().map(|t| t.name().to_owned()).collect();
     assert!(!names.contains(&"wide.weight".to_owned()), "{names:?}");
     let other = HetLayer { replaces: weight[1..].to_vec(), ..given };
-    assert!(matches!(convert(&bytes, None, &options(other)), Err(OnnxError::Layer { name }) if name == "wide"));
+    assert!(
+        matches!(convert(&bytes, None, &options(other)), Err(OnnxError::Convert(ConvertError::Layer(name))) if name == "wide")
+    );
 }

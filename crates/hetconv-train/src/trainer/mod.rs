@@ -10,7 +10,7 @@ mod run;
 
 use std::path::Path;
 
-use hetconv_graph::{Graph, ModelFile, Shape};
+use hetconv_graph::{Classifier, Graph, ModelFile};
 
 pub use error::TrainError;
 pub use evaluation::{Evaluation, evaluate, evaluate_with};
@@ -160,17 +160,15 @@ pub fn fine_tune(
 /// The network takes the data's images and has a logit for every class.
 fn check_fit(graph: &Graph, data: &Dataset) -> Result<(), TrainError> {
     let [height, width, channels] = data.train.shape();
-    let takes = graph.input_shape();
-    let shapes = graph.shapes()?;
-    let classes = graph.outputs.first().and_then(|&output| shapes.get(output)).map(Shape::elements);
-    if takes == Some([channels, height, width]) && classes == Some(data.classes.len()) {
+    let Classifier { image, classes, .. } = graph.classifier()?;
+    if image == [channels, height, width] && classes == data.classes.len() {
         return Ok(());
     }
-    let [c, h, w] = takes.unwrap_or_default();
+    let [c, h, w] = image;
     Err(TrainError::DoesNotFit {
         model: graph.name.clone(),
         data: data.name.clone(),
-        network: format!("images of {h}×{w}×{c} and has {} classes", classes.unwrap_or(0)),
+        network: format!("images of {h}×{w}×{c} and has {classes} classes"),
         found: format!("images of {height}×{width}×{channels} and {} classes", data.classes.len()),
     })
 }

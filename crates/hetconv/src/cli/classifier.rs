@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use hetconv::graph::{Graph, Op, Shape, Weights};
+use hetconv::graph::{Graph, Weights};
 use hetconv::runtime::{Options, Plan, Session, Team};
-
-use super::usage::bad_usage;
 
 /// Gives logits for images.
 pub struct Classifier {
@@ -21,17 +19,8 @@ impl Classifier {
     /// Of a network and its weights, for so many images at a time.
     pub fn new(graph: &Graph, weights: Weights, batch: usize, exact: bool) -> Result<Self> {
         let mut graph = graph.clone();
-        let shapes = graph.shapes()?;
-        let inputs = graph.inputs().count();
-        let (1, &[output]) = (inputs, graph.outputs.as_slice()) else {
-            bad_usage!("{} has {inputs} inputs and {} outputs, not one each", graph.name, graph.outputs.len());
-        };
-        let Shape::Features(classes) = shapes[output] else {
-            bad_usage!("{} gives {}, not a number for each class", graph.name, shapes[output]);
-        };
-        if graph.nodes[output].op == Op::Softmax {
-            graph.outputs = graph.nodes[output].inputs.clone();
-        }
+        let hetconv::graph::Classifier { logits, classes, .. } = graph.classifier()?;
+        graph.outputs = vec![logits];
         let plan = Plan::compile_owned(&graph, weights, &Options { batch, exact, ..Options::default() })?;
         let team = Arc::new(Team::new(rayon::current_num_threads()));
         Ok(Self { plan: Arc::new(plan), team, session: None, classes })

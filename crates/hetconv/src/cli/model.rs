@@ -114,12 +114,6 @@ pub fn files_of(path: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Number of outputs of a classifier.
-pub fn outputs(graph: &Graph) -> usize {
-    let shapes = graph.shapes().unwrap_or_default();
-    graph.outputs.first().and_then(|&output| shapes.get(output)).map_or(0, |shape| shape.channels())
-}
-
 /// Builds a network for images of `[channels, height, width]`, and says where P or G did not fit.
 pub fn build(name: &ModelName, classes: usize, input: Option<[usize; 3]>) -> Result<Graph> {
     let (graph, notes) = zoo::build_with_notes(name, classes)?;
@@ -163,9 +157,8 @@ pub fn standard(graph: &Graph) -> Result<Graph> {
 /// The zoo's standard network of the graph's name, if the graph is what the zoo has under that name or was pruned from it:
 /// files from elsewhere may bear any name.
 fn standard_of_zoo(graph: &Graph) -> Result<Option<Graph>> {
-    let (Ok(name), Some(input)) = (graph.name.parse::<ModelName>(), graph.input_shape()) else { return Ok(None) };
-    let classes = graph.shapes()?[graph.outputs[0]].channels();
-    let of_zoo = |name: &ModelName| zoo::build(name, classes)?.with_input(input);
+    let (Ok(name), Ok(like)) = (graph.name.parse::<ModelName>(), graph.classifier()) else { return Ok(None) };
+    let of_zoo = |name: &ModelName| zoo::build(name, like.classes)?.with_input(like.image);
     let whole = ModelName { pruned: false, ..name.clone() };
     let Ok(of_name) = of_zoo(&whole) else { return Ok(None) };
     // Batch-norms may be folded and nodes have other names, but neither changes what convolutions cost.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hetconv::graph::{ModelFile, PruneAmount, Pruned, atomic_write, prune, pruned_name};
+use hetconv::graph::{Classifier, ModelFile, PruneAmount, Pruned, atomic_write, prune, pruned_name};
 use hetconv::train::{Dataset, PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, run_files};
 use hetconv::units::{count, duration};
 use serde::{Deserialize, Serialize};
@@ -160,7 +160,7 @@ impl Pruning {
         observer: &mut dyn TrainObserver,
     ) -> Result<(Report, Summary)> {
         let Self { file, whole, pruned: Pruned { graph, weights, ratio, layers } } = self;
-        same_classes(&file, &whole.classes, model::outputs(&graph), data)?;
+        same_classes(&file, &whole.classes, graph.classifier()?.classes, data)?;
         // Before hours are spent: a run that cannot be read would leave them without a report, and so would somebody else's.
         let (training, top1_before) = history(&file)?;
         if out.join(REPORT).exists() {
@@ -209,7 +209,8 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     };
     let macs = match (&args.amount.like, &whole) {
         (Some(like), Some(whole)) => {
-            let like = model::build(&like.parse()?, model::outputs(&whole.graph), whole.graph.input_shape())?;
+            let Classifier { classes, image, .. } = whole.graph.classifier()?;
+            let like = model::build(&like.parse()?, classes, Some(image))?;
             Some(like.cost()?.macs)
         }
         (Some(_), None) => bad_usage!("--match needs FILE, whose classes and image size the other network gets"),

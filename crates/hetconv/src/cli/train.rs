@@ -185,7 +185,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 fn start(config: &RunConfig, opened: Opened, data: &Dataset) -> Result<ModelFile> {
     let Opened { file, states_normalisation } = opened;
     let path = Path::new(config.from.as_deref().unwrap_or_default());
-    same_classes(path, &file.classes, model::outputs(&file.graph), data)?;
+    same_classes(path, &file.classes, file.graph.classifier()?.classes, data)?;
     let normalisation = or_stated(config.normalisation.clone(), &file.normalisation, states_normalisation);
     Ok(ModelFile { normalisation, ..file })
 }

@@ -35,6 +35,7 @@ fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
         Some(TrainError::Device(_) | TrainError::DoesNotFit { .. } | TrainError::Name(_)) => return true,
         Some(TrainError::Config(error)) => return is_bad_usage(error),
         Some(TrainError::Isa(error)) => return is_bad_usage(error),
+        Some(TrainError::Graph(error)) => return is_bad_usage(error),
         Some(TrainError::Loader(error)) => return is_bad_usage(error),
         Some(TrainError::Module(error)) => return is_bad_usage(error),
         _ => {}
@@ -49,7 +50,7 @@ fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
         || cause.is::<IsaError>()
         || matches!(cause.downcast_ref(), Some(ModuleError::Isa(_)))
         || matches!(cause.downcast_ref(), Some(CompileError::Isa(_)))
-        || matches!(cause.downcast_ref(), Some(GraphError::Pruned { .. }))
+        || matches!(cause.downcast_ref(), Some(GraphError::Pruned { .. } | GraphError::NoClassifier { .. }))
         || matches!(
             cause.downcast_ref(),
             Some(
