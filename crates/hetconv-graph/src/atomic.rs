@@ -1,6 +1,6 @@
 //! Files that are either whole or not there.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use tempfile::NamedTempFile;
 
 /// Writes a file so that whoever looks at `path`, at any moment and after any crash, sees the old file or the new one,
 /// whole: the bytes go to a temporary file beside it, which is synced and renamed. A link stays one, to the new file, and
-/// a file that is there keeps its permissions. What is no file, such as a pipe or a device, takes the bytes as they come.
+/// a file that is there, and is the same person's, keeps its permissions. What is no file, such as a pipe or a device, takes the bytes as they come.
 ///
 /// # Errors
 /// Whatever `write` or the file system reports; the old file is then as it was, and no temporary file is left.
@@ -42,7 +42,7 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     // Dropped on every early return below, and with it the file on disk.
     let mut temporary = new_file(directory)?;
     if let Some(found) = found {
-        temporary.as_file().set_permissions(found.permissions())?;
+        keep_permissions(&found, temporary.as_file())?;
     }
     let mut buffered = BufWriter::new(temporary.as_file_mut());
     write(&mut buffered)?;
@@ -60,6 +60,24 @@ fn new_file(directory: &Path) -> io::Result<NamedTempFile> {
     // The process's umask is applied to these by the system.
     let permissions = std::fs::Permissions::from_mode(0o666);
     tempfile::Builder::new().prefix(".hetconv-").permissions(permissions).tempfile_in(directory)
+}
+
+/// Gives a file the permissions of the one it will replace, if both are the same person's: they are then what that person
+/// wanted.
+#[cfg(unix)]
+fn keep_permissions(of: &Metadata, file: &File) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let new = file.metadata()?;
+    if new.uid() == of.uid() && new.mode() != of.mode() {
+        // Some file systems have no permissions to change.
+        let _ = file.set_permissions(of.permissions());
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn keep_permissions(_: &Metadata, _: &File) -> io::Result<()> {
+    Ok(())
 }
 
 #[cfg(not(unix))]

@@ -34,7 +34,7 @@ pub enum GraphError {
         nodes: usize,
     },
     /// A network that does not tell classes of images apart.
-    #[error("`{name}` takes {inputs} images at a time and gives {outputs}, not one image and a number for each class")]
+    #[error("`{name}` gives {outputs} and has {inputs} inputs; one input, and a number for each class, are needed")]
     NoClassifier {
         /// The network's name.
         name: String,

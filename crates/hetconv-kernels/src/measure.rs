@@ -14,12 +14,12 @@ pub fn cpu_name() -> String {
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
-/// Whether the machine has memory for so many more values of `f32`, as far as the system tells. It gives out more than there
-/// is, and ends whoever then uses it.
+/// Whether the machine has memory for so many values of `f32`, swap included and other programs left out, as far as the
+/// system tells. It gives out more than there is, and ends whoever then uses it.
 ///
 /// ```
 /// use hetconv_kernels::measure::has_memory;
-/// assert!(has_memory(1 << 20));
+/// assert!(has_memory(1 << 10));
 /// assert!(!has_memory(usize::MAX));
 /// ```
 pub fn has_memory(values: usize) -> bool {
@@ -28,12 +28,17 @@ pub fn has_memory(values: usize) -> bool {
     if values <= LITTLE {
         return true;
     }
-    let Some(bytes) = values.checked_mul(size_of::<f32>()).filter(|&bytes| isize::try_from(bytes).is_ok()) else {
-        return false;
-    };
+    let bytes = values.checked_mul(size_of::<f32>()).filter(|&bytes| isize::try_from(bytes).is_ok());
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = info.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB"));
-    available.and_then(|kib| kib.trim().parse::<usize>().ok()).is_none_or(|kib| bytes / 1024 <= kib)
+    bytes.is_some_and(|bytes| memory_kib(&info).is_none_or(|kib| bytes >> 10 <= kib))
+}
+
+/// Memory and swap by what Linux says of them, in KiB.
+fn memory_kib(info: &str) -> Option<usize> {
+    let of =
+        |what: &str| info.lines().find_map(|line| line.strip_prefix(what)?.trim().strip_suffix(" kB")?.parse().ok());
+    let (memory, swap): (usize, usize) = (of("MemTotal:")?, of("SwapTotal:").unwrap_or(0));
+    Some(memory + swap)
 }
 
 /// The rate at which one thread can multiply and add with this instruction set, in 10⁹ floating-point operations per
@@ -148,5 +153,15 @@ mod tests {
             assert_eq!(run(1), 45.0 * isa.lanes() as f32, "{isa:?}");
             assert_eq!(run(200), 24.0 * isa.lanes() as f32, "{isa:?}");
         }
+    }
+
+    #[test]
+    fn memory_is_as_much_as_the_system_says() {
+        let info = "MemTotal:       24601096 kB\nMemFree:         1 kB\nSwapTotal:       1000 kB\nSwapFree:  1 kB\n";
+        assert_eq!(memory_kib(info), Some(24_602_096));
+        assert_eq!(memory_kib("MemTotal: 7 kB"), Some(7));
+        assert_eq!(memory_kib("MemTotal: much"), None);
+        #[cfg(target_os = "linux")]
+        assert!(!has_memory(1 << 44), "64 TiB");
     }
 }

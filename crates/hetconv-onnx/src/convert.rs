@@ -53,7 +53,7 @@ struct Candidate {
 /// another node before it has the same). `folder` is where external data may be.
 ///
 /// # Errors
-/// A file that is none, P = 0, or one in which nothing could be converted, with the reasons.
+/// A file that is none, weights to be converted that are not finite, P = 0, or a file in which nothing could be converted, with the reasons.
 pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) -> Result<Converted, OnnxError> {
     if !options.has_parts() {
         return Err(ConvertError::NoParts.into());

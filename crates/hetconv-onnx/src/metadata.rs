@@ -30,7 +30,7 @@ const MODEL_METADATA: u32 = 14;
 /// The same ONNX file, saying that images are normalised like this before the network sees them. All else keeps its bytes.
 ///
 /// # Errors
-/// A file that is none, images of another number of channels, or a file that would be larger than an ONNX file can be.
+/// A file that is none, a mean or deviation that cannot be used, images of another number of channels, or a file that would be larger than an ONNX file can be.
 ///
 /// ```
 /// use hetconv_graph::{ModelFile, Normalisation, Weights, zoo};

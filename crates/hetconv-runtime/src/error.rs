@@ -27,8 +27,9 @@ pub enum CompileError {
     /// A weight that is NaN or infinite, or a variance without a root.
     #[error(transparent)]
     Values(#[from] ValueError),
-    /// A weight or bias that is too large for `f32` with a batch-norm folded in.
-    #[error("node `{node}`: tensor `{tensor}` is not finite once a batch-norm is folded in")]
+    /// A weight or bias that is too large for `f32` once a batch-norm's statistics are taken in: its own, or those of the one
+    /// behind a layer.
+    #[error("node `{node}`: tensor `{tensor}` is not finite once a batch-norm's statistics are taken in")]
     Overflow {
         /// The node.
         node: String,

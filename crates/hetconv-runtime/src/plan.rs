@@ -75,7 +75,7 @@ impl Plan {
     ///
     /// # Errors
     /// A graph that is not a network, weights that are not its own, or a number that is not finite; the error names the
-    /// node.
+    /// node or the tensor.
     pub fn compile(graph: &Graph, weights: &Weights, options: &Options) -> Result<Self, CompileError> {
         compile(graph, Cow::Borrowed(weights), options)
     }

@@ -118,6 +118,7 @@ impl TrainJob<'_> {
     /// The first that is not so.
     pub fn check(&self) -> Result<(), TrainError> {
         self.config.validate()?;
+        self.config.complete_recipe()?;
         burn_device(self.config.device)?;
         check_fit(&self.graph, self.data)?;
         self.steps_per_epoch().map(drop)

@@ -61,17 +61,22 @@ pub fn say(line: &str) {
 
 /// Prints an error and its causes to stderr, each beginning a line of its own.
 pub fn print_error(error: &anyhow::Error) {
-    let mut said = String::new();
+    for (index, text) in causes(error).iter().enumerate() {
+        let label = if index == 0 { "error" } else { "  caused by" };
+        say(&format!("{label}: {text}"));
+    }
+}
+
+/// What an error and its causes say, but for those that the one before quotes.
+pub fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut said: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string().trim().to_owned();
-        // Many errors already quote their cause.
-        if said.contains(&text) {
-            continue;
+        if said.last().is_none_or(|last| !last.contains(&text)) {
+            said.push(text);
         }
-        let label = if said.is_empty() { "error" } else { "  caused by" };
-        say(&format!("{label}: {text}"));
-        said = text;
     }
+    said
 }
 
 /// Text that does nothing to a terminal but stand there, whatever names a file has brought: control characters become `�`,
@@ -101,6 +106,16 @@ pub fn table(heads: &[&str], left: &[&str]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_told_once() {
+        let cause = || anyhow::anyhow!("the disk is on fire");
+        assert_eq!(
+            causes(&cause().context("a: the disk is on fire").context("no b")),
+            ["no b", "a: the disk is on fire"]
+        );
+        assert_eq!(causes(&cause().context("no a")), ["no a", "the disk is on fire"]);
+    }
 
     #[test]
     fn names_do_nothing_to_a_terminal() {

@@ -160,7 +160,8 @@ impl Pruning {
         observer: &mut dyn TrainObserver,
     ) -> Result<(Report, Summary)> {
         let Self { file, whole, pruned: Pruned { graph, weights, ratio, layers } } = self;
-        same_classes(&file, &whole.classes, graph.classifier()?.classes, data)?;
+        let Classifier { classes, .. } = graph.classifier().with_context(|| file.display().to_string())?;
+        same_classes(&file, &whole.classes, classes, data)?;
         // Before hours are spent: a run that cannot be read would leave them without a report, and so would somebody else's.
         let (training, top1_before) = history(&file)?;
         if out.join(REPORT).exists() {

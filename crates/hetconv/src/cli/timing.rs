@@ -55,9 +55,12 @@ pub fn noise() -> impl Iterator<Item = f32> {
 
 /// A batch of them, if there is memory for it.
 pub fn noise_images(images: usize, image_len: usize) -> Result<Vec<f32>> {
-    let len = images.checked_mul(image_len).filter(|&len| has_memory(len));
+    let mut numbers = Vec::new();
+    let len = images.checked_mul(image_len);
+    let len = len.filter(|&len| has_memory(len) && numbers.try_reserve_exact(len).is_ok());
     let len = len.with_context(|| format!("there is no memory for a batch of {images} images"))?;
-    Ok(noise().take(len).collect())
+    numbers.extend(noise().take(len));
+    Ok(numbers)
 }
 
 /// How often work is measured.

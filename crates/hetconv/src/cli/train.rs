@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hetconv::graph::{Graph, ModelFile};
+use hetconv::graph::{Classifier, Graph, ModelFile};
 use hetconv::train::{
     Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, fine_tune, run_files, train,
 };
@@ -185,7 +185,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 fn start(config: &RunConfig, opened: Opened, data: &Dataset) -> Result<ModelFile> {
     let Opened { file, states_normalisation } = opened;
     let path = Path::new(config.from.as_deref().unwrap_or_default());
-    same_classes(path, &file.classes, file.graph.classifier()?.classes, data)?;
+    let Classifier { classes, .. } = file.graph.classifier().with_context(|| path.display().to_string())?;
+    same_classes(path, &file.classes, classes, data)?;
     let normalisation = or_stated(config.normalisation.clone(), &file.normalisation, states_normalisation);
     Ok(ModelFile { normalisation, ..file })
 }

@@ -45,6 +45,9 @@ fn is_bad_usage(cause: &(dyn Error + 'static)) -> bool {
         Some(CalibrateError::Compile(error)) => return is_bad_usage(error),
         _ => {}
     }
+    if let Some(ModuleError::Graph(error)) = cause.downcast_ref() {
+        return is_bad_usage(error);
+    }
     cause.is::<Usage>()
         || cause.is::<NameError>()
         || cause.is::<IsaError>()
@@ -100,6 +103,8 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_2_however_it_is_wrapped() {
         let isa = || IsaError::Unavailable { name: "avx512", available: "portable".to_owned() };
+        let no_classifier =
+            || GraphError::NoClassifier { name: "net".to_owned(), inputs: 2, outputs: "10 features".to_owned() };
         let few = || LoaderError::TooFewSamples { samples: 10, batch_size: 128 };
         let setting = ConfigError::Setting { setting: "epochs", value: "0".to_owned(), accepted: "at least 1" };
         let errors: Vec<anyhow::Error> = vec![
@@ -119,6 +124,11 @@ mod tests {
             DataError::ImageSize { size: 0, limit: 4096 }.into(),
             PruneError::Ratio(2.0).into(),
             GraphError::Pruned { name: "resnet20_pruned".to_owned() }.into(),
+            no_classifier().into(),
+            ModuleError::Graph(no_classifier()).into(),
+            TrainError::Graph(no_classifier()).into(),
+            TrainError::Module(ModuleError::Graph(no_classifier())).into(),
+            TrainError::Name("resnet2O".parse::<hetconv::graph::ModelName>().unwrap_err()).into(),
         ];
         for error in errors {
             assert_eq!(exit_code(&error.context("training failed")), 2);

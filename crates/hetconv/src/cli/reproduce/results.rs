@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::files::{read_csv, write_csv};
 use crate::cli::images::join;
+use crate::cli::output::causes;
 use crate::cli::prune;
 use crate::cli::runs::{self, FinishedRun};
 
@@ -136,7 +137,9 @@ impl Results {
                 };
                 match stored() {
                     Ok(run) => results.add_run(run),
-                    Err(error) => tracing::warn!("passing over the run in {}: {error}", folder.display()),
+                    Err(error) => {
+                        tracing::warn!("passing over the run in {}: {}", folder.display(), causes(&error).join(": "));
+                    }
                 }
             }
             results.unfinished = unfinished(run_folders)?;
