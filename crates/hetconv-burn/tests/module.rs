@@ -421,7 +421,7 @@ fn networks_without_one_input_and_one_row_of_features_are_errors() {
         Err(ModuleError::Graph(GraphError::NoClassifier { inputs, outputs, .. })) => (inputs, outputs),
         other => panic!("{other:?}"),
     };
-    assert_eq!(refused(&graph), (1, "3×4×4".to_owned()));
+    assert_eq!(refused(&graph), (1, "an image of 3×4×4".to_owned()));
     let mut b = GraphBuilder::new("two");
     let x = b.input("a", [3, 1, 1]);
     let y = b.input("b", [3, 1, 1]);
