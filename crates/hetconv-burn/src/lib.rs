@@ -1,7 +1,8 @@
 //! HetConv for [Burn](https://burn.dev).
 //!
 //! * [`HetConv2d`] is the layer for your own Burn model: NCHW in and out.
-//! * [`GraphModule`] trains a whole network of [`hetconv_graph`]; [`Sgd`] is its optimizer.
+//! * [`GraphModule`] trains a whole network of [`hetconv_graph`]; [`Sgd`] is its optimizer, [`WeightAverage`] the moving
+//!   average of its weights.
 //! * [`ops`] holds the differentiable operations under both.
 //!
 //! On Burn's CPU device, Flex, the operations are custom ones with a hand-written backward over the kernels of
@@ -9,6 +10,7 @@
 //! `wgpu`, `vulkan`, `metal` and `cuda` switch on those devices of Burn.
 #![forbid(unsafe_code)]
 
+mod average;
 mod composed;
 mod error;
 mod implementation;
@@ -21,6 +23,7 @@ mod parameters;
 mod program;
 mod selection;
 
+pub use average::WeightAverage;
 pub use error::{LayerError, ModuleError, VelocityError};
 pub use hetconv_core::ArrangementKind;
 pub use implementation::Implementation;

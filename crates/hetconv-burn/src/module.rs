@@ -258,6 +258,10 @@ impl GraphModule {
         ModuleError::Images { found, height, width, channels }
     }
 
+    pub(crate) fn all_parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
     pub(crate) fn parameters_mut(&mut self) -> &mut [Parameter] {
         &mut self.parameters
     }

@@ -4,7 +4,9 @@ mod common;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::{Numbers, assert_close, cross_entropy, run, weights64, wide};
-use hetconv_burn::{DecayScope, GraphModule, Implementation, ModuleError, Sgd, SgdConfig, VelocityError};
+use hetconv_burn::{
+    DecayScope, GraphModule, Implementation, ModuleError, Sgd, SgdConfig, VelocityError, WeightAverage,
+};
 use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_graph::{Activation, Graph, GraphBuilder, GraphError, Op, Weights};
 use hetconv_kernels::{Algorithm, Conv, ConvSpec, ConvWeights, Direction, Isa};
@@ -429,4 +431,34 @@ fn networks_without_one_input_and_one_row_of_features_are_errors() {
     let x = b.flatten("flatten", x);
     let graph = b.finish([x]).expect("a graph");
     assert_eq!(refused(&graph).0, 2);
+}
+
+#[test]
+fn a_weight_average_is_the_mean_by_hand_on_both_implementations() {
+    let graph = residual();
+    for implementation in both() {
+        let weights = [1, 2, 3].map(|seed| Weights::init(&graph, seed).expect("weights"));
+        let mut network =
+            GraphModule::with_implementation(&graph, &weights[0], &Device::flex(), implementation).expect("a network");
+        let mut average = WeightAverage::new(&network, 0.15);
+        let mut halfway = None;
+        let mut expected = weights[0].clone();
+        for (next, share) in weights[1..].iter().zip([0.9, 0.85]) {
+            network.load_weights(next).expect("weights of the network");
+            average.update(&network);
+            for ((_, mean), (_, weight)) in expected.iter_mut().zip(next.iter()) {
+                mean.data.iter_mut().zip(&weight.data).for_each(|(mean, weight)| *mean += (weight - *mean) * share);
+            }
+            halfway.get_or_insert_with(|| average.network().weights());
+        }
+        let found = average.network().weights();
+        assert!(found != weights[2] && network.weights() == weights[2], "the network stays as it is");
+        for ((name, found), (_, expected)) in found.iter().zip(expected.iter()) {
+            assert!(found.data.iter().zip(&expected.data).all(|(a, b)| (a - b).abs() < 1e-6), "{name}");
+        }
+        let halfway = halfway.expect("a first update");
+        let mut resumed = WeightAverage::resumed(&network, 0.15, &halfway, 1).expect("weights of the network");
+        resumed.update(&network);
+        assert_eq!(resumed.network().weights(), found);
+    }
 }

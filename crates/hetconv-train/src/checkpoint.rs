@@ -1,7 +1,7 @@
 //! Checkpoints: everything a run needs to go on as if nothing had happened, in one file.
 //!
-//! `step-00000123.safetensors` holds the tensors `weights/NAME` and `velocity/NAME` and one metadata key,
-//! `hetconv-checkpoint`, with JSON: format version, the model's description as in a model file, the position, the sums
+//! `step-00000123.safetensors` holds the tensors `weights/NAME`, `velocity/NAME` and, if the run averages its weights,
+//! `average/NAME`, and one metadata key, `hetconv-checkpoint`, with JSON: format version, the model's description as in a model file, the position, the sums
 //! of the epoch so far and the digest of the run's settings. A file is written beside its place, synced and renamed, so
 //! that whatever happens the last good one stays; the newest two are kept.
 
@@ -32,6 +32,8 @@ pub struct Checkpoint {
     pub model: ModelFile,
     /// The optimizer's velocity of each weight tensor, under the same names; one that is missing is zero.
     pub velocity: Weights,
+    /// The moving average of the weights, if the run keeps one.
+    pub average: Option<Weights>,
     /// How far the run has come.
     pub progress: Progress,
     /// [`crate::RunConfig::digest`] of the run's settings.
@@ -104,7 +106,7 @@ pub enum CheckpointFault {
     /// Other tensors than those that were written.
     #[error("its tensors are not those that were written")]
     Damaged,
-    /// A tensor that is neither a weight nor a velocity, or not of 32-bit floats.
+    /// A tensor that is no weight, velocity or average, or not of 32-bit floats.
     #[error("tensor `{name}` does not belong into a checkpoint")]
     Stray {
         /// The tensor.
@@ -212,6 +214,12 @@ impl Checkpoint {
         let model_tensors = SafeTensors::deserialize(&model_bytes)?;
         let mut views: Vec<(String, TensorView<'_>)> =
             model_tensors.iter().map(|(name, view)| (format!("weights/{name}"), view)).collect();
+        let average = self.average.as_ref().map(|mean| ModelFile { weights: mean.clone(), ..self.model.clone() });
+        let average_bytes = average.map(|average| average.to_bytes()).transpose()?;
+        if let Some(bytes) = &average_bytes {
+            let tensors = SafeTensors::deserialize(bytes)?;
+            views.extend(tensors.iter().map(|(name, view)| (format!("average/{name}"), view)));
+        }
         let bytes: Vec<(String, &[usize], Vec<u8>)> = self
             .velocity
             .iter()
@@ -254,10 +262,12 @@ impl Checkpoint {
             return Err(CheckpointFault::Damaged);
         }
 
-        let (mut weights, mut velocity) = (Vec::new(), Vec::new());
+        let (mut weights, mut average, mut velocity) = (Vec::new(), Vec::new(), Vec::new());
         for (name, view) in tensors.iter() {
             if let Some(name) = name.strip_prefix("weights/") {
                 weights.push((name, view));
+            } else if let Some(name) = name.strip_prefix("average/") {
+                average.push((name, view));
             } else if let Some(name) = name.strip_prefix("velocity/").filter(|_| view.dtype() == Dtype::F32) {
                 let (values, _) = view.data().as_chunks();
                 let data = values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
@@ -266,10 +276,14 @@ impl Checkpoint {
                 return Err(CheckpointFault::Stray { name: name.to_owned() });
             }
         }
-        // Put together as a model file, so that what makes a model believable is written down in one place.
+        // Put together as model files, so that what makes a model believable is written down in one place.
         let description = HashMap::from([(MODEL_KEY.to_owned(), model.to_string())]);
-        let model = ModelFile::from_bytes(&safetensors::serialize(weights, Some(description))?)?;
-        let checkpoint = Self { model, velocity: velocity.into_iter().collect(), progress, config_digest };
+        let model_of = |tensors: Vec<(&str, TensorView<'_>)>| -> Result<ModelFile, CheckpointFault> {
+            Ok(ModelFile::from_bytes(&safetensors::serialize(tensors, Some(description.clone()))?)?)
+        };
+        let model = model_of(weights)?;
+        let average = if average.is_empty() { None } else { Some(model_of(average)?.weights) };
+        let checkpoint = Self { model, velocity: velocity.into_iter().collect(), average, progress, config_digest };
         checkpoint.check()?;
         Ok(checkpoint)
     }
@@ -326,6 +340,7 @@ mod tests {
         Checkpoint {
             model: ModelFile { graph, weights, classes: vec!["a".into(), "b".into(), "c".into()], normalisation },
             velocity,
+            average: None,
             progress: Progress {
                 position: Position { epoch: 2, step: 17 },
                 steps,
@@ -352,6 +367,16 @@ mod tests {
         assert_eq!(loaded, saved);
         assert_eq!(loaded.progress.sums.loss.to_bits(), saved.progress.sums.loss.to_bits());
         assert_eq!(loaded.to_bytes().unwrap(), saved.to_bytes().unwrap());
+    }
+
+    #[test]
+    fn an_average_of_the_weights_comes_back() {
+        let saved = Checkpoint { average: Some(checkpoint(124).model.weights), ..checkpoint(123) };
+        let bytes = saved.to_bytes().unwrap();
+        assert_eq!(Checkpoint::from_bytes(&bytes).unwrap(), saved);
+        let mut broken = saved;
+        broken.average.as_mut().unwrap().remove("conv1.weight").unwrap();
+        assert!(matches!(broken.to_bytes(), Err(CheckpointFault::Model(_))));
     }
 
     #[test]
@@ -474,6 +499,11 @@ mod tests {
             tensors.push(("velocity/nobody".into(), TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap()));
         });
         assert!(matches!(orphan, CheckpointFault::Velocity { ref name, .. } if name == "nobody"), "{orphan}");
+        let partial = tampered(|tensors, _| {
+            let (_, weight) = tensors.iter().find(|(name, _)| name == "weights/conv1.weight").unwrap().clone();
+            tensors.push(("average/conv1.weight".into(), weight));
+        });
+        assert!(matches!(partial, CheckpointFault::Model(_)), "{partial}");
     }
 
     #[test]

@@ -67,6 +67,10 @@ pub struct RunConfig {
     /// Blank a random square of so many pixels a side in every training image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cutout: Option<usize>,
+    /// Judge and keep the exponential moving average of the weights, of which so much stays in every step
+    /// ([`hetconv_burn::WeightAverage`]), instead of the last step's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
     /// Never mirror training images.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_flip: bool,
@@ -195,6 +199,7 @@ impl RunConfig {
             image_size: None,
             hold_out: None,
             cutout: None,
+            ema: None,
             no_flip: false,
             checkpoint_every: None,
             device: Device::Cpu,
@@ -241,6 +246,8 @@ impl RunConfig {
         check(self.accumulate >= 1, "accumulate", self.accumulate.to_string(), "at least 1 is needed")?;
         let lr = self.lr.is_finite() && self.lr > 0.0;
         check(lr, "lr", self.lr.to_string(), "a positive number is needed")?;
+        let ema = self.ema.is_none_or(|decay| decay > 0.0 && decay < 1.0);
+        check(ema, "ema", format!("{:?}", self.ema.unwrap_or_default()), "a number between 0 and 1 is needed")?;
         let is_plain = !self.model.chars().any(char::is_control);
         check(is_plain, "model", format!("{:?}", self.model), "a name without control characters is needed")?;
         if let Some(normalisation) = &self.normalisation {
@@ -391,6 +398,10 @@ mod tests {
         assert!(fault(&text.replace("epochs = 164", "epochs = 0")).contains("epochs = 0"));
         assert!(fault(&text.replace("lr = 0.123", "lr = -1.0")).contains("lr = -1"));
         assert!(fault(&text.replace("limit_train = 1000", "limit_train = 0")).contains("limit_train = 0"));
+        for ema in [0.0, 1.0, f64::NAN] {
+            let error = RunConfig { ema: Some(ema), ..config() }.validate().unwrap_err().to_string();
+            assert!(error.contains("between 0 and 1"), "{error}");
+        }
         assert!(RunConfig { seed: u64::MAX, ..config() }.save(&path).unwrap_err().to_string().contains("seed"));
     }
 
@@ -400,6 +411,7 @@ mod tests {
         assert_eq!(digest.len(), 64);
         assert_eq!(RunConfig { checkpoint_every: None, ..config() }.digest(), digest);
         assert_ne!(RunConfig { seed: 13, ..config() }.digest(), digest);
+        assert_ne!(RunConfig { ema: Some(0.99), ..config() }.digest(), digest);
         assert_ne!(RunConfig { lr: 0.124, ..config() }.digest(), digest);
         let others = [
             RunConfig { from: Some("other.onnx".into()), ..further() },

@@ -5,7 +5,7 @@ use hetconv_core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_graph::{Graph, GraphBuilder, ModelFile, Weights};
 use hetconv_train::{
     Augment, BatchLoader, Dataset, Device, Position, RecipeName, RunConfig, SyntheticOptions, TrainJob,
-    TrainingBatches, burn_device, run_files, synthetic, train,
+    TrainingBatches, burn_device, evaluate, run_files, synthetic, train,
 };
 
 const SEED: u64 = 7;
@@ -13,6 +13,7 @@ const EPOCHS: u64 = 2;
 const BATCH: usize = 8;
 const CUTOUT: usize = 10;
 const PEAK: f64 = 0.05;
+const EMA: f64 = 0.2;
 
 /// A network with parameters that decay and such that do not.
 fn network() -> Graph {
@@ -30,8 +31,8 @@ fn network() -> Graph {
 }
 
 /// What two epochs of `onecycle` make of the network, from the parts that a run is made of: 2 × 3 steps, the first two of
-/// them on the way up.
-fn by_hand(data: &Dataset) -> Weights {
+/// them on the way up. The weights after the last step, and the moving average of those after every one.
+fn by_hand(data: &Dataset) -> [Weights; 2] {
     let graph = network();
     let weights = Weights::init(&graph, SEED).expect("weights");
     let device = burn_device(Device::Cpu).expect("a device");
@@ -47,15 +48,22 @@ fn by_hand(data: &Dataset) -> Weights {
     };
     let normalisation = data.train.normalisation();
     let loader = BatchLoader::training(data.train.clone(), &normalisation, batches).expect("batches");
+    let mut mean = weights;
+    // The share of new weights in the average: 9/(10 + t) before it is 1 − 0.2.
+    let mut shares = [0.9, 9.0 / 11.0, 0.8, 0.8, 0.8, 0.8].into_iter();
     let mut rates = [0.5, 1.0, 0.853_553_390_593_273_8, 0.5, 0.146_446_609_406_726_2, 0.0].into_iter();
     for batch in loader {
         let batch = batch.expect("a batch");
         let out = module.step(batch.images, BATCH, &batch.labels, 0.1).expect("a step");
         let rate = PEAK * rates.next().expect("six steps");
         optimizer.step(&mut module, out.gradients, rate as f32);
+        let share = shares.next().expect("six steps");
+        for ((_, mean), (_, weight)) in mean.iter_mut().zip(module.weights().iter()) {
+            mean.data.iter_mut().zip(&weight.data).for_each(|(mean, weight)| *mean += (weight - *mean) * share);
+        }
     }
     assert_eq!(rates.next(), None, "six steps");
-    module.weights()
+    [module.weights(), mean]
 }
 
 #[test]
@@ -63,16 +71,23 @@ fn a_run_is_the_steps_of_its_settings() {
     let data = synthetic(&SyntheticOptions { train: 26, test: 10, ..Default::default() }).expect("images");
     let own = RunConfig::new("small-cifar", "synthetic", RecipeName::OneCycle).expect("a name");
     let settings = RunConfig { epochs: EPOCHS, batch_size: BATCH, lr: PEAK, cutout: Some(CUTOUT), ..own };
-    let config = RunConfig { seed: SEED, no_flip: true, ..settings };
     let folder = tempfile::tempdir().expect("a folder");
-    let out = folder.path().join("run");
-    let job = TrainJob { config: &config, graph: network(), data: &data, out: &out, resume: false };
-    train(job, &mut ()).expect("a run");
-    let found = ModelFile::load(&out.join(run_files::MODEL)).expect("a model").weights;
-    let expected = by_hand(&data);
-    assert_eq!(found.iter().count(), expected.iter().count());
-    for ((name, found), (_, expected)) in found.iter().zip(expected.iter()) {
-        let apart = found.data.iter().zip(&expected.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(apart < 1e-6, "{name}: {apart} apart");
+    let [last, mean] = by_hand(&data);
+    for (out, ema, expected) in [("last", None, last), ("mean", Some(EMA), mean)] {
+        let config = RunConfig { seed: SEED, no_flip: true, ema, ..settings.clone() };
+        let out = folder.path().join(out);
+        let job = TrainJob { config: &config, graph: network(), data: &data, out: &out, resume: false };
+        let summary = train(job, &mut ()).expect("a run");
+        let model = ModelFile::load(&out.join(run_files::MODEL)).expect("a model");
+        assert_eq!(model.weights.iter().count(), expected.iter().count());
+        for ((name, found), (_, expected)) in model.weights.iter().zip(expected.iter()) {
+            let apart = found.data.iter().zip(&expected.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-6, "{name}: {apart} apart");
+        }
+        // What is kept is what was judged.
+        let device = burn_device(Device::Cpu).expect("a device");
+        let module = GraphModule::new(&network(), &model.weights, &device).expect("a network");
+        let judged = evaluate(&module, &data.test, &model.normalisation, BATCH, &mut |_, _| {}).expect("an evaluation");
+        assert_eq!(judged.loss, summary.eval_loss);
     }
 }

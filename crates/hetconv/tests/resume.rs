@@ -95,9 +95,9 @@ fn killed_and_resumed_runs_end_with_the_same_bytes() {
 }
 
 #[test]
-fn so_do_those_that_accumulate_gradients() {
+fn so_do_those_that_accumulate_gradients_and_average_weights() {
     // Ten batches an epoch make three steps; the tenth is dropped, and the next epoch begins with its own first.
-    killed_and_resumed(&["--accumulate", "3"], 9);
+    killed_and_resumed(&["--accumulate", "3", "--ema", "0.7"], 9);
 }
 
 #[test]

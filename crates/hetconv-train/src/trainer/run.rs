@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hetconv_burn::{GraphModule, Sgd};
+use hetconv_burn::{GraphModule, Sgd, WeightAverage};
 use hetconv_graph::{ModelFile, Normalisation, WeightTensor, Weights};
 use hetconv_kernels::measure::cpu_name;
 
@@ -24,6 +24,7 @@ pub(super) struct Run<'a> {
     recipe: Recipe,
     network: GraphModule,
     optimizer: Sgd,
+    average: Option<WeightAverage>,
     normalisation: Normalisation,
     metrics: MetricsWriter,
     progress: Progress,
@@ -80,17 +81,20 @@ impl<'a> Run<'a> {
         let newest = found.as_ref().map(|(path, _)| path.clone());
         let recipe = config.complete_recipe()?;
         let mut optimizer = Sgd::new(recipe.optimizer);
-        let (network, progress) = match found {
+        let (network, average, progress) = match found {
             None => {
                 let weights = match start {
                     Some(start) => start.weights.clone(),
                     None => Weights::init(graph, config.seed)?,
                 };
                 let network = GraphModule::new(graph, &weights, &device)?;
-                (network, Progress::default())
+                let average = config.ema.map(|decay| WeightAverage::new(&network, decay));
+                (network, average, Progress::default())
             }
             Some((path, checkpoint)) => {
-                if checkpoint.config_digest != config.digest() || checkpoint.model.graph != *graph {
+                let same_graph = checkpoint.model.graph == *graph;
+                let same_kind = checkpoint.average.is_some() == config.ema.is_some();
+                if checkpoint.config_digest != config.digest() || !same_graph || !same_kind {
                     return Err(TrainError::OtherSettings(path));
                 }
                 // The mean and deviation of all pixels tell images in memory from any others; of photos there are as many
@@ -110,7 +114,10 @@ impl<'a> Run<'a> {
                 for (name, tensor) in checkpoint.velocity.iter() {
                     optimizer.import(&network, name, &tensor.shape, tensor.data.clone())?;
                 }
-                (network, checkpoint.progress)
+                let average = config.ema.zip(checkpoint.average.as_ref());
+                let resumed = |(decay, mean)| WeightAverage::resumed(&network, decay, mean, steps);
+                let average = average.map(resumed).transpose()?;
+                (network, average, checkpoint.progress)
             }
         };
         // Nothing is written before nothing can be wrong with the run.
@@ -131,6 +138,7 @@ impl<'a> Run<'a> {
             recipe,
             network,
             optimizer,
+            average,
             normalisation,
             metrics,
             progress,
@@ -232,6 +240,9 @@ impl<'a> Run<'a> {
             // The gradient of the mean over all images of the step.
             let gradients = if taken == 1 { gradients } else { gradients.scaled(1.0 / taken as f32) };
             self.optimizer.step(&mut self.network, gradients, rate as f32);
+            if let Some(average) = &mut self.average {
+                average.update(&self.network);
+            }
         }
         Ok(())
     }
@@ -263,7 +274,7 @@ impl<'a> Run<'a> {
     fn end_epoch(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
         let batch = self.job.config.batch_size;
         let mut watch = |done, images| observer.evaluation(done, images);
-        let evaluation = evaluate(&self.network, &self.job.data.test, &self.normalisation, batch, &mut watch)?;
+        let evaluation = evaluate(self.judged(), &self.job.data.test, &self.normalisation, batch, &mut watch)?;
         if !evaluation.loss.is_finite() {
             let Position { epoch, step } = self.progress.position;
             let last = Position { epoch, step: step.saturating_sub(1) };
@@ -293,10 +304,15 @@ impl<'a> Run<'a> {
         self.job.out.join(run_files::CHECKPOINTS)
     }
 
-    fn model(&self) -> ModelFile {
+    /// The network that is evaluated and, at the end, kept: the average where the run has one.
+    fn judged(&self) -> &GraphModule {
+        self.average.as_ref().map_or(&self.network, WeightAverage::network)
+    }
+
+    fn model(&self, network: &GraphModule) -> ModelFile {
         ModelFile {
             graph: self.job.graph.clone(),
-            weights: self.network.weights(),
+            weights: network.weights(),
             classes: self.job.data.classes.clone(),
             normalisation: self.normalisation.clone(),
         }
@@ -314,8 +330,9 @@ impl<'a> Run<'a> {
             velocity.insert(name.to_owned(), WeightTensor { shape: shape.to_vec(), data });
         }
         let checkpoint = Checkpoint {
-            model: self.model(),
+            model: self.model(&self.network),
             velocity,
+            average: self.average.as_ref().map(|average| average.network().weights()),
             progress: self.progress,
             config_digest: self.job.config.digest(),
         };
@@ -327,7 +344,7 @@ impl<'a> Run<'a> {
     /// Writes the model and the summary.
     fn finish(self) -> Result<Summary, TrainError> {
         let TrainJob { config, graph, data, out, .. } = self.job;
-        self.model().save(&out.join(run_files::MODEL))?;
+        self.model(self.judged()).save(&out.join(run_files::MODEL))?;
         let cost = graph.cost()?;
         let last = self.newest.unwrap_or_default();
         let images = self.progress.steps * config.accumulate * config.batch_size as u64;

@@ -125,6 +125,10 @@ pub struct Settings {
     #[arg(long, value_name = "PIXELS")]
     pub cutout: Option<usize>,
 
+    /// Judge and save the exponential moving average of the weights, of which this share stays in every step: 0.999, say
+    #[arg(long, value_name = "DECAY")]
+    pub ema: Option<f64>,
+
     /// Never mirror training images: for digits and the like
     #[arg(long)]
     pub no_flip: bool,
@@ -152,6 +156,7 @@ impl Settings {
             image_size: self.image_size,
             hold_out: self.hold_out,
             cutout: self.cutout,
+            ema: self.ema,
             no_flip: self.no_flip,
             ..own
         })
@@ -382,7 +387,7 @@ impl RunArgs {
         fn text<T: ToString>(value: &Option<T>, stored: Option<&T>) -> [Option<String>; 2] {
             [value.as_ref().map(T::to_string), stored.map(T::to_string)]
         }
-        let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out, cutout, no_flip } =
+        let Settings { recipe, epochs, batch_size, lr, limit_train, image_size, hold_out, cutout, ema, no_flip } =
             &self.settings;
         let settings = [
             ("--data", text(&self.data, Some(&config.data))),
@@ -396,6 +401,7 @@ impl RunArgs {
             ("--image-size", text(image_size, config.image_size.as_ref())),
             ("--hold-out", text(hold_out, config.hold_out.as_ref())),
             ("--cutout", text(cutout, config.cutout.as_ref())),
+            ("--ema", text(ema, config.ema.as_ref())),
             ("--no-flip", text(&no_flip.then_some(true), Some(&config.no_flip))),
             ("--device", text(&self.device, Some(&config.device))),
         ];
