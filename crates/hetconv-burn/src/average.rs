@@ -2,9 +2,12 @@
 
 use burn::tensor::Tensor;
 use hetconv_graph::Weights;
+use hetconv_kernels::optim::move_towards;
 
+use crate::kernel::{flex, values};
+use crate::optim::storage;
 use crate::parameters::with_rank;
-use crate::{GraphModule, ModuleError};
+use crate::{GraphModule, Implementation, ModuleError};
 
 /// The exponential moving average (EMA) of the weights of a network in training, as a network of its own.
 ///
@@ -58,14 +61,24 @@ impl WeightAverage {
     /// If it is another network.
     pub fn update(&mut self, network: &GraphModule) {
         let share = (1.0 - self.decay).max(9.0 / (10.0 + self.updates as f64));
+        let implementation = network.implementation();
         let means = self.mean.parameters_mut();
         assert!(means.iter().map(|mean| &mean.spec).eq(network.parameters()), "the weights of another network");
         for (mean, parameter) in means.iter_mut().zip(network.all_parameters()) {
-            if mean.spec.elements() > 0 {
-                mean.value = with_rank!(mean.spec.shape, D => {
-                    let old: Tensor<D> = mean.tensor();
-                    (old.clone() + (parameter.tensor::<D>() - old) * share).into_dispatch()
-                });
+            if mean.spec.elements() == 0 {
+                continue;
+            }
+            match implementation {
+                Implementation::Kernels(isa) => {
+                    let weight = flex(parameter.value.clone());
+                    move_towards(isa, storage(&mut mean.value), values(&weight), share as f32);
+                }
+                Implementation::Composed => {
+                    mean.value = with_rank!(mean.spec.shape, D => {
+                        let old: Tensor<D> = mean.tensor();
+                        (old.clone() + (parameter.tensor::<D>() - old) * share).into_dispatch()
+                    });
+                }
             }
         }
         self.updates += 1;

@@ -169,8 +169,8 @@ impl SgdConfig {
     }
 }
 
-/// The values of a parameter or velocity on the Flex device; copied first if somebody else holds them as well.
-fn storage(tensor: &mut DispatchTensor) -> &mut [f32] {
+/// The values of a parameter, velocity or average on the Flex device; copied first if somebody else holds them as well.
+pub(crate) fn storage(tensor: &mut DispatchTensor) -> &mut [f32] {
     match &mut tensor.kind {
         DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => tensor.storage_mut::<f32>(),
         _ => panic!("expected a float tensor on the Flex device"),

@@ -1,4 +1,4 @@
-//! The optimizer's update, in place.
+//! What happens to weights after a backward pass, in place: the optimizer's update, and their moving average.
 
 use rayon::prelude::*;
 
@@ -19,6 +19,9 @@ pub struct SgdStep {
     pub nesterov: bool,
 }
 
+/// Numbers that one thread changes at a time.
+const STRETCH: usize = 1 << 15;
+
 impl SgdStep {
     /// One step.
     ///
@@ -26,7 +29,6 @@ impl SgdStep {
     /// If the lengths differ.
     pub fn apply(self, isa: Isa, weight: &mut [f32], velocity: &mut [f32], grad: &[f32]) {
         assert!(weight.len() == velocity.len() && weight.len() == grad.len(), "weight, velocity and gradient lengths");
-        const STRETCH: usize = 1 << 15;
         let parts = weight.par_chunks_mut(STRETCH).zip(velocity.par_chunks_mut(STRETCH)).zip(grad.par_chunks(STRETCH));
         parts.for_each(|((weight, velocity), grad)| isa.run(Step { sgd: self, weight, velocity, grad }));
     }
@@ -54,6 +56,33 @@ impl Task for Step<'_> {
     }
 }
 
+/// Moves a mean towards new values by a share of the way, from 0 to 1.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn move_towards(isa: Isa, mean: &mut [f32], values: &[f32], share: f32) {
+    assert_eq!(mean.len(), values.len(), "mean and values");
+    let parts = mean.par_chunks_mut(STRETCH).zip(values.par_chunks(STRETCH));
+    parts.for_each(|(mean, values)| isa.run(Move { mean, values, share }));
+}
+
+struct Move<'a> {
+    mean: &'a mut [f32],
+    values: &'a [f32],
+    share: f32,
+}
+
+impl Task for Move<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        for (mean, value) in self.mean.iter_mut().zip(self.values) {
+            *mean += (value - *mean) * self.share;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +100,16 @@ mod tests {
         let (mut w, mut v) = ([1.0f32], [0.5f32]);
         SgdStep { weight_decay: 0.0, nesterov: false, ..step }.apply(isa, &mut w, &mut v, &[0.1]);
         assert!((w[0] - (1.0 - 0.055)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn every_value_of_a_mean_moves() {
+        let length = 2 * STRETCH + 5;
+        let mut mean: Vec<f32> = (0..length).map(|i| i as f32).collect();
+        let values: Vec<f32> = (0..length).map(|i| -(i as f32) - 1.0).collect();
+        move_towards(Isa::selected().unwrap(), &mut mean, &values, 0.25);
+        let by_hand = |i: usize| 0.75 * i as f32 + 0.25 * (-(i as f32) - 1.0);
+        assert!(mean.iter().enumerate().all(|(i, &mean)| (mean - by_hand(i)).abs() <= 1e-6 * i as f32));
+        assert_eq!(mean[4], 1.75);
     }
 }
