@@ -11,9 +11,8 @@ use crate::{GraphModule, Implementation, ModuleError};
 
 /// The exponential moving average (EMA) of the weights of a network in training, as a network of its own.
 ///
-/// After t updates the next one is `mean += share · (weight − mean)` with the share `max(1 − decay, 9 / (10 + t))`: as long
-/// as there have been few, it forgets the first weights faster than the decay says. The running statistics of batch-norms
-/// are averaged like all weights.
+/// It is the mean of the weights at every update, those of k updates ago weighing decayᵏ as much as the newest; what they were
+/// before the first does not count. The running statistics of batch-norms are averaged like all weights.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -39,8 +38,8 @@ pub struct WeightAverage {
 }
 
 impl WeightAverage {
-    /// An average that begins with the network's present weights; `decay`, from 0 to 1, is how much of it stays in an
-    /// update.
+    /// The average of a network that is to be updated; until then, the network as it is. `decay` is from 0 to 1, both
+    /// excluded.
     pub fn new(network: &GraphModule, decay: f64) -> Self {
         Self { decay, updates: 0, mean: network.clone() }
     }
@@ -60,7 +59,8 @@ impl WeightAverage {
     /// # Panics
     /// If it is another network.
     pub fn update(&mut self, network: &GraphModule) {
-        let share = (1.0 - self.decay).max(9.0 / (10.0 + self.updates as f64));
+        // One part in 1 + d + d² + …, as many as there will be updates.
+        let share = (1.0 - self.decay) / (1.0 - self.decay.powf(self.updates as f64 + 1.0));
         let implementation = network.implementation();
         let means = self.mean.parameters_mut();
         assert!(means.iter().map(|mean| &mean.spec).eq(network.parameters()), "the weights of another network");

@@ -16,6 +16,14 @@ pub enum GraphError {
         /// What is wrong with it.
         fault: Fault,
     },
+    /// More nodes than any network has.
+    #[error("the graph has {nodes} nodes; at most {limit} are possible")]
+    TooManyNodes {
+        /// Number of nodes.
+        nodes: usize,
+        /// The most there may be.
+        limit: usize,
+    },
     /// Two nodes of one name, or a node without a name.
     #[error("node name `{name}` is {}", if name.is_empty() { "empty" } else { "used twice" })]
     Name {

@@ -67,13 +67,19 @@ impl fmt::Display for Shape {
 }
 
 impl Graph {
+    /// The most nodes a graph may have: what reads one looks at every pair of values.
+    pub const MAX_NODES: usize = 1 << 15;
+
     /// The shape of every value, for one image.
     ///
     /// # Errors
-    /// The first node that cannot compute what it claims to.
+    /// The first node that cannot compute what it claims to, or more than [`Graph::MAX_NODES`].
     pub fn shapes(&self) -> Result<Vec<Shape>, GraphError> {
         /// Channels of all values: each may have an order and classes of its own.
         const MAX_CHANNELS: usize = 1 << 28;
+        if self.nodes.len() > Self::MAX_NODES {
+            return Err(GraphError::TooManyNodes { nodes: self.nodes.len(), limit: Self::MAX_NODES });
+        }
         let mut shapes: Vec<Shape> = Vec::with_capacity(self.nodes.len());
         let mut channels = 0_usize;
         for node in &self.nodes {

@@ -154,6 +154,18 @@ fn values_have_limits() {
 }
 
 #[test]
+fn graphs_have_a_limit() {
+    let chain = |nodes: usize| {
+        let input = node("input", Op::Input { shape: [1, 1, 1] }, &[]);
+        let more = (1..nodes).map(|i| node(&i.to_string(), Op::GlobalAvgPool, &[i - 1]));
+        Graph { name: "test".into(), nodes: [input].into_iter().chain(more).collect(), outputs: vec![nodes - 1] }
+    };
+    assert_eq!(chain(Graph::MAX_NODES).validate(), Ok(()));
+    let (nodes, limit) = (Graph::MAX_NODES + 1, Graph::MAX_NODES);
+    assert_eq!(chain(nodes).validate(), Err(GraphError::TooManyNodes { nodes, limit }));
+}
+
+#[test]
 fn names_and_outputs_are_checked() {
     let input = || node("input", Op::Input { shape: [1, 1, 1] }, &[]);
     let graph = |nodes, outputs| Graph { name: "test".into(), nodes, outputs };

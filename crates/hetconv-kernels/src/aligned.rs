@@ -28,7 +28,7 @@ impl Aligned {
     /// So many zeros, written by all threads.
     pub(crate) fn zeroed_by_all(len: usize) -> Self {
         // SAFETY: all values are written.
-        let zeros = unsafe { Self::fresh(len.next_multiple_of(16), write_zeros) };
+        let zeros = unsafe { Self::fresh(16 * len.div_ceil(16), write_zeros) };
         Self { len, ..zeros }
     }
 

@@ -306,7 +306,8 @@ impl Part<'_> {
             tile.ahead = ahead.distance(&weights.packed[block.weights.clone()]);
             tile.epilogue.prefetch(simd, &tile.targets[..tile.rows], block.vectors);
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
-            // inside this part's images, whose lengths were checked by whoever made the part.
+            // inside this part's images: whoever made the part compared their lengths with those of `Kernel::lens`, which
+            // `Conv::new` found not to wrap around.
             unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };
         }
     }

@@ -18,7 +18,7 @@ pub struct LossSums {
 /// an image is wrong.
 ///
 /// # Panics
-/// If the lengths don't fit or a label is out of range.
+/// If the lengths don't fit, there are no classes or a label is out of range.
 pub fn softmax_cross_entropy(
     classes: usize,
     logits: &[f32],

@@ -1,6 +1,7 @@
 //! What this machine is and can do at most: the yardsticks that kernels are held against.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -14,8 +15,8 @@ pub fn cpu_name() -> String {
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
 }
 
-/// Whether the machine has memory for so many values of `f32`, swap included and other programs left out, as far as the
-/// system tells. It gives out more than there is, and ends whoever then uses it.
+/// Whether the machine, or the container that this process is in, has memory for so many values of `f32`, swap included and
+/// other programs left out, as far as the system tells. It gives out more than there is, and ends whoever then uses it.
 ///
 /// ```
 /// use hetconv_kernels::measure::has_memory;
@@ -29,16 +30,40 @@ pub fn has_memory(values: usize) -> bool {
         return true;
     }
     let bytes = values.checked_mul(size_of::<f32>()).filter(|&bytes| isize::try_from(bytes).is_ok());
-    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    bytes.is_some_and(|bytes| memory_kib(&info).is_none_or(|kib| bytes >> 10 <= kib))
+    let read = |path: &Path| std::fs::read_to_string(path).ok();
+    let text = |path: &str| read(Path::new(path)).unwrap_or_default();
+    let limit = group_limit_kib(&text("/proc/self/cgroup"), read);
+    bytes.is_some_and(|bytes| memory_kib(&text("/proc/meminfo"), limit).is_none_or(|kib| bytes >> 10 <= kib))
 }
 
-/// Memory and swap by what Linux says of them, in KiB.
-fn memory_kib(info: &str) -> Option<usize> {
+/// Memory, or the limit that is set to it, and swap by what Linux says of them, in KiB.
+fn memory_kib(info: &str, limit: Option<usize>) -> Option<usize> {
     let of =
         |what: &str| info.lines().find_map(|line| line.strip_prefix(what)?.trim().strip_suffix(" kB")?.parse().ok());
     let (memory, swap): (usize, usize) = (of("MemTotal:")?, of("SwapTotal:").unwrap_or(0));
-    Some(memory + swap)
+    Some(memory.min(limit.unwrap_or(memory)) + swap)
+}
+
+/// The memory that a process's control groups, and those around them, leave it, in KiB: what a container may use.
+///
+/// `groups` is what Linux lists, a line `number:controllers:path` each; in version 2 all controllers are in one group,
+/// whose line names none.
+fn group_limit_kib(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<usize> {
+    let limits = groups.lines().flat_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            _ => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        };
+        let is_of_memory = controllers.is_empty() || controllers.split(',').any(|controller| controller == "memory");
+        let group = Path::new(root).join(path.trim_start_matches('/'));
+        let around = group.ancestors().filter(|folder| is_of_memory && folder.starts_with(root));
+        // A group without a limit says `max`, or a number beyond all memory.
+        let limit = |folder: &Path| read(&folder.join(file))?.trim().parse::<usize>().ok();
+        around.filter_map(limit).min()
+    });
+    limits.min().map(|bytes| bytes >> 10)
 }
 
 /// The rate at which one thread can multiply and add with this instruction set, in 10⁹ floating-point operations per
@@ -158,10 +183,34 @@ mod tests {
     #[test]
     fn memory_is_as_much_as_the_system_says() {
         let info = "MemTotal:       24601096 kB\nMemFree:         1 kB\nSwapTotal:       1000 kB\nSwapFree:  1 kB\n";
-        assert_eq!(memory_kib(info), Some(24_602_096));
-        assert_eq!(memory_kib("MemTotal: 7 kB"), Some(7));
-        assert_eq!(memory_kib("MemTotal: much"), None);
+        assert_eq!(memory_kib(info, None), Some(24_602_096));
+        assert_eq!(memory_kib(info, Some(500)), Some(1_500));
+        assert_eq!(memory_kib(info, Some(usize::MAX >> 10)), Some(24_602_096));
+        assert_eq!(memory_kib("MemTotal: 7 kB", None), Some(7));
+        assert_eq!(memory_kib("MemTotal: much", Some(1)), None);
         #[cfg(target_os = "linux")]
         assert!(!has_memory(1 << 44), "64 TiB");
+    }
+
+    #[test]
+    fn a_container_has_what_its_groups_and_those_around_leave_it() {
+        let files = [
+            ("/sys/fs/cgroup/memory.max", "max\n"),
+            ("/sys/fs/cgroup/pod/memory.max", "1048576\n"),
+            ("/sys/fs/cgroup/pod/one/memory.max", "2097152\n"),
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("/sys/fs/cgroup/memory/box/memory.limit_in_bytes", "4096\n"),
+            ("/sys/fs/cgroup/memory/pod/memory.limit_in_bytes", "1024\n"),
+        ];
+        let read = |path: &Path| {
+            let found = files.iter().find(|(name, _)| path == Path::new(name));
+            found.map(|(_, text)| (*text).to_owned())
+        };
+        assert_eq!(group_limit_kib("0::/pod/one\n", read), Some(1024));
+        assert_eq!(group_limit_kib("0::/\n", read), None);
+        assert_eq!(group_limit_kib("9:cpu:/pod\n4:memory,hugetlb:/box/inner\n0::/\n", read), Some(4));
+        assert_eq!(group_limit_kib("4:memory:/elsewhere\n", read), Some(9_007_199_254_740_988));
+        assert_eq!(group_limit_kib("nothing of the kind\n::\n", read), None);
+        assert_eq!(group_limit_kib("", read), None);
     }
 }

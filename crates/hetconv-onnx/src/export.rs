@@ -194,10 +194,18 @@ impl<'a> Exporter<'a> {
             Op::Add => self.add(name, &inputs),
             Op::Mul => self.writer.node(name, "Mul", &inputs, vec![]),
             Op::Concat => self.writer.node(name, "Concat", &inputs, vec![int("axis", 1)]),
-            Op::MaxPool { geometry } => self.writer.node(name, "MaxPool", &inputs, window_attributes(geometry)),
+            Op::MaxPool { geometry } => {
+                let (input, geometry) = self.padded(name, inputs[0], geometry, f32::NEG_INFINITY);
+                self.writer.node(name, "MaxPool", &[&input], window_attributes(&geometry));
+            }
             Op::AvgPool { geometry, count_padding } => {
-                let attributes = self.avg_pool_attributes(node, geometry, *count_padding)?;
-                self.writer.node(name, "AveragePool", &inputs, attributes);
+                // What is not counted cannot be there before.
+                let (input, geometry) = match count_padding {
+                    true => self.padded(name, inputs[0], geometry, 0.0),
+                    false => (inputs[0].to_owned(), geometry.clone()),
+                };
+                let attributes = self.avg_pool_attributes(node, &geometry, *count_padding)?;
+                self.writer.node(name, "AveragePool", &[&input], attributes);
             }
             Op::GlobalAvgPool => self.writer.node(name, "GlobalAveragePool", &inputs, vec![]),
             Op::Flatten => self.writer.node(name, "Flatten", &inputs, vec![int("axis", 1)]),
@@ -286,6 +294,19 @@ impl<'a> Exporter<'a> {
             sum = self.writer.helper(&format!("{name}.sum"), "Add", &[&sum, operand], vec![]);
         }
         self.writer.node(name, "Add", &[&sum, last], vec![]);
+    }
+
+    /// What a pooling reads, and its window, with padding that not every engine takes before it: a window may lie in the
+    /// padding with all its taps where dilation spreads them.
+    fn padded(&mut self, name: &str, input: &str, geometry: &Conv2dGeometry, fill: f32) -> (String, Conv2dGeometry) {
+        let Conv2dGeometry { kernel, padding, .. } = geometry;
+        if (0..2).all(|axis| padding[axis].max(padding[axis + 2]) < kernel[axis]) {
+            return (input.to_owned(), geometry.clone());
+        }
+        let [top, left, bottom, right] = padding.map(|pixels| pixels as i64);
+        let pads = [0, 0, top, left, 0, 0, bottom, right];
+        let padded = self.writer.pad_with(&format!("{name}.padded"), input, &pads, fill);
+        (padded, Conv2dGeometry { padding: [0; 4], ..geometry.clone() })
     }
 
     fn avg_pool_attributes(

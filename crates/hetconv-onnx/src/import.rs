@@ -17,6 +17,7 @@ use prost::bytes::Bytes;
 use crate::metadata::Metadata;
 use crate::names::Names;
 use crate::prepare::{is_standard, node_name, prepare};
+use crate::proto::tensor_proto::DataType;
 use crate::proto::tensor_shape_proto::dimension;
 use crate::proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, type_proto};
 use crate::tensor::{self, DataFiles, Elements};
@@ -286,6 +287,10 @@ impl<'a> Importer<'a> {
             Some(type_proto::Value::TensorType(tensor)) => tensor,
             _ => return Err(fault("it is no tensor".to_owned())),
         };
+        // As floats they would not wrap around, nor would quotients be rounded.
+        if let Some(kind) = integers(tensor.elem_type()) {
+            return Err(fault(format!("it has elements of {kind}; images of floats are read")));
+        }
         let dims = tensor.shape.as_ref().map_or(&[][..], |shape| &shape.dim);
         let [batch, channels, height, width] = dims else {
             return Err(fault(match dims.len() {
@@ -452,8 +457,9 @@ impl<'a> Importer<'a> {
     /// Whether a node alone reads a network value, under this or any other name.
     fn reads_alone(&self, node: &NodeProto, index: usize, value: ValueId) -> bool {
         let name = node.input[index].as_str();
-        // Other names come from nodes that read the first one.
-        self.first_names.get(&value) == Some(&name) && self.readers.get(name) == Some(&1)
+        // Other names come from nodes that read the first one, or from others that see the same features as an image.
+        let is_only = self.first_names.get(&value) == Some(&name) && self.readers.get(name) == Some(&1);
+        is_only && !self.network.is_made_image(value)
     }
 
     /// The extents of a value behind the batch.
@@ -498,4 +504,11 @@ fn as_ramp(value: &Value, name: &str) -> Option<Ramp> {
         Value::Ramp(ramp) => Some((**ramp).clone()),
         _ => None,
     }
+}
+
+/// The name of a type of elements that are no floats.
+fn integers(elem_type: i32) -> Option<&'static str> {
+    use DataType::{Bfloat16, Double, Float, Float16, Undefined};
+    let kind = DataType::try_from(elem_type).ok()?;
+    (!matches!(kind, Float | Double | Float16 | Bfloat16 | Undefined)).then(|| kind.as_str_name())
 }

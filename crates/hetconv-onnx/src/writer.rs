@@ -114,6 +114,19 @@ impl Writer {
         name
     }
 
+    /// As [`Writer::pad`], with another number than zeros.
+    pub fn pad_with(&mut self, wanted: &str, data: &str, pads: &[i64], fill: f32) -> String {
+        let name = self.claim(wanted);
+        if self.opset < 11 {
+            self.node(&name, "Pad", &[data], vec![signed("pads", pads.to_vec()), float("value", fill)]);
+        } else {
+            let pads = self.ints(&format!("{name}.pads"), pads);
+            let fill = self.floats(&format!("{name}.fill"), &[], &[fill]);
+            self.node(&name, "Pad", &[data, &pads, &fill], vec![]);
+        }
+        name
+    }
+
     /// As [`Writer::pad`], with a claimed name.
     pub fn pad_into(&mut self, name: &str, data: &str, pads: &[i64]) {
         if self.opset < 11 {

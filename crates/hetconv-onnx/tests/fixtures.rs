@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::run;
 use hetconv_graph::{ConvKind, Op};
 use hetconv_onnx::proto::ModelProto;
-use hetconv_onnx::{ImportOptions, Imported, import_file};
+use hetconv_onnx::{ExportOptions, ImportOptions, Imported, export, import, import_file};
 use prost::Message;
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ fn read(path: &Path) -> Imported {
 #[test]
 fn results_are_those_of_onnx_runtime() {
     let files = files();
-    assert!(files.len() >= 34);
+    assert!(files.len() >= 36);
     for (name, path) in files {
         let (model, expected) = (read(&path).model, expected(&path));
         let results = run(&model.graph, &model.weights, &numbers(&expected["input"]), None);
@@ -50,6 +50,29 @@ fn results_are_those_of_onnx_runtime() {
         assert_eq!(results[0].len(), output.len(), "{name}");
         for (index, (a, b)) in results[0].iter().zip(&output).enumerate() {
             assert!((a - b).abs() <= 3e-6 * largest, "{name}: output {index} is {a}, not {b}");
+        }
+    }
+}
+
+#[test]
+fn what_is_written_of_them_computes_the_same() {
+    for (name, path) in files() {
+        let (model, expected) = (read(&path).model, expected(&path));
+        let written = export(&model, &ExportOptions { opset: 19, ..ExportOptions::default() }).unwrap();
+        for node in &ModelProto::decode(written.as_slice()).unwrap().graph.unwrap().node {
+            let of = |name: &str| node.attribute.iter().find(|attribute| attribute.name() == name);
+            let (Some(pads), Some(kernel)) = (of("pads"), of("kernel_shape")) else { continue };
+            // Engines refuse poolings with more.
+            let fits = pads.ints.iter().zip(kernel.ints.iter().cycle()).all(|(pads, kernel)| pads < kernel);
+            assert!(fits || node.op_type() == "Conv", "{name}: {node:?}");
+        }
+        let again = import(&written, None, &ImportOptions::default()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let image = numbers(&expected["input"]);
+        let [before, after] = [&model, &again.model].map(|model| run(&model.graph, &model.weights, &image, None));
+        let largest = before[0].iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        assert_eq!(before[0].len(), after[0].len(), "{name}");
+        for (index, (a, b)) in before[0].iter().zip(&after[0]).enumerate() {
+            assert!((a - b).abs() <= 3e-6 * largest, "{name}: output {index} became {b} from {a}");
         }
     }
 }

@@ -36,6 +36,14 @@ pub enum CompileError {
         /// The tensor.
         tensor: String,
     },
+    /// Windows that would need tables beyond all measure: large ones, of many filters, that meet the image's edges in many ways.
+    #[error("node `{node}`: its window meets the image's edges in too many ways for its {filters} filters")]
+    Windows {
+        /// The node.
+        node: String,
+        /// Number of filters.
+        filters: usize,
+    },
     /// More images than there is memory to time a layer with.
     #[error("node `{node}`: there is no memory to time it on {batch} images")]
     TooLarge {

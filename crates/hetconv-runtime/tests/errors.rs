@@ -107,3 +107,15 @@ fn batches_and_inputs_that_do_not_fit() {
     assert_eq!(session.run(&[0.0; 216]).unwrap().len(), 4);
     assert_eq!(plan.output_names().zip(plan.output_shapes()).collect::<Vec<_>>(), [("classifier", Shape::Features(2))]);
 }
+
+#[test]
+fn windows_that_would_need_tables_beyond_measure() {
+    let mut b = GraphBuilder::new("wide");
+    let x = b.input("image", [1, 61, 61]);
+    let geometry = Conv2dGeometry { kernel: [31; 2], stride: [1; 2], padding: [60, 60, 60, 60], dilation: [2; 2] };
+    let x = b.conv("wide", x, 2182, geometry, ConvKind::Standard, false);
+    let graph = b.finish([x]).unwrap();
+    let weights = Weights::init(&graph, 1).unwrap();
+    let windows = CompileError::Windows { node: "wide".to_owned(), filters: 2182 };
+    assert_eq!(refused(&graph, &weights), windows);
+}

@@ -47,7 +47,7 @@ pub use checkpoint::{Checkpoint, CheckpointError, CheckpointFault, EpochSums, Pr
 pub use config::{ConfigError, Device, PrunedFrom, RunConfig};
 pub use data::{
     CatalogEntry, DataError, Dataset, Images, KNOWN, KnownDataset, LoadOptions, Photos, Split, SyntheticOptions, Watch,
-    catalog, name_of, search_folders, synthetic,
+    catalog, is_same_data, name_of, search_folders, synthetic,
 };
 pub use loader::{Batch, BatchLoader, LoaderError, Position, TrainingBatches, steps_per_epoch};
 pub use metrics::{EpochMetrics, MetricsError, MetricsWriter, Summary, read_metrics, read_whole_metrics};

@@ -13,7 +13,7 @@ const EPOCHS: u64 = 2;
 const BATCH: usize = 8;
 const CUTOUT: usize = 10;
 const PEAK: f64 = 0.05;
-const EMA: f64 = 0.2;
+const EMA: f64 = 0.6;
 
 /// A network with parameters that decay and such that do not.
 fn network() -> Graph {
@@ -48,21 +48,25 @@ fn by_hand(data: &Dataset) -> [Weights; 2] {
     };
     let normalisation = data.train.normalisation();
     let loader = BatchLoader::training(data.train.clone(), &normalisation, batches).expect("batches");
-    let mut mean = weights;
-    // The share of new weights in the average: 9/(10 + t) before it is 1 − 0.2.
-    let mut shares = [0.9, 9.0 / 11.0, 0.8, 0.8, 0.8, 0.8].into_iter();
+    let mut after_steps = Vec::new();
     let mut rates = [0.5, 1.0, 0.853_553_390_593_273_8, 0.5, 0.146_446_609_406_726_2, 0.0].into_iter();
     for batch in loader {
         let batch = batch.expect("a batch");
         let out = module.step(batch.images, BATCH, &batch.labels, 0.1).expect("a step");
         let rate = PEAK * rates.next().expect("six steps");
         optimizer.step(&mut module, out.gradients, rate as f32);
-        let share = shares.next().expect("six steps");
-        for ((_, mean), (_, weight)) in mean.iter_mut().zip(module.weights().iter()) {
-            mean.data.iter_mut().zip(&weight.data).for_each(|(mean, weight)| *mean += (weight - *mean) * share);
-        }
+        after_steps.push(module.weights());
     }
     assert_eq!(rates.next(), None, "six steps");
+    let parts: Vec<f64> = (0..6).map(|step| EMA.powi(5 - step)).collect();
+    let mut mean = module.weights();
+    for (name, tensor) in mean.iter_mut() {
+        for (i, value) in tensor.data.iter_mut().enumerate() {
+            let of_step = |weights: &Weights| f64::from(weights.get(name).expect("the same weights").data[i]);
+            let sum: f64 = after_steps.iter().zip(&parts).map(|(weights, part)| part * of_step(weights)).sum();
+            *value = (sum / parts.iter().sum::<f64>()) as f32;
+        }
+    }
     [module.weights(), mean]
 }
 

@@ -230,8 +230,14 @@ fn a_run_that_cannot_be_done_is_2_and_leaves_nothing() {
         let error = failure(here.path(), 2, args);
         assert!(error.contains("small-cifar is a network's name"), "{error}");
     }
-    let error = failure(here.path(), 2, &["export", "small-cifar", "-o", "run.safetensors"]);
-    assert!(error.contains("run.safetensors is the name of a model file"), "{error}");
+    for name in ["run.safetensors", "run.txt", "run"] {
+        let error = failure(here.path(), 2, &["export", "small-cifar", "-o", name]);
+        assert!(error.contains(&format!("has to end in .onnx, not {name}")), "{error}");
+    }
+    std::fs::write(here.path().join("notes.txt"), "no network").unwrap();
+    let error = failure(here.path(), 1, &["summary", "notes.txt"]);
+    assert!(error.contains("a model file (.safetensors) or an ONNX file (.onnx) is needed"), "{error}");
+    std::fs::remove_file(here.path().join("notes.txt")).unwrap();
     let error = failure(here.path(), 2, &["data", "prepare", "synthetic", "--image-size", "64"]);
     assert!(error.contains("--image-size 64 is for image files"), "{error}");
     assert!(failure(here.path(), 1, &["export", "small-cifar", "-o", "no/run.onnx"]).contains("no/run.onnx"));

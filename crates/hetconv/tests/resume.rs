@@ -245,6 +245,11 @@ fn a_folder_with_a_run_is_not_overwritten() {
     assert!(finish(train(&out, "1", &["--epochs", "1", "--resume"])).status.success());
     assert!(std::fs::read(out.join("summary.json")).unwrap() == summary);
     assert!(model(&out) == before);
+    // So does what is said of it when a model that was lost is made again.
+    std::fs::remove_file(out.join("model.safetensors")).unwrap();
+    assert!(finish(train(&out, "1", &["--epochs", "1", "--resume"])).status.success());
+    assert!(std::fs::read(out.join("summary.json")).unwrap() == summary);
+    assert!(model(&out) == before);
 }
 
 #[test]

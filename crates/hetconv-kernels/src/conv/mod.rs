@@ -4,6 +4,7 @@ mod passes;
 mod reordered;
 mod spec;
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use hetconv_core::Activation;
@@ -69,14 +70,24 @@ impl Conv {
     /// Prepares a convolution for images of `[height, width]` pixels.
     ///
     /// # Errors
-    /// [`ConvError`] if images have no pixels, the window does not fit or the parts of the specification contradict each
-    /// other.
+    /// [`ConvError`] if images have no pixels, the window does not fit, the parts of the specification contradict each
+    /// other, or an image or the weights have more values than can be addressed.
     pub fn new(spec: ConvSpec, in_size: [usize; 2]) -> Result<Self, ConvError> {
         if in_size.contains(&0) {
             return Err(ConvError::NoPixels(in_size));
         }
         let out_size = spec.geometry.output_size(in_size)?;
         spec.check()?;
+        // Kernels rely on it that lengths do not wrap around.
+        let (m, n) = (spec.in_channels, spec.out_channels);
+        let lengths = [[in_size[0], in_size[1], m], [out_size[0], out_size[1], n], [m, n, spec.geometry.taps()]];
+        let fits = |factors: &[usize; 3]| {
+            let bytes = factors.iter().try_fold(size_of::<f32>(), |bytes, &factor| bytes.checked_mul(factor));
+            bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
+        };
+        if !lengths.iter().all(fits) {
+            return Err(ConvError::TooLarge { size: in_size, layer: [m, n] });
+        }
         let classes = Classes::new(&spec);
         let depthwise = spec.kind.is_depthwise(spec.in_channels, spec.out_channels);
         Ok(Self {
@@ -89,6 +100,20 @@ impl Conv {
             out_size,
             spec: Arc::new(spec),
         })
+    }
+
+    /// At most so many stretches of an image's values are named by the tables of a forward pass, in about 24 bytes each: for
+    /// each block of filters the taps of every way in which the window meets the image's edges. Depthwise ones have none.
+    pub fn stretches(&self, isa: Isa) -> usize {
+        if self.depthwise {
+            return 0;
+        }
+        let ways = self.axes(Direction::Forward).map(|axis| {
+            let taps = |reads: &Vec<(usize, usize)>| reads.iter().map(|&(tap, _)| tap).collect::<Vec<_>>();
+            axis.iter().map(taps).collect::<HashSet<_>>().iter().map(Vec::len).sum::<usize>()
+        });
+        let taps = ways[0].saturating_mul(ways[1]).max(self.spec.geometry.taps());
+        taps.saturating_mul(self.spec.out_channels.div_ceil(isa.half_lanes()))
     }
 
     /// For every target row and column, the taps inside and the source index each reads.
@@ -384,4 +409,43 @@ pub(crate) enum PackedForm {
     Depthwise(Vec<f32>),
     Direct(direct::Weights),
     Winograd(winograd::Weights),
+}
+
+#[cfg(test)]
+mod tests {
+    use hetconv_core::{Conv2dGeometry, ConvKind};
+
+    use super::*;
+
+    /// Kernels compare lengths and trust them then: one that wrapped around would pass for a short one.
+    #[test]
+    fn lengths_that_wrap_around_are_refused() {
+        let geometry = Conv2dGeometry::square(1, 1 << 16, 0, 1);
+        for (channels, filters, size) in [
+            (1 << 22, 1, [1 << 21, 1 << 21]),
+            (1 << 23, 1, [1_436_473, 1_530_849]),
+            (1 << 20, 1 << 20, [1 << 21, 1 << 21]),
+        ] {
+            let spec = ConvSpec::natural(channels, filters, geometry.clone(), ConvKind::Standard);
+            let refused = Conv::new(spec, size).map(drop);
+            assert_eq!(refused, Err(ConvError::TooLarge { size, layer: [channels, filters] }));
+        }
+        // The weights of a layer of few pixels.
+        let wide = ConvSpec::natural(1 << 23, 1 << 23, Conv2dGeometry::square(1 << 8, 1, 0, 1), ConvKind::Standard);
+        assert!(matches!(Conv::new(wide, [1 << 8; 2]), Err(ConvError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn stretches_are_those_of_all_ways_in_which_a_window_meets_the_edges() {
+        let isa = Isa::selected().unwrap();
+        let of = |kernel, size| {
+            let spec = ConvSpec::natural(3, isa.half_lanes(), Conv2dGeometry::same(kernel, 1), ConvKind::Standard);
+            Conv::new(spec, [size; 2]).unwrap().stretches(isa)
+        };
+        // First, middle and last pixel of an axis have 2, 3 and 2 taps.
+        assert_eq!(of(3, 8), 49);
+        // Fewer than the window has are never counted: tables have room for all.
+        assert_eq!(of(3, 1), 9);
+        assert_eq!(of(1, 8), 1);
+    }
 }

@@ -112,7 +112,7 @@ impl Conv {
         let fill = |output: &mut [_]| {
             counted = self.convolve(Direction::Forward, batch, input, weights, bias, output, count);
         };
-        // SAFETY: every target pixel is in one region, and every output in one block.
+        // SAFETY: every target pixel is in one region, row or piece, and every output in one block or bundle.
         let output = unsafe { fresh(self.out_len(batch), fill) };
         (output, counted)
     }

@@ -29,6 +29,14 @@ pub enum ConvError {
     /// Images without pixels.
     #[error("images of {}×{} pixels", .0[0], .0[1])]
     NoPixels([usize; 2]),
+    /// Images or weights of more values than can be addressed.
+    #[error("images of {}×{} pixels with {} channels, and {} filters: more values than can be addressed", size[0], size[1], layer[0], layer[1])]
+    TooLarge {
+        /// Height and width of the images.
+        size: [usize; 2],
+        /// M and N.
+        layer: [usize; 2],
+    },
     /// There is no such convolution.
     #[error(transparent)]
     Kind(#[from] KindError),

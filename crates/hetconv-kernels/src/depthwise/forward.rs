@@ -121,7 +121,7 @@ impl Task for Part<'_> {
                     let sums = sums.map(|sums| ChannelSums { is_first: sums.is_first && number == 0, ..sums });
                     // SAFETY: `bias`, the sums and each tap's weights are padded to whole vectors; the sources have been
                     // strung together or are pixels inside the images, as the table has them, and of a pixel's channels
-                    // those are read and written that there are.
+                    // those are read and written that there are, by this part alone.
                     unsafe { row.compute(simd, sums) };
                 }
             }

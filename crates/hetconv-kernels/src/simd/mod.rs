@@ -23,12 +23,17 @@ pub trait Task {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// A token that proves an instruction set is available, and its vectors of `f32`.
+/// What only this crate's tokens are.
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A token that proves an instruction set is available, and its vectors of `f32`; there are those of [`Isa`] and no others.
 ///
 /// # Safety
 /// `load` and `store` (whole and partial) are unsafe for the usual reason: the pointer must be valid for the lanes
 /// touched. Everything else is safe because a token only exists where its instructions do.
-pub trait Simd: Copy + Send + Sync + 'static {
+pub trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     /// A vector.
     type V: Copy;
     /// Numbers of lanes, for [`Simd::permute`].
@@ -136,6 +141,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 /// Plain Rust, on any CPU: four lanes, which every 64-bit CPU has.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Portable;
+
+impl sealed::Sealed for Portable {}
 
 impl Simd for Portable {
     type V = [f32; 4];

@@ -59,6 +59,8 @@ macro_rules! implement {
         $token:ident, $vector:ty, $set1:ident, $zero:ident, $fmadd:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
         $max:ident, $min:ident, $load:ident, $store:ident, { $($own:item)* }
     ) => {
+        impl super::sealed::Sealed for $token {}
+
         impl Simd for $token {
             type V = $vector;
             $($own)*

@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use hetconv_core::{Activation, ChannelOrder, ConvKind};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{
-    Algorithm, Aligned, Batch, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa, PreparedBatch, Team,
-    reference,
+    Algorithm, Aligned, Batch, ColumnSums, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa,
+    PreparedBatch, Team, reference,
 };
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
@@ -130,6 +130,29 @@ fn rounding_of_moments(terms: usize, size: f64) -> f64 {
     f64::from(f32::EPSILON) / 2.0 * size * terms.min(TOGETHER) as f64 * (terms as f64).sqrt()
 }
 
+/// Checks each filter's sum and sum of squares of a layer's output against those of the output itself.
+fn check_moments(label: &str, output: &[f32], found: &ColumnSums) {
+    let n = found.sums.len();
+    let (mut sums, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
+    for pixel in output.chunks_exact(n) {
+        for (filter, &value) in pixel.iter().enumerate() {
+            sums[filter] += f64::from(value);
+            squares[filter] += f64::from(value).powi(2);
+        }
+    }
+    let range = output.iter().fold([0.0f32; 2], |[low, high], &value| [low.min(value), high.max(value)]);
+    let range = f64::from(range[1] - range[0]).max(1.0);
+    for (what, power, found, expected) in
+        [("sums", 1, &found.sums, &sums), ("sums of squares", 2, &found.squares, &squares)]
+    {
+        let exact = rounding_of_moments(output.len() / n, range.powi(power));
+        for (filter, (found, expected)) in found.iter().zip(expected).enumerate() {
+            let error = (found - expected).abs();
+            assert!(error <= exact + 1e-6 * expected.abs(), "{label}: {what}[{filter}]: {found}, expected {expected}");
+        }
+    }
+}
+
 /// A layer with random numbers, and what the reference makes of them; activations in natural order.
 pub struct Problem {
     pub label: String,
@@ -222,23 +245,7 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
 
         let (again, sums) = conv.forward_with_sums(batch, Input::Plain(&stored), &packed, Some(bias));
         assert_eq!(again, output, "{}", label("forward with sums"));
-        let (mut sum, mut squares) = (vec![0.0f64; n], vec![0.0f64; n]);
-        for pixel in output.chunks_exact(n) {
-            for (channel, &value) in pixel.iter().enumerate() {
-                sum[channel] += f64::from(value);
-                squares[channel] += f64::from(value).powi(2);
-            }
-        }
-        let range = output.iter().fold([0.0f32; 2], |[low, high], &value| [low.min(value), high.max(value)]);
-        let range = f64::from(range[1] - range[0]).max(1.0);
-        for (what, power, got, want) in [("sums", 1, &sums.sums, &sum), ("sums of squares", 2, &sums.squares, &squares)]
-        {
-            let exact = rounding_of_moments(output.len() / n, range.powi(power));
-            for (channel, (got, want)) in got.iter().zip(want).enumerate() {
-                let error = (got - want).abs();
-                assert!(error <= exact + 1e-6 * want.abs(), "{}[{channel}]: {got}, expected {want}", label(what));
-            }
-        }
+        check_moments(&label("forward with sums"), &output, &sums);
 
         let tolerance = Problem::more(algorithm) * 1e-5;
         // With a residual and an activation, by a team and alone.
@@ -313,12 +320,9 @@ fn check_through_norm(conv: &Conv, isa: Isa, algorithm: Algorithm, batch: usize,
 
     let packed = conv.pack(isa, Direction::Forward, algorithm, problem.weights.get());
     let [want, got] = inputs.map(|input| conv.forward_with_sums(batch, input, &packed, Some(&problem.bias)));
-    // Fewer images may be worked on at a time, and some sums be taken in another order.
     let as_f64 = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
-    let as_f32 = |sums: &[f64]| sums.iter().map(|&sum| sum as f32).collect::<Vec<_>>();
     assert_close(&label("forward"), &got.0, &as_f64(&want.0), 1e-5);
-    assert_close(&label("sums"), &as_f32(&got.1.sums), &want.1.sums, problem.tolerance_of_sums);
-    assert_close(&label("squares"), &as_f32(&got.1.squares), &want.1.squares, problem.tolerance_of_sums);
+    check_moments(&label("forward"), &got.0, &got.1);
 
     let [want, got] = inputs.map(|input| {
         let mut grad_weight = Weights::new(spec, || f32::NAN);

@@ -38,7 +38,10 @@ pub(crate) fn slice_indices(start: i64, end: i64, step: i64, size: usize) -> Rea
             at = at.saturating_add(step);
         }
     } else {
-        let (mut at, end) = (bound(start, -1, size - 1), bound(end, -1, size - 1));
+        if size == 0 {
+            return Ok(indices);
+        }
+        let (mut at, end) = (bound(start, 0, size - 1), bound(end, -1, size - 1));
         while at > end && at >= 0 {
             indices.push(at as usize);
             at = at.saturating_add(step);
@@ -146,6 +149,8 @@ mod tests {
         assert_eq!(slice_indices(-2, i64::MAX, 1, 5).unwrap(), [3, 4]);
         assert_eq!(slice_indices(i64::MIN, -1, 1, 3).unwrap(), [0, 1]);
         assert_eq!(slice_indices(-1, i64::MIN, -1, 3).unwrap(), [2, 1, 0]);
+        assert_eq!(slice_indices(-10, -100, -1, 5).unwrap(), [0]);
+        assert_eq!(slice_indices(0, i64::MIN, -1, 0).unwrap(), [0_usize; 0]);
         assert_eq!(slice_indices(4, 2, 1, 5).unwrap(), [0_usize; 0]);
         assert!(slice_indices(0, 1, 0, 3).is_err());
     }

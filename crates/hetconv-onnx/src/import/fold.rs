@@ -71,7 +71,9 @@ impl<'a> Importer<'a> {
                     DataType::Int64 | DataType::Int32 => false,
                     other => return Err(Refusal::because(format!("casts to {}", other.as_str_name()))),
                 };
-                cast(&first, to_float)?
+                let constant = cast(&first, to_float)?;
+                fits(&constant, to)?;
+                constant
             }
             "CastLike" => {
                 let like = second.ok_or_else(|| Refusal::because("its input 1 is missing"))?;
@@ -335,4 +337,19 @@ pub(super) fn resolved(target: &[i64], dims: &[usize], zero_is_meant: bool) -> R
         return Err(refused());
     }
     Ok(sizes.into_iter().map(|size| if size == -1 { total / known } else { size as usize }).collect())
+}
+
+/// Refuses a cast that changes numbers: all types of one kind are held as the widest.
+fn fits(constant: &Constant, to: DataType) -> Read<()> {
+    /// The largest number of 16 bits.
+    const LARGEST_HALF: f32 = 65504.0;
+    let is_held = match (&constant.data, to) {
+        (Data::Int(data), DataType::Int32) => data.iter().all(|int| match int {
+            Int::Known(value) => i32::try_from(*value).is_ok(),
+            Int::Batch => true,
+        }),
+        (Data::Float(data), DataType::Float16) => data.iter().all(|x| !x.is_finite() || x.abs() <= LARGEST_HALF),
+        _ => true,
+    };
+    if is_held { Ok(()) } else { Err(Refusal::because(format!("casts numbers that {} has not", to.as_str_name()))) }
 }

@@ -1,6 +1,6 @@
 //! The graph that an import builds, node by node.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use hetconv_core::Conv2dGeometry;
 use hetconv_graph::{Activation, ConvKind, Graph, Node, Op, Shape, ValueId, WeightTensor, Weights};
@@ -20,6 +20,8 @@ pub(crate) struct Network {
     in_nodes: usize,
     /// The images of flattened values, where they were asked for.
     images: HashMap<ValueId, ValueId>,
+    /// Those of them that were made for it: one of several names may stand for each.
+    made_images: HashSet<ValueId>,
 }
 
 impl Network {
@@ -37,6 +39,7 @@ impl Network {
             shapes: Vec::new(),
             names,
             images: HashMap::new(),
+            made_images: HashSet::new(),
             budget: Self::BUDGET,
             in_nodes: len,
         }
@@ -246,8 +249,16 @@ impl Network {
             }
             _ => return Err(refused()),
         };
+        if !matches!(self.graph.nodes[value].op, Op::Flatten) {
+            self.made_images.insert(image);
+        }
         self.images.insert(value, image);
         Ok(image)
+    }
+
+    /// Whether a value was made as the image of another, which whoever asks for that image gets as well.
+    pub fn is_made_image(&self, value: ValueId) -> bool {
+        self.made_images.contains(&value)
     }
 }
 

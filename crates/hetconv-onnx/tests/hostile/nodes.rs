@@ -234,12 +234,13 @@ fn an_axis_that_is_sliced_twice() {
 
 #[test]
 fn inputs_that_are_no_images() {
-    let with_dims = |dims: &[Option<i64>]| {
+    let of_kind = |elem_type: i32, dims: &[Option<i64>]| {
         let dim = |size: &Option<i64>| Dimension { value: size.map(dimension::Value::DimValue), ..Default::default() };
         let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
-        let tensor = type_proto::Tensor { elem_type: Some(1), shape };
+        let tensor = type_proto::Tensor { elem_type: Some(elem_type), shape };
         Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() })
     };
+    let with_dims = |dims: &[Option<i64>]| of_kind(1, dims);
     let shapes: [(&[Option<i64>], &str); 9] = [
         (&[], "shape is not given"),
         (&[None, Some(3)], "it has 2 axes"),
@@ -257,10 +258,46 @@ fn inputs_that_are_no_images() {
         assert!(input == "input" && reason.contains(said), "{dims:?}: {reason}");
     }
     assert!(matches!(error(|_, graph| graph.input[0].r#type = None), OnnxError::Input { .. }));
+    let image = [None, Some(3), Some(8), Some(8)];
+    for (elem_type, name) in [(2, "UINT8"), (3, "INT8"), (6, "INT32"), (9, "BOOL")] {
+        let found = error(|_, graph| graph.input[0].r#type = of_kind(elem_type, &image));
+        let OnnxError::Input { reason, .. } = found else { panic!("{found}") };
+        assert!(reason.contains(&format!("elements of {name}")), "{reason}");
+    }
+    for elem_type in [1, 10, 11, 16] {
+        assert!(errors(|_, graph| graph.input[0].r#type = of_kind(elem_type, &image))[0].is_none());
+    }
     // An open size can be given.
     let mut model = model();
     model.graph.as_mut().unwrap().input[0].r#type = with_dims(&[None, Some(3), None, None]);
     let options = ImportOptions { image_size: Some([16, 24]), ..ImportOptions::default() };
     let imported = import(&model.encode_to_vec(), None, &options).unwrap();
     assert_eq!(imported.model.graph.input_shape(), Some([3, 16, 24]));
+}
+
+#[test]
+fn casts_that_change_numbers() {
+    let push = |graph: &mut GraphProto, op: &str, inputs: &[&str], output: &str, attribute| {
+        let (name, op_type) = (Some(output.to_owned()), Some(op.to_owned()));
+        let (input, output) = (inputs.iter().map(|&input| input.to_owned()).collect(), vec![output.to_owned()]);
+        graph.node.push(NodeProto { input, output, name, op_type, attribute, ..Default::default() });
+    };
+    // The product of an image with a number that is cast from an integer to floats, or back, and to this type.
+    let said = |value: i64, from: &str, to: i64| {
+        let [said, _] = errors(|_, graph| {
+            add_ints(graph, "integer", &[1], vec![value]);
+            push(graph, "Cast", &["integer"], "float", vec![int("to", 1)]);
+            push(graph, "Cast", &[from], "cast", vec![int("to", to)]);
+            push(graph, "Cast", &["cast"], "number", vec![int("to", 1)]);
+            add_node(graph, "Mul", &["conv1", "number"], vec![]);
+        });
+        match said {
+            Some(OnnxError::Unsupported { nodes }) => nodes[0].reason.clone(),
+            Some(error) => panic!("{error}"),
+            None => String::new(),
+        }
+    };
+    assert_eq!([said(5, "integer", 6), said(65_504, "float", 10), said(70_000, "float", 16)], ["", "", ""]);
+    assert!(said((1 << 33) + 5, "integer", 6).contains("casts numbers that INT32 has not"));
+    assert!(said(70_000, "float", 10).contains("casts numbers that FLOAT16 has not"));
 }

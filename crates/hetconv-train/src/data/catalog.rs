@@ -27,14 +27,14 @@ pub const KNOWN: [KnownDataset; 4] = [
         description: "60,000 photos, 32×32 RGB, 10 classes",
         files: &["cifar10", "cifar10.zip", "cifar-10-batches-bin", "cifar10-images.zip"],
         system: &[],
-        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in ~/.local/share/hetconv, or in the folder that HETCONV_DATA names",
+        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz in the folder of one of these",
     },
     KnownDataset {
         name: "cifar100",
         description: "60,000 photos, 32×32 RGB, 100 classes",
         files: &["cifar100", "cifar100.zip", "cifar-100-binary"],
         system: &[],
-        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz in ~/.local/share/hetconv, or in the folder that HETCONV_DATA names",
+        how: "unpack https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz in the folder of one of these",
     },
     KnownDataset {
         name: "fashion-mnist",
@@ -145,6 +145,20 @@ pub fn name_of(spec: &str) -> String {
     }
 }
 
+/// Whether two ways to name a data set mean the same one, as far as can be told from here: of one that is not there, or is
+/// no longer where it was, only what it is called is known.
+pub fn is_same_data(one: &str, other: &str) -> bool {
+    let place = |spec: &str| {
+        let path = Some(Path::new(spec)).filter(|_| spec != synthetic::NAME)?;
+        let found = if path.exists() { path.to_owned() } else { find(spec, &search_folders()).ok()?.1 };
+        found.canonicalize().ok()
+    };
+    match (place(one), place(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => name_of(one) == name_of(other),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +178,20 @@ mod tests {
     fn a_known_name_that_is_missing_says_how_to_get_it() {
         let error = find("cifar100", &["/nowhere".into()]).unwrap_err().to_string();
         assert!(error.contains("/nowhere/cifar-100-binary") && error.contains("to get it, unpack"), "{error}");
+    }
+
+    #[test]
+    fn the_same_data_by_other_paths() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir_all(path("a/photos")).unwrap();
+        std::fs::create_dir_all(path("b/photos")).unwrap();
+        assert!(is_same_data(&path("a/photos"), &path("b/../a/photos")));
+        assert!(!is_same_data(&path("a/photos"), &path("b/photos")));
+        // Of what is gone the name is known.
+        assert!(is_same_data("moved/photos", &path("b/photos")) && is_same_data(&path("a/photos"), "photos"));
+        assert!(!is_same_data("moved/birds", &path("b/photos")));
+        assert!(is_same_data("synthetic", "synthetic") && !is_same_data("synthetic", &path("a/photos")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod single;
 mod synthetic;
 mod view;
 
-pub use catalog::{CatalogEntry, KNOWN, KnownDataset, catalog, name_of, search_folders};
+pub use catalog::{CatalogEntry, KNOWN, KnownDataset, catalog, is_same_data, name_of, search_folders};
 pub use error::DataError;
 pub use photos::Photos;
 pub use synthetic::{SyntheticOptions, synthetic};

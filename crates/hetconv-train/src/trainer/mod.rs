@@ -6,6 +6,7 @@
 
 mod error;
 mod evaluation;
+mod learner;
 mod run;
 
 use std::path::Path;

@@ -6,10 +6,11 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hetconv_burn::{GraphModule, Sgd, WeightAverage};
-use hetconv_graph::{ModelFile, Normalisation, WeightTensor, Weights};
+use hetconv_burn::GraphModule;
+use hetconv_graph::{ModelFile, Normalisation, Weights};
 use hetconv_kernels::measure::cpu_name;
 
+use super::learner::Learner;
 use super::{StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, run_files};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, EpochSums, Progress};
@@ -22,15 +23,15 @@ use crate::recipe::Recipe;
 pub(super) struct Run<'a> {
     job: &'a TrainJob<'a>,
     recipe: Recipe,
-    network: GraphModule,
-    optimizer: Sgd,
-    average: Option<WeightAverage>,
+    learner: Learner,
     normalisation: Normalisation,
     metrics: MetricsWriter,
     progress: Progress,
     /// The line of the newest finished epoch.
     newest: Option<EpochMetrics>,
     steps_per_epoch: u64,
+    /// Whether a step was made in this process.
+    has_learned: bool,
     /// When the last checkpoint was made, or the run began.
     kept: Instant,
     /// Held while the run is under way.
@@ -57,67 +58,26 @@ impl<'a> Run<'a> {
     fn open(job: &'a TrainJob<'a>, start: Option<&ModelFile>) -> Result<Self, TrainError> {
         let TrainJob { config, graph, data, out, .. } = job;
         let checkpoints = out.join(run_files::CHECKPOINTS);
-        let found = Checkpoint::latest(&checkpoints)?;
-        let holds_results = || [run_files::MODEL, run_files::SUMMARY].iter().any(|file| out.join(file).exists());
-        let is_occupied = found.is_some() || holds_results();
-        let goes_on = found.is_some() && job.resume;
-        if is_occupied && !goes_on {
-            return Err(TrainError::Occupied(out.to_path_buf()));
-        }
         let [config_path, metrics_path] = [run_files::CONFIG, run_files::METRICS].map(|file| out.join(file));
-        if !goes_on && config_path.exists() {
-            match RunConfig::load(&config_path) {
-                Ok(_) => {}
-                Err(error @ ConfigError::Io { .. }) => return Err(error.into()),
-                Err(_) => return Err(TrainError::Foreign(config_path)),
-            }
-        }
-        if !goes_on && metrics_path.exists() && !is_metrics(&metrics_path)? {
-            return Err(TrainError::Foreign(metrics_path));
+        let found = Checkpoint::latest(&checkpoints)?;
+        let newest = found.as_ref().map(|(path, _)| path.clone());
+        let goes_on = found.is_some() && job.resume;
+        if !goes_on {
+            is_free(out, found.is_some())?;
         }
         let normalisation = start.map_or_else(|| data.train.normalisation(), |start| start.normalisation.clone());
         let steps_per_epoch = job.steps_per_epoch()?;
         let device = burn_device(config.device)?;
-        let newest = found.as_ref().map(|(path, _)| path.clone());
         let recipe = config.complete_recipe()?;
-        let mut optimizer = Sgd::new(recipe.optimizer);
-        let (network, average, progress) = match found {
+        let (learner, progress) = match &found {
             None => {
-                let weights = match start {
-                    Some(start) => start.weights.clone(),
-                    None => Weights::init(graph, config.seed)?,
-                };
-                let network = GraphModule::new(graph, &weights, &device)?;
-                let average = config.ema.map(|decay| WeightAverage::new(&network, decay));
-                (network, average, Progress::default())
+                let fresh = || Weights::init(graph, config.seed);
+                let weights = start.map_or_else(fresh, |start| Ok(start.weights.clone()))?;
+                (Learner::new(graph, &weights, recipe.optimizer, config.ema, &device)?, Progress::default())
             }
             Some((path, checkpoint)) => {
-                let same_graph = checkpoint.model.graph == *graph;
-                let same_kind = checkpoint.average.is_some() == config.ema.is_some();
-                if checkpoint.config_digest != config.digest() || !same_graph || !same_kind {
-                    return Err(TrainError::OtherSettings(path));
-                }
-                // The mean and deviation of all pixels tell images in memory from any others; of photos there are as many
-                // as made the steps so far.
-                let Progress { position, steps, .. } = checkpoint.progress;
-                let expected =
-                    position.epoch.checked_mul(steps_per_epoch).and_then(|all| all.checked_add(position.step));
-                let model = &checkpoint.model;
-                if model.classes != data.classes
-                    || model.normalisation != normalisation
-                    || Some(steps) != expected
-                    || position.step > steps_per_epoch
-                {
-                    return Err(TrainError::OtherData { data: data.name.clone(), checkpoint: path });
-                }
-                let network = GraphModule::new(graph, &checkpoint.model.weights, &device)?;
-                for (name, tensor) in checkpoint.velocity.iter() {
-                    optimizer.import(&network, name, &tensor.shape, tensor.data.clone())?;
-                }
-                let average = config.ema.zip(checkpoint.average.as_ref());
-                let resumed = |(decay, mean)| WeightAverage::resumed(&network, decay, mean, steps);
-                let average = average.map(resumed).transpose()?;
-                (network, average, checkpoint.progress)
+                is_of_job(job, checkpoint, path, &normalisation, steps_per_epoch)?;
+                (Learner::resumed(checkpoint, recipe.optimizer, config.ema, &device)?, checkpoint.progress)
             }
         };
         // Nothing is written before nothing can be wrong with the run.
@@ -125,7 +85,7 @@ impl<'a> Run<'a> {
         let lock = lock(out)?;
         // Another process may have been at work until now.
         let has_moved = Checkpoint::latest(&checkpoints)?.map(|(path, _)| path) != newest;
-        if has_moved || (!goes_on && holds_results()) {
+        if has_moved || (!goes_on && holds_results(out)) {
             return Err(TrainError::Busy(out.to_path_buf()));
         }
         if !goes_on {
@@ -136,13 +96,12 @@ impl<'a> Run<'a> {
             newest: crate::metrics::read_metrics(&metrics_path)?.pop(),
             job,
             recipe,
-            network,
-            optimizer,
-            average,
+            learner,
             normalisation,
             metrics,
             progress,
             steps_per_epoch,
+            has_learned: false,
             kept: Instant::now(),
             _lock: lock,
         })
@@ -167,6 +126,7 @@ impl<'a> Run<'a> {
             self.step(loader, position, self.rate(self.progress.steps))?;
             self.progress.sums.seconds += started.elapsed().as_secs_f64();
             self.progress.steps += 1;
+            self.has_learned = true;
             self.progress.position.step += 1;
             observer.step(&self.report());
             let stops = observer.stops();
@@ -223,7 +183,8 @@ impl<'a> Run<'a> {
             }
             taken += 1;
             let images = batch.labels.len();
-            let out = self.network.step(batch.images, images, &batch.labels, self.recipe.label_smoothing as f32)?;
+            let out =
+                self.learner.network.step(batch.images, images, &batch.labels, self.recipe.label_smoothing as f32)?;
             if !out.loss.is_finite() {
                 return Err(self.diverged(position, format!("the loss is {}", out.loss)));
             }
@@ -239,10 +200,7 @@ impl<'a> Run<'a> {
         if let Some(gradients) = gradients {
             // The gradient of the mean over all images of the step.
             let gradients = if taken == 1 { gradients } else { gradients.scaled(1.0 / taken as f32) };
-            self.optimizer.step(&mut self.network, gradients, rate as f32);
-            if let Some(average) = &mut self.average {
-                average.update(&self.network);
-            }
+            self.learner.learn(gradients, rate);
         }
         Ok(())
     }
@@ -274,7 +232,8 @@ impl<'a> Run<'a> {
     fn end_epoch(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
         let batch = self.job.config.batch_size;
         let mut watch = |done, images| observer.evaluation(done, images);
-        let evaluation = evaluate(self.judged(), &self.job.data.test, &self.normalisation, batch, &mut watch)?;
+        let network = self.learner.judged();
+        let evaluation = evaluate(network, &self.job.data.test, &self.normalisation, batch, &mut watch)?;
         if !evaluation.loss.is_finite() {
             let Position { epoch, step } = self.progress.position;
             let last = Position { epoch, step: step.saturating_sub(1) };
@@ -304,11 +263,6 @@ impl<'a> Run<'a> {
         self.job.out.join(run_files::CHECKPOINTS)
     }
 
-    /// The network that is evaluated and, at the end, kept: the average where the run has one.
-    fn judged(&self) -> &GraphModule {
-        self.average.as_ref().map_or(&self.network, WeightAverage::network)
-    }
-
     fn model(&self, network: &GraphModule) -> ModelFile {
         ModelFile {
             graph: self.job.graph.clone(),
@@ -320,19 +274,15 @@ impl<'a> Run<'a> {
 
     /// Weights that are not finite never take the place of a good checkpoint.
     fn check_weights(&self, position: Position) -> Result<(), TrainError> {
-        let checked = self.network.weights().check_values(&self.job.graph);
+        let checked = self.learner.network.weights().check_values(&self.job.graph);
         checked.map_err(|error| self.diverged(position, error.to_string()))
     }
 
     fn checkpoint(&mut self) -> Result<(), TrainError> {
-        let mut velocity = Weights::new();
-        for (name, shape, data) in self.optimizer.export() {
-            velocity.insert(name.to_owned(), WeightTensor { shape: shape.to_vec(), data });
-        }
         let checkpoint = Checkpoint {
-            model: self.model(&self.network),
-            velocity,
-            average: self.average.as_ref().map(|average| average.network().weights()),
+            model: self.model(&self.learner.network),
+            velocity: self.learner.velocity(),
+            average: self.learner.average(),
             progress: self.progress,
             config_digest: self.job.config.digest(),
         };
@@ -344,10 +294,17 @@ impl<'a> Run<'a> {
     /// Writes the model and the summary.
     fn finish(self) -> Result<Summary, TrainError> {
         let TrainJob { config, graph, data, out, .. } = self.job;
-        self.model(self.judged()).save(&out.join(run_files::MODEL))?;
+        self.model(self.learner.judged()).save(&out.join(run_files::MODEL))?;
         let cost = graph.cost()?;
         let last = self.newest.unwrap_or_default();
         let images = self.progress.steps * config.accumulate * config.batch_size as u64;
+        // A run that had come to its end, and lost its model, was trained where its summary says.
+        let path = out.join(run_files::SUMMARY);
+        let finished = Summary::load(&path).ok().filter(|_| !self.has_learned);
+        let (threads, machine) = match finished {
+            Some(earlier) => (earlier.threads, earlier.machine),
+            None => (rayon::current_num_threads(), cpu_name()),
+        };
         let summary = Summary {
             model: graph.name.clone(),
             data: data.name.clone(),
@@ -367,13 +324,63 @@ impl<'a> Run<'a> {
             eval_top5: last.eval_top5,
             seconds: self.progress.seconds,
             images_per_second: images as f64 / self.progress.seconds.max(f64::MIN_POSITIVE),
-            threads: rayon::current_num_threads(),
+            threads,
             device: config.device.to_string(),
-            machine: cpu_name(),
+            machine,
         };
-        summary.save(&out.join(run_files::SUMMARY))?;
+        summary.save(&path)?;
         Ok(summary)
     }
+}
+
+fn holds_results(out: &Path) -> bool {
+    [run_files::MODEL, run_files::SUMMARY].iter().any(|file| out.join(file).exists())
+}
+
+/// Whether a run may begin in the folder: no other is there, and no file of somebody's that it would replace.
+fn is_free(out: &Path, has_checkpoint: bool) -> Result<(), TrainError> {
+    if has_checkpoint || holds_results(out) {
+        return Err(TrainError::Occupied(out.to_path_buf()));
+    }
+    let [config, metrics] = [run_files::CONFIG, run_files::METRICS].map(|file| out.join(file));
+    if config.exists() {
+        match RunConfig::load(&config) {
+            Ok(_) => {}
+            Err(error @ ConfigError::Io { .. }) => return Err(error.into()),
+            Err(_) => return Err(TrainError::Foreign(config)),
+        }
+    }
+    if metrics.exists() && !is_metrics(&metrics)? {
+        return Err(TrainError::Foreign(metrics));
+    }
+    Ok(())
+}
+
+/// Whether a checkpoint is one of this run: of its settings, and of its images and classes.
+fn is_of_job(
+    job: &TrainJob<'_>,
+    checkpoint: &Checkpoint,
+    path: &Path,
+    normalisation: &Normalisation,
+    steps_per_epoch: u64,
+) -> Result<(), TrainError> {
+    let TrainJob { config, graph, data, .. } = job;
+    let Checkpoint { model, average, progress, config_digest, .. } = checkpoint;
+    if *config_digest != config.digest() || model.graph != *graph || average.is_some() != config.ema.is_some() {
+        return Err(TrainError::OtherSettings(path.to_path_buf()));
+    }
+    // The mean and deviation of all pixels tell images in memory from any others; of photos there are as many as made the
+    // steps so far.
+    let Progress { position, steps, .. } = progress;
+    let expected = position.epoch.checked_mul(steps_per_epoch).and_then(|all| all.checked_add(position.step));
+    if model.classes != data.classes
+        || model.normalisation != *normalisation
+        || Some(*steps) != expected
+        || position.step > steps_per_epoch
+    {
+        return Err(TrainError::OtherData { data: data.name.clone(), checkpoint: path.to_path_buf() });
+    }
+    Ok(())
 }
 
 /// A lock on a run's folder, which goes with this process whatever happens to it; nothing where files cannot be locked.

@@ -87,6 +87,8 @@ struct Compared {
     report: PathBuf,
     #[serde(skip)]
     table: Vec<Variant>,
+    #[serde(skip)]
+    training: String,
 }
 
 /// One network of the comparison.
@@ -126,17 +128,23 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let variant = |(i, runs): (usize, &Vec<FinishedRun>)| {
         runs::variant(label(i), Some(times[i]), &runs.iter().collect::<Vec<_>>())
     };
-    let variants: Vec<Variant> = trained.iter().enumerate().map(variant).collect::<Result<_>>()?;
+    let mut variants: Vec<Variant> = trained.iter().enumerate().map(variant).collect::<Result<_>>()?;
     let rows = candidates.iter().zip(&configs).zip(&variants);
     let rows = rows.map(|((candidate, configs), variant)| row(candidate, &configs[0], variant));
+    let rows: Vec<Row> = rows.collect::<Option<_>>().context("a variant has no run")?;
+    let trained_on = runs::trained_on(trained.iter().flatten());
+    if trained_on.len() > 1 {
+        variants = variants.into_iter().map(Variant::without_training_times).collect();
+    }
     let compared = Compared {
-        variants: rows.collect::<Option<_>>().context("a variant has no run")?,
+        variants: rows,
         csv: args.out.join("compare.csv"),
         report: args.out.join("report.html"),
         table: variants.clone(),
+        training: runs::about_training(&trained_on),
     };
     files::write_csv(&compared.csv, &compared.variants)?;
-    files::write_text(&compared.report, &page(args, &configs[0][0], &data, variants)?.page())?;
+    files::write_text(&compared.report, &page(args, &configs[0][0], &data, variants, &compared.training)?.page())?;
     output.result(&compared, text)
 }
 
@@ -242,7 +250,7 @@ fn row(candidate: &Candidate, config: &RunConfig, variant: &Variant) -> Option<R
     })
 }
 
-fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>) -> Result<Report> {
+fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>, training: &str) -> Result<Report> {
     let images = |n: usize| grouped(n as u64);
     let [height, width, channels] = data.train.shape();
     let isa = Isa::selected().map_or("none", Isa::name);
@@ -274,8 +282,8 @@ fn page(args: &Args, config: &RunConfig, data: &Dataset, variants: Vec<Variant>)
             ),
         ),
         ("Seeds", seeds.join(", ")),
-        ("Machine", format!("{}, {threads} threads, {isa}", cpu_name())),
-        ("Time per image", format!("batch of {}", timing::BATCH)),
+        ("Training", training.to_owned()),
+        ("Time per image", format!("batch of {}, {}, {threads} threads, {isa}", timing::BATCH, cpu_name())),
         ("Program", format!("hetconv {}", env!("CARGO_PKG_VERSION"))),
     ];
     Ok(Report {
@@ -311,9 +319,11 @@ fn text(compared: &Compared) -> String {
     }
     let has_spread = compared.table.iter().any(|variant| variant.top1_spread().is_some());
     let spread = if has_spread { "\n± is half of the range over the seeds." } else { "" };
+    let has_times = compared.table.iter().all(|variant| variant.seconds().is_some());
+    let training = if has_times { String::new() } else { format!("\nTrained on {}.", compared.training) };
     format!(
         "{rows}\n\nMACs per image are what the HetConv paper calls FLOPs (here FLOPs = 2 · MACs); stages are convolutions \
-         one after another.{spread}\nReport  {}\nTable   {}",
+         one after another.{spread}{training}\nReport  {}\nTable   {}",
         compared.report.display(),
         compared.csv.display()
     )

@@ -63,8 +63,10 @@ struct Exported {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let size = args.image_size.get();
-    if args.output.extension().is_some_and(|extension| extension == "safetensors") {
-        bad_usage!("{} is the name of a model file; an ONNX file is written", args.output.display());
+    // Read again, it would be taken for a model file. What is no file, such as a pipe, is read by others.
+    let is_file = args.output.symlink_metadata().map_or(true, |found| found.is_file());
+    if is_file && !onnx::is_onnx(&args.output) {
+        bad_usage!("an ONNX file is written, whose name has to end in .onnx, not {}", args.output.display());
     }
     let Opened { file: model, states_normalisation } = match model::open(&args.model, size)? {
         Model::File(_) if args.seed.is_some() => {

@@ -96,11 +96,15 @@ pub fn load(path: &Path) -> Result<ModelFile> {
     is_no_name(path)?;
     let is_checkpoint =
         path.extension().is_some_and(|of| ["pt", "pth", "ckpt"].iter().any(|checkpoint| of == *checkpoint));
-    ModelFile::load(path).map_err(|error| match is_checkpoint {
-        true => anyhow::Error::new(error).context(
+    let is_named = path.extension().is_some_and(|extension| extension == "safetensors");
+    ModelFile::load(path).map_err(|error| match error {
+        _ if is_checkpoint => anyhow::Error::new(error).context(
             "PyTorch's checkpoints hold no network: export the model to ONNX, by torch.onnx.export or hetconv.torch.export_onnx",
         ),
-        false => error.into(),
+        _ if !is_named && path.is_file() => {
+            anyhow::Error::new(error).context("a model file (.safetensors) or an ONNX file (.onnx) is needed")
+        }
+        error => error.into(),
     })
 }
 

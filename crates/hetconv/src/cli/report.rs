@@ -149,6 +149,8 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
     let common = settings[0].iter().filter(is_common);
     let mut setup: Vec<(String, String)> = common.map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     setup.push(("runs".to_owned(), runs.len().to_string()));
+    let trained_on = runs::trained_on(runs.iter());
+    setup.push(("training".to_owned(), runs::about_training(&trained_on)));
     let mut times = vec![None; groups.len()];
     if let Some(batch) = batch {
         let load = |(_, group): &(String, Vec<&FinishedRun>)| runs::load_model(&group[0].folder);
@@ -162,11 +164,15 @@ fn report(runs: &[FinishedRun], batch: Option<usize>) -> Result<Report> {
         ));
     }
     let variants = groups.into_iter().zip(times).map(|((label, group), ms)| runs::variant(label, ms, &group));
+    let mut variants = variants.collect::<Result<Vec<Variant>>>()?;
+    if trained_on.len() > 1 {
+        variants = variants.into_iter().map(Variant::without_training_times).collect();
+    }
     Ok(Report {
         title,
         subtitle: "Networks side by side, from the files of their training runs.".to_owned(),
         setup,
-        variants: variants.collect::<Result<Vec<Variant>>>()?,
+        variants,
         reference,
     })
 }

@@ -113,6 +113,30 @@ pub fn variant(label: String, ms_per_image: Option<f64>, runs: &[&FinishedRun]) 
     Ok(Variant { ms_per_image, runs: runs.collect(), ..describe(label, &first.graph)? })
 }
 
+/// On what runs were trained, each once: where there are several, their times of training are not to be compared.
+pub fn trained_on<'a>(runs: impl Iterator<Item = &'a FinishedRun>) -> Vec<String> {
+    let on = |Summary { machine, device, threads, .. }: &Summary| {
+        let machine = if machine.is_empty() { "an unnamed CPU" } else { machine };
+        let threads = format!("{threads} {}", if *threads == 1 { "thread" } else { "threads" });
+        match device.as_str() {
+            "cpu" => format!("{machine}, {threads}"),
+            device => format!("{device} beside {machine}, {threads}"),
+        }
+    };
+    let mut found: Vec<String> = runs.map(|run| on(&run.summary)).collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// What a page says of them.
+pub fn about_training(trained_on: &[String]) -> String {
+    match trained_on {
+        [only] => only.clone(),
+        several => format!("{}: times of training are left out, since they do not compare", several.join("; ")),
+    }
+}
+
 /// A run as a report tells of it, with the seconds that each epoch took; accuracies come as shares, and are told in per
 /// cent.
 pub fn report_run(seed: u64, top1: f64, epochs: &[EpochMetrics], seconds: impl Fn(&EpochMetrics) -> f64) -> Run {

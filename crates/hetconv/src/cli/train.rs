@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hetconv::graph::{Classifier, Graph, ModelFile};
 use hetconv::train::{
-    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, fine_tune, run_files, train,
+    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, fine_tune, is_same_data,
+    run_files, train,
 };
 use hetconv::units::{count, duration, grouped, rate};
 
 use super::data::open_data_at_size;
 use super::eval::same_classes;
-use super::files::place;
 use super::images::{Normalise, join, or_stated};
 use super::model::{self, Opened, Size};
 use super::output::Output;
@@ -62,7 +62,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
 
-    /// The run's folder [default: runs/NAME; none with --from]
+    /// The run's folder [default: runs/NAME; train --from: none; prune: runs/NAME_pruned]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
@@ -97,7 +97,7 @@ pub struct Settings {
     #[arg(long, value_name = "RECIPE", value_parser = parse_recipe)]
     pub recipe: Option<RecipeName>,
 
-    /// Passes over the training images [default: the recipe's]
+    /// Passes over the training images [default: the recipe's; compare on synthetic: 6]
     #[arg(long, value_name = "N")]
     pub epochs: Option<u64>,
 
@@ -170,8 +170,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         bad_usage!("{} holds a run of a pruned network; go on with it by `hetconv prune --resume`", out.display());
     }
     // A model that was lost is made again from the checkpoint.
-    let has_model = || config.from.is_some() || out.join(run_files::MODEL).is_file();
-    if is_stored && runs::is_finished(&out) && has_model() {
+    if is_stored && runs::is_finished(&out) && out.join(run_files::MODEL).is_file() {
         let summary = Summary::load(&out.join(run_files::SUMMARY))?;
         return output.result(&summary, |summary| text(summary, &out));
     }
@@ -237,7 +236,7 @@ pub fn train_watched(
 struct Configured {
     config: RunConfig,
     out: PathBuf,
-    /// The file that it begins with, if it begins with one and has not come to its end.
+    /// The file that it begins with, if it begins with one and has not come to its end, or lost its model.
     opened: Option<Opened>,
     /// Whether it is the run that the folder holds.
     is_stored: bool,
@@ -262,7 +261,8 @@ fn configure(args: &Args) -> Result<Configured> {
         ("--std", std, &|config| config.normalisation.as_ref().map_or_else(nothing, |given| join(&given.std))),
     ];
     if let Some(config) = args.run.stored(&out, &given)? {
-        let from = config.from.as_deref().filter(|_| !runs::is_finished(&out));
+        let is_whole = runs::is_finished(&out) && out.join(run_files::MODEL).is_file();
+        let from = config.from.as_deref().filter(|_| !is_whole);
         let opened = from.map(|file| open(Path::new(file), config.image_size)).transpose()?;
         return Ok(Configured { config, out, opened, is_stored: true });
     }
@@ -331,7 +331,7 @@ fn run_of(file: &Path, data: &str) -> Option<RunConfig> {
         return None;
     }
     match RunConfig::load(&config) {
-        Ok(own) => Some(own).filter(|own| place(&own.data) == place(data)),
+        Ok(own) => Some(own).filter(|own| is_same_data(&own.data, data)),
         Err(error) => {
             tracing::warn!("passing over what {} was trained with: {error}", file.display());
             None

@@ -95,8 +95,9 @@ pub fn held_out_loss(variants: &[Variant]) -> Chart {
 /// named after it, is their sum.
 pub fn layers_before_and_after(before: &Variant, after: &Variant) -> Bars {
     let of = |name: &str| {
-        let belongs =
-            |other: &str| other.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let has_own_row = |other: &str| before.layers.iter().any(|(before, _)| before == other);
+        let is_part = |other: &str| other.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
+        let belongs = |other: &str| other == name || (is_part(other) && !has_own_row(other));
         after.layers.iter().filter(|(other, _)| belongs(other)).map(|(_, macs)| macs).sum()
     };
     Bars {
@@ -161,5 +162,23 @@ impl Variant {
             eval_top1: mean(i, |epoch| epoch.eval_top1),
         };
         (0..shared).map(epoch).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_layer_is_counted_once() {
+        let of = |layers: &[(&str, u64)]| {
+            let layers = layers.iter().map(|&(name, macs)| (name.to_owned(), macs)).collect();
+            Variant { layers, ..Variant::default() }
+        };
+        let standard = of(&[("conv1", 900), ("conv1.se.reduce", 20), ("conv10", 500)]);
+        let split = of(&[("conv1.gwc", 200), ("conv1.pwc", 100), ("conv1.se.reduce", 20), ("conv10", 300)]);
+        let rows = layers_before_and_after(&standard, &split).rows;
+        let expected = [("conv1", [900, 300]), ("conv1.se.reduce", [20, 20]), ("conv10", [500, 300])];
+        assert_eq!(rows, expected.map(|(name, macs)| (name.to_owned(), macs)));
     }
 }

@@ -128,9 +128,20 @@ impl Variant {
         self.top1_range().map(|[low, high]| (high - low) / 2.0)
     }
 
-    /// Training time in seconds, the mean over the seeds.
+    /// Training time in seconds, the mean over the seeds; nothing if it is not known of all runs, whose seconds are not
+    /// finite then.
     pub fn seconds(&self) -> Option<f64> {
-        units::mean(self.runs.iter().map(|run| run.seconds))
+        units::mean(self.runs.iter().map(|run| run.seconds)).filter(|seconds| seconds.is_finite())
+    }
+
+    /// The same, with training times that are not known.
+    #[must_use]
+    pub fn without_training_times(mut self) -> Self {
+        for run in &mut self.runs {
+            run.seconds = f64::NAN;
+            run.epochs.iter_mut().for_each(|epoch| epoch.seconds = f64::NAN);
+        }
+        self
     }
 
     /// `84.1 %`, or `84.1 ± 0.3 %` with several seeds.

@@ -8,6 +8,7 @@ use hetconv::kernels::measure::cpu_name;
 use hetconv::train::{Device, EpochMetrics, Recipe, RunConfig, read_whole_metrics, run_files};
 use serde::{Deserialize, Serialize};
 
+use super::measure::Wanted;
 use crate::cli::files::{read_csv, write_csv};
 use crate::cli::images::join;
 use crate::cli::output::causes;
@@ -88,6 +89,20 @@ pub struct Measurement {
     pub command: String,
 }
 
+/// Machine, instruction set and threads.
+type Conditions<'a> = (&'a str, &'a str, usize);
+
+impl Measurement {
+    fn conditions(&self) -> Conditions<'_> {
+        (&self.machine, &self.isa, self.threads)
+    }
+
+    /// Of lines with the same key one is enough.
+    fn key(&self) -> (&str, What, usize, Conditions<'_>) {
+        (&self.network, self.what, self.batch, self.conditions())
+    }
+}
+
 /// What is measured of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -152,7 +167,7 @@ impl Results {
             }
             let path = folder.join(MEASUREMENTS);
             for (i, line) in read_csv::<Measurement>(&path)?.into_iter().enumerate() {
-                if results.measurement(line.what, &line.network, line.batch).is_none() {
+                if results.measurements.iter().all(|(known, _)| known.key() != line.key()) {
                     results.measurements.push((line, origin(&path, i)));
                 }
             }
@@ -164,6 +179,27 @@ impl Results {
         if self.runs.iter().all(|known| known.line.run != run.line.run) {
             self.runs.push(run);
         }
+    }
+
+    /// The same with measurements of one machine, instruction set and number of threads, since times of different ones are
+    /// not to be compared: those under which most of `wanted` was measured, of several those found first.
+    pub fn measured_alike(&self, wanted: &[Wanted]) -> Self {
+        let is_wanted = |line: &Measurement| {
+            wanted.iter().any(|wanted| {
+                (wanted.what, wanted.subject.name(), wanted.batch) == (line.what, &*line.network, line.batch)
+            })
+        };
+        let mut counts: Vec<(Conditions<'_>, usize)> = Vec::new();
+        for (line, _) in self.measurements.iter().filter(|(line, _)| is_wanted(line)) {
+            match counts.iter_mut().find(|(known, _)| *known == line.conditions()) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((line.conditions(), 1)),
+            }
+        }
+        let most = counts.iter().map(|(_, count)| *count).max();
+        let chosen = counts.iter().find(|(_, count)| Some(*count) == most).map(|(conditions, _)| *conditions);
+        let alike = self.measurements.iter().filter(|(line, _)| Some(line.conditions()) == chosen);
+        Self { measurements: alike.cloned().collect(), runs: self.runs.clone(), unfinished: self.unfinished.clone() }
     }
 
     /// A measurement and where it was found.
@@ -226,14 +262,14 @@ pub fn add(folder: &Path, found: &[FinishedRun]) -> Result<()> {
     write_csv(&epochs_path, &epochs)
 }
 
-/// Adds measurements to the file in a folder; one of the same thing takes the place of the earlier one.
+/// Adds measurements to the file in a folder; one of the same thing under the same conditions takes the place of the earlier
+/// one.
 pub fn add_measurements(folder: &Path, found: Vec<Measurement>) -> Result<()> {
     let path = folder.join(MEASUREMENTS);
-    let key = |line: &Measurement| (line.network.clone(), line.what, line.batch);
     let mut lines: Vec<Measurement> = read_csv(&path)?;
-    lines.retain(|old| found.iter().all(|new| key(new) != key(old)));
+    lines.retain(|old| found.iter().all(|new| new.key() != old.key()));
     lines.extend(found);
-    lines.sort_by_key(key);
+    lines.sort_by(|a, b| a.key().cmp(&b.key()));
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     write_csv(&path, &lines)
 }
@@ -442,5 +478,56 @@ impl From<&EpochLine> for EpochMetrics {
             images_per_second: line.images_per_second,
             seconds: line.seconds,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::measure::Subject;
+    use super::*;
+    use crate::cli::reproduce::tables::network;
+
+    fn measurement(network: &str, machine: &str, threads: usize, median_ms: f64) -> Measurement {
+        Measurement {
+            what: What::Inference,
+            network: network.into(),
+            batch: 1,
+            repetitions: 9,
+            median_ms,
+            p10_ms: median_ms,
+            p90_ms: median_ms,
+            threads,
+            isa: "avx512".into(),
+            machine: machine.into(),
+            command: String::new(),
+        }
+    }
+
+    #[test]
+    fn times_of_one_table_are_of_one_machine_and_number_of_threads() {
+        let wanted: Vec<Wanted> = ["small-cifar", "small-cifar_p4"]
+            .map(|name| Wanted {
+                what: What::Inference,
+                subject: Subject::OfZoo(name, network(name).unwrap()),
+                batch: 1,
+            })
+            .into();
+        let folder = tempfile::tempdir().unwrap();
+        let measured = |lines: Vec<Measurement>| {
+            let ways = |line: &Measurement| (line.machine.clone(), line.threads, line.median_ms);
+            add_measurements(folder.path(), lines).unwrap();
+            let results = Results::read(Path::new("none"), &[folder.path()]).unwrap();
+            let alike = results.measured_alike(&wanted);
+            alike.measurements.iter().map(|(line, _)| ways(line)).collect::<Vec<_>>()
+        };
+        let both = ["small-cifar", "small-cifar_p4"].map(|name| measurement(name, "one", 2, 1.0));
+        measured(both.into());
+        // One network measured elsewhere, or with other threads, stands beside them in the file and not in the table.
+        let found = measured(vec![measurement("small-cifar_p4", "one", 1, 2.0), measurement("x", "other", 2, 3.0)]);
+        assert_eq!(found, [("one".into(), 2, 1.0), ("one".into(), 2, 1.0)]);
+        // With both measured so, what is found first counts; what is measured again takes the place of the old.
+        let found =
+            measured(vec![measurement("small-cifar", "one", 1, 4.0), measurement("small-cifar", "one", 2, 5.0)]);
+        assert_eq!(found, [("one".into(), 1, 4.0), ("one".into(), 1, 2.0)]);
     }
 }

@@ -273,9 +273,11 @@ fn trained(filled: Filled, group: &[&StoredRun]) -> Filled {
     Filled { line, variant }
 }
 
-/// What an epoch takes when a step of [`TRAINING_BATCH`] images takes so many milliseconds; nothing if it has other steps.
+/// What an epoch takes when a step of [`TRAINING_BATCH`] images takes so many milliseconds on a CPU; nothing if the run had
+/// other steps, or another device.
 fn seconds_per_epoch(run: &RunLine, step_ms: f64) -> Option<f64> {
-    (run.batch_size == TRAINING_BATCH).then(|| (run.train_images / TRAINING_BATCH) as f64 * step_ms / 1e3)
+    (run.batch_size == TRAINING_BATCH && run.device == "cpu")
+        .then(|| (run.train_images / TRAINING_BATCH) as f64 * step_ms / 1e3)
 }
 
 /// How long it took a network to become as good as the standard one of its kind ended, in runs of the same setting.
