@@ -40,7 +40,11 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
         _ => Path::new("."),
     };
     // Dropped on every early return below, and with it the file on disk.
-    let mut temporary = new_file(directory)?;
+    let mut temporary = new_file(directory).map_err(|error| match error.kind() {
+        // Told of the temporary file nobody would know what is meant.
+        io::ErrorKind::NotFound => io::Error::new(error.kind(), format!("there is no folder {}", directory.display())),
+        _ => error,
+    })?;
     if let Some(found) = found {
         keep_permissions(&found, temporary.as_file())?;
     }

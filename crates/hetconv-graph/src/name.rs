@@ -55,6 +55,16 @@ pub enum NameError {
         /// The known name nearest to it.
         suggestion: String,
     },
+    /// No such variant.
+    #[error(
+        "unknown variant `{name}`; did you mean `{suggestion}`? Variants are standard, pP, pc, gwcG_pwc and dwc_pwc"
+    )]
+    UnknownVariant {
+        /// The variant.
+        name: String,
+        /// The usual variant nearest to it.
+        suggestion: String,
+    },
     /// P = 0 or G = 0.
     #[error("`{name}` asks for 0 parts or groups; at least 1 is needed")]
     Zero {
@@ -93,7 +103,7 @@ impl FromStr for Substitution {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let unknown = || NameError::Unknown {
+        let unknown = || NameError::UnknownVariant {
             name: text.to_owned(),
             suggestion: nearest(text, zoo::VARIANTS.map(|v| if v.is_empty() { "standard" } else { v })).to_owned(),
         };
@@ -153,7 +163,7 @@ impl FromStr for ModelName {
             Some("standard") => return Err(unknown()),
             Some(variant) => variant.parse().map_err(|error| match error {
                 NameError::Zero { .. } => NameError::Zero { name: name.to_owned() },
-                NameError::Unknown { .. } => unknown(),
+                NameError::Unknown { .. } | NameError::UnknownVariant { .. } => unknown(),
             })?,
         };
         Ok(Self { architecture: architecture.to_owned(), substitution, se, pruned })

@@ -1,9 +1,9 @@
 //! Checkpoints: everything a run needs to go on as if nothing had happened, in one file.
 //!
 //! `step-00000123.safetensors` holds the tensors `weights/NAME`, `velocity/NAME` and, if the run averages its weights,
-//! `average/NAME`, and one metadata key, `hetconv-checkpoint`, with JSON: format version, the model's description as in a model file, the position, the sums
-//! of the epoch so far and the digest of the run's settings. A file is written beside its place, synced and renamed, so
-//! that whatever happens the last good one stays; the newest two are kept.
+//! `average/NAME`, and one metadata key, `hetconv-checkpoint`, with JSON: format version, the model's description as in a
+//! model file, the position, the sums of the epoch so far and the digest of the run's settings. A file is written beside
+//! its place, synced and renamed, so that whatever happens the last good one stays; the newest two are kept.
 
 use crate::loader::Position;
 use hetconv_graph::{FileFault, ModelFile, WeightTensor, Weights, atomic_write};
@@ -214,7 +214,13 @@ impl Checkpoint {
         let model_tensors = SafeTensors::deserialize(&model_bytes)?;
         let mut views: Vec<(String, TensorView<'_>)> =
             model_tensors.iter().map(|(name, view)| (format!("weights/{name}"), view)).collect();
-        let average = self.average.as_ref().map(|mean| ModelFile { weights: mean.clone(), ..self.model.clone() });
+        let ModelFile { graph, classes, normalisation, .. } = &self.model;
+        let average = self.average.as_ref().map(|weights| ModelFile {
+            graph: graph.clone(),
+            weights: weights.clone(),
+            classes: classes.clone(),
+            normalisation: normalisation.clone(),
+        });
         let average_bytes = average.map(|average| average.to_bytes()).transpose()?;
         if let Some(bytes) = &average_bytes {
             let tensors = SafeTensors::deserialize(bytes)?;

@@ -72,6 +72,10 @@ fn a_converted_network_is_trained_on_from_its_weights() {
     }
     json(folder, &["train", "--resume", "--out", "a"]);
     assert!(bytes("a") == a);
+    // A finished one makes a model again that was lost.
+    std::fs::remove_file(folder.join("a/model.safetensors")).unwrap();
+    json(folder, &["train", "--resume", "--out", "a"]);
+    assert!(bytes("a") == a);
     json(folder, &further("het.safetensors", "one", &[&MANY[..], &["--threads", "1"]].concat()));
     assert!(bytes("one") == a, "threads change a bit");
 

@@ -339,7 +339,7 @@ pub(super) fn resolved(target: &[i64], dims: &[usize], zero_is_meant: bool) -> R
     Ok(sizes.into_iter().map(|size| if size == -1 { total / known } else { size as usize }).collect())
 }
 
-/// Refuses a cast that changes numbers: all types of one kind are held as the widest.
+/// Refuses a cast of numbers beyond a type's range: all types of one kind are held as the widest.
 fn fits(constant: &Constant, to: DataType) -> Read<()> {
     /// The largest number of 16 bits.
     const LARGEST_HALF: f32 = 65504.0;
@@ -351,5 +351,5 @@ fn fits(constant: &Constant, to: DataType) -> Read<()> {
         (Data::Float(data), DataType::Float16) => data.iter().all(|x| !x.is_finite() || x.abs() <= LARGEST_HALF),
         _ => true,
     };
-    if is_held { Ok(()) } else { Err(Refusal::because(format!("casts numbers that {} has not", to.as_str_name()))) }
+    if is_held { Ok(()) } else { Err(Refusal::because(format!("casts numbers that {} cannot hold", to.as_str_name()))) }
 }

@@ -117,14 +117,18 @@ pub(super) fn find<'a>(name: &'a str, folders: &[PathBuf]) -> Result<(&'a str, P
     let mut looked = vec![PathBuf::from(name)];
     // Only a bare name; a path with folders in it means what it says.
     let is_bare = Path::new(name).file_name().is_some_and(|bare| bare == name);
+    // A file's name means that file.
+    let is_name = is_bare && Path::new(name).extension().is_none_or(|extension| extension != "zip");
     if is_bare {
-        looked.extend(folders.iter().flat_map(|folder| [folder.join(name), folder.join(format!("{name}.zip"))]));
+        let zipped = is_name.then(|| format!("{name}.zip"));
+        let ways = || [Some(name), zipped.as_deref()].into_iter().flatten();
+        looked.extend(folders.iter().flat_map(|folder| ways().map(|way| folder.join(way))));
     }
     if let Some(path) = looked.iter().find(|path| path.exists()) {
         return Ok((name, path.clone()));
     }
     let names = KNOWN.iter().map(|known| known.name).chain([synthetic::NAME]);
-    let nearest = is_bare.then(|| nearest(name, names).to_owned());
+    let nearest = is_name.then(|| nearest(name, names).to_owned());
     Err(DataError::UnknownName { name: name.to_owned(), looked, nearest })
 }
 
@@ -145,18 +149,21 @@ pub fn name_of(spec: &str) -> String {
     }
 }
 
-/// Whether two ways to name a data set mean the same one, as far as can be told from here: of one that is not there, or is
-/// no longer where it was, only what it is called is known.
-pub fn is_same_data(one: &str, other: &str) -> bool {
+/// Whether two ways to name a data set mean the same one; nothing if that cannot be told from here, since one of them is not
+/// there, or no longer.
+pub fn is_same_data(one: &str, other: &str) -> Option<bool> {
+    if one == other {
+        return Some(true);
+    }
     let place = |spec: &str| {
-        let path = Some(Path::new(spec)).filter(|_| spec != synthetic::NAME)?;
+        let path = Path::new(spec);
         let found = if path.exists() { path.to_owned() } else { find(spec, &search_folders()).ok()?.1 };
         found.canonicalize().ok()
     };
-    match (place(one), place(other)) {
-        (Some(one), Some(other)) => one == other,
-        _ => name_of(one) == name_of(other),
+    if [one, other].contains(&synthetic::NAME) {
+        return Some(false);
     }
+    Some(place(one)? == place(other)?)
 }
 
 #[cfg(test)]
@@ -170,6 +177,8 @@ mod tests {
             error.contains("/nowhere/fashon-mnist") && error.contains("did you mean \"fashion-mnist\"?"),
             "{error}"
         );
+        let error = find("photos.zip", &["/nowhere".into()]).unwrap_err().to_string();
+        assert_eq!(error, "no data set \"photos.zip\": looked for photos.zip, /nowhere/photos.zip");
         let error = find("some/odd/path", &["/nowhere".into()]).unwrap_err().to_string();
         assert!(!error.contains("did you mean") && !error.contains("/nowhere/"), "{error}");
     }
@@ -186,12 +195,11 @@ mod tests {
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         std::fs::create_dir_all(path("a/photos")).unwrap();
         std::fs::create_dir_all(path("b/photos")).unwrap();
-        assert!(is_same_data(&path("a/photos"), &path("b/../a/photos")));
-        assert!(!is_same_data(&path("a/photos"), &path("b/photos")));
-        // Of what is gone the name is known.
-        assert!(is_same_data("moved/photos", &path("b/photos")) && is_same_data(&path("a/photos"), "photos"));
-        assert!(!is_same_data("moved/birds", &path("b/photos")));
-        assert!(is_same_data("synthetic", "synthetic") && !is_same_data("synthetic", &path("a/photos")));
+        assert_eq!(is_same_data(&path("a/photos"), &path("b/../a/photos")), Some(true));
+        assert_eq!(is_same_data(&path("a/photos"), &path("b/photos")), Some(false));
+        assert_eq!(is_same_data(&path("moved/photos"), &path("b/photos")), None);
+        assert_eq!(is_same_data(&path("moved/photos"), &path("moved/photos")), Some(true));
+        assert_eq!(is_same_data("synthetic", &path("a/photos")), Some(false));
     }
 
     #[test]

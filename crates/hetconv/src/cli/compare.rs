@@ -215,7 +215,7 @@ fn check_stored(config: &RunConfig, data: &Dataset, out: &Path) -> Result<()> {
 /// Takes a finished run as it is; otherwise trains.
 fn train_or_reuse(job: TrainJob<'_>, name: &str) -> Result<FinishedRun> {
     let out = job.out;
-    if runs::is_finished(out) {
+    if runs::is_whole(out) {
         say(&format!("{name}: already trained, in {}", out.display()));
     } else {
         train_one(job, None, name)?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use hetconv::graph::{Graph, ModelFile, ModelName, Substitution, Weights, zoo};
+use hetconv::graph::{FileError, FileFault, Graph, ModelFile, ModelName, Substitution, Weights, zoo};
 use hetconv::onnx::{self, ImportOptions, OnnxError};
 
 use super::usage::bad_usage;
@@ -101,7 +101,7 @@ pub fn load(path: &Path) -> Result<ModelFile> {
         _ if is_checkpoint => anyhow::Error::new(error).context(
             "PyTorch's checkpoints hold no network: export the model to ONNX, by torch.onnx.export or hetconv.torch.export_onnx",
         ),
-        _ if !is_named && path.is_file() => {
+        FileError { ref fault, .. } if !is_named && !matches!(fault, FileFault::Io(_)) => {
             anyhow::Error::new(error).context("a model file (.safetensors) or an ONNX file (.onnx) is needed")
         }
         error => error.into(),

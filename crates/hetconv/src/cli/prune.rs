@@ -116,7 +116,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let Some(from) = &config.pruned else {
         bad_usage!("{} holds a run of a whole network; go on with it by `hetconv train --resume`", out.display());
     };
-    if args.run.resume && is_finished(&out) {
+    if args.run.resume && is_finished(&out) && runs::is_whole(&out) {
         let summary = Summary::load(&out.join(run_files::SUMMARY))?;
         return output.result(&load_report(&out.join(REPORT))?, |report| text(report, &summary, &out));
     }

@@ -84,9 +84,13 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     for ((array, place), (name, [channels, height, width])) in arrays.iter().zip(places).zip(inputs) {
         let (file, shape) = (given[place].1.display(), &array.shape);
         if batch == 0 || shape[..] != [batch, channels, height, width] {
-            let least = if batch == 0 { "at least one".to_owned() } else { format!("{batch}, as in the first array") };
+            let least = match (batch, shape.len()) {
+                (0, _) => "images: at least one".to_owned(),
+                (_, 4) => format!("images: {batch}, as in the first array"),
+                _ => "of four dimensions, for a single image, too".to_owned(),
+            };
             bad_usage!(
-                "{file} has the shape {shape:?}; the input {name:?} is (images, {channels}, {height}, {width}), images: {least}"
+                "{file} has the shape {shape:?}; the input {name:?} is (images, {channels}, {height}, {width}), {least}"
             );
         }
     }

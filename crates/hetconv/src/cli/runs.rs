@@ -25,6 +25,11 @@ pub fn is_finished(folder: &Path) -> bool {
     folder.join(run_files::SUMMARY).is_file()
 }
 
+/// As [`is_finished`], and its model is there; one that was lost is made again from the newest checkpoint.
+pub fn is_whole(folder: &Path) -> bool {
+    is_finished(folder) && folder.join(run_files::MODEL).is_file()
+}
+
 /// The folder of the run that made a model file, if it still lies where the run left it.
 pub fn folder_of(file: &Path) -> Option<&Path> {
     file.parent().filter(|_| file.file_name().is_some_and(|name| name == run_files::MODEL))

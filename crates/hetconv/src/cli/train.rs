@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use hetconv::graph::{Classifier, Graph, ModelFile};
 use hetconv::train::{
     Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, fine_tune, is_same_data,
-    run_files, train,
+    name_of, run_files, train,
 };
 use hetconv::units::{count, duration, grouped, rate};
 
@@ -30,7 +30,7 @@ time, evaluation seven eighths of the middle; a step learns from --batch-size ti
 
 With --from the network of a file is trained further, such as one that `hetconv convert` has made cheaper: its weights are
 where the run begins, and images are normalised as they were for them. Batches are smaller then, of 64 images, and rates
-lower. FILE is needed until the run has come to its end. Of the model file of a run, what was held out and whether images were
+lower. FILE is needed until the run has come to its end, and has its model. Of the model file of a run, what was held out and whether images were
 mirrored is known; after a conversion, give the same --hold-out and --no-flip again. Networks without batch-norms, which
 exporters fold into convolutions, are trained at a 33rd of the rate.
 
@@ -170,7 +170,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         bad_usage!("{} holds a run of a pruned network; go on with it by `hetconv prune --resume`", out.display());
     }
     // A model that was lost is made again from the checkpoint.
-    if is_stored && runs::is_finished(&out) && out.join(run_files::MODEL).is_file() {
+    if is_stored && runs::is_whole(&out) {
         let summary = Summary::load(&out.join(run_files::SUMMARY))?;
         return output.result(&summary, |summary| text(summary, &out));
     }
@@ -261,9 +261,9 @@ fn configure(args: &Args) -> Result<Configured> {
         ("--std", std, &|config| config.normalisation.as_ref().map_or_else(nothing, |given| join(&given.std))),
     ];
     if let Some(config) = args.run.stored(&out, &given)? {
-        let is_whole = runs::is_finished(&out) && out.join(run_files::MODEL).is_file();
-        let from = config.from.as_deref().filter(|_| !is_whole);
-        let opened = from.map(|file| open(Path::new(file), config.image_size)).transpose()?;
+        let from = config.from.as_deref().filter(|_| !runs::is_whole(&out));
+        let opened = from.map(|file| open(Path::new(file), config.image_size)).transpose();
+        let opened = opened.with_context(|| format!("the run in {} needs the file it began with", out.display()))?;
         return Ok(Configured { config, out, opened, is_stored: true });
     }
     if args.from.is_none() && args.normalise.is_given() {
@@ -308,7 +308,7 @@ pub fn nothing() -> String {
 
 /// The same settings, with images split and seen as they were by the run that `file` comes from, if it is on the same data.
 pub fn as_trained(mut config: RunConfig, file: &Path) -> Result<RunConfig> {
-    if let Some(own) = run_of(file, &config.data) {
+    if let Some(own) = run_of(file, &config.data, config.hold_out) {
         config.hold_out = same_hold_out(config.hold_out, file, &own)?;
         config.image_size = config.image_size.or(own.image_size);
         config.no_flip |= own.no_flip;
@@ -318,20 +318,35 @@ pub fn as_trained(mut config: RunConfig, file: &Path) -> Result<RunConfig> {
 
 /// The share of images to hold out: that of the run that `file` comes from, if it is on the same data, or else the given one.
 pub fn hold_out(given: Option<u8>, file: &Path, data: &str) -> Result<Option<u8>> {
-    match run_of(file, data) {
+    match run_of(file, data, given) {
         Some(own) => same_hold_out(given, file, &own),
         None => Ok(given),
     }
 }
 
 /// The settings of the run that `file` comes from, if it still lies where the run left it and learned from the same data.
-fn run_of(file: &Path, data: &str) -> Option<RunConfig> {
+/// Where that may be the same, and another share than `given` was held out, a warning says so.
+fn run_of(file: &Path, data: &str, given: Option<u8>) -> Option<RunConfig> {
     let config = runs::folder_of(file)?.join(run_files::CONFIG);
     if !config.is_file() {
         return None;
     }
     match RunConfig::load(&config) {
-        Ok(own) => Some(own).filter(|own| is_same_data(&own.data, data)),
+        Ok(own) => match is_same_data(&own.data, data) {
+            Some(is_same) => Some(own).filter(|_| is_same),
+            None => {
+                if own.hold_out != given && name_of(&own.data) == name_of(data) {
+                    let held_out = share(own.hold_out);
+                    tracing::warn!(
+                        "{} was trained on {}, with --hold-out {held_out}; if {data} is the same, the network has learned \
+                         from images that are held out now",
+                        file.display(),
+                        own.data
+                    );
+                }
+                None
+            }
+        },
         Err(error) => {
             tracing::warn!("passing over what {} was trained with: {error}", file.display());
             None
@@ -339,11 +354,14 @@ fn run_of(file: &Path, data: &str) -> Option<RunConfig> {
     }
 }
 
+fn share(hold_out: Option<u8>) -> String {
+    hold_out.map_or("none".to_owned(), |percent| percent.to_string())
+}
+
 /// A run's own share; with another one its network would be judged by images that it learned from.
 fn same_hold_out(given: Option<u8>, file: &Path, own: &RunConfig) -> Result<Option<u8>> {
     if given.is_some() && given != own.hold_out {
-        let text = |percent: Option<u8>| percent.map_or("none".to_owned(), |percent| percent.to_string());
-        let (file, given, own) = (file.display(), text(given), text(own.hold_out));
+        let (file, given, own) = (file.display(), share(given), share(own.hold_out));
         bad_usage!("--hold-out {given}, but {file} was trained with {own}: it has learned from images held out now");
     }
     Ok(own.hold_out)

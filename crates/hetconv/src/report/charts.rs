@@ -94,12 +94,13 @@ pub fn held_out_loss(variants: &[Variant]) -> Chart {
 /// What every layer costs in one network and in another that was made from it. A layer that took several in its place,
 /// named after it, is their sum.
 pub fn layers_before_and_after(before: &Variant, after: &Variant) -> Bars {
-    let of = |name: &str| {
-        let has_own_row = |other: &str| before.layers.iter().any(|(before, _)| before == other);
-        let is_part = |other: &str| other.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
-        let belongs = |other: &str| other == name || (is_part(other) && !has_own_row(other));
-        after.layers.iter().filter(|(other, _)| belongs(other)).map(|(_, macs)| macs).sum()
+    // The layer itself, or the one of the longest name that this one's goes on from.
+    let row_of = |part: &str| {
+        let belongs = |row: &&str| part.strip_prefix(*row).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        before.layers.iter().map(|(row, _)| row.as_str()).filter(belongs).max_by_key(|row| row.len())
     };
+    let of =
+        |name: &str| after.layers.iter().filter(|(part, _)| row_of(part) == Some(name)).map(|(_, macs)| macs).sum();
     Bars {
         title: format!("MACs of every layer: {} and {}", before.label, after.label),
         caption: "Behind each pair stands what is left of the layer's MACs.".into(),

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Entry;
 use super::layers::{Form, REPEATED, Shape, chain, trainable_chain};
 use super::measure::{Subject, Wanted};
-use super::results::{Measurement, Results, What};
+use super::results::{Measurement, Measurements, What};
 use super::tables::compact;
 use crate::cli::output::table;
 use crate::cli::usage::bad_usage;
@@ -110,7 +110,7 @@ pub fn wanted_latencies() -> Result<Vec<Wanted>> {
 }
 
 /// Figure 4: stages and latency of one layer in several forms.
-pub fn latencies(results: &Results) -> Result<Entry> {
+pub fn latencies(measurements: &Measurements) -> Result<Entry> {
     let mut lines: Vec<Latency> = Vec::new();
     let mut used = Vec::new();
     for shape in SHAPES {
@@ -119,7 +119,7 @@ pub fn latencies(results: &Results) -> Result<Entry> {
             for form in contest {
                 let graph = chain(form, shape, REPEATED)?;
                 let cost = graph.cost()?;
-                let found = results.measurement(What::Inference, &graph.name, 1);
+                let found = measurements.get(What::Inference, &graph.name, 1);
                 used.extend(found);
                 let macs = cost.macs / REPEATED as u64;
                 let ms = found.map(|(found, _)| found.median_ms / REPEATED as f64);
@@ -229,7 +229,7 @@ pub fn wanted_speedups() -> Result<Vec<Wanted>> {
 }
 
 /// Figure 5: how much faster HetConv is than the standard layer, by the equations and by the clock.
-pub fn speedups(results: &Results) -> Result<Entry> {
+pub fn speedups(measurements: &Measurements) -> Result<Entry> {
     let Shape { channels, size } = speedup_shape();
     let layer = Layer { in_channels: channels, out_channels: channels, kernel: 3, output: size };
     let mut lines = Vec::new();
@@ -239,7 +239,7 @@ pub fn speedups(results: &Results) -> Result<Entry> {
         let mut measured = |what| -> Result<Option<f64>> {
             let [standard, own] = [1, parts].map(|parts| {
                 let wanted = speedup_network(what, parts)?;
-                anyhow::Ok(results.measurement(what, wanted.subject.name(), wanted.batch))
+                anyhow::Ok(measurements.get(what, wanted.subject.name(), wanted.batch))
             });
             let Some((standard, own)) = standard?.zip(own?) else { return Ok(None) };
             used.extend([standard, own]);

@@ -9,11 +9,13 @@ mod show;
 mod tables;
 mod train;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hetconv::graph::nearest;
+use hetconv::kernels::Isa;
+use hetconv::kernels::measure::cpu_name;
 use hetconv::report::{self, Drawing, Page, Part, Section};
 use serde::Serialize;
 
@@ -88,6 +90,9 @@ pub struct Args {
     #[arg(long, value_name = "PAGE")]
     html: Option<PathBuf>,
 }
+
+/// Where results lie in this project.
+const RESULTS: &str = "docs/results";
 
 const FIGURES: [&str; 3] = ["fig3", "fig4", "fig5"];
 
@@ -173,15 +178,21 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         }
         measure::measure(&wanted, &command, |found| results::add_measurements(&args.out, found))?;
     }
+    if items != ["fig3"] && args.results.is_none() && !Path::new(RESULTS).is_dir() {
+        tracing::warn!(
+            "there is no {RESULTS} here, so that only what was made here is shown; --results names a folder"
+        );
+    }
     let results = read(args)?;
+    let (machine, isa, threads) = (cpu_name(), Isa::selected()?.name(), rayon::current_num_threads());
     let mut entries = Vec::new();
     for &item in &items {
         let table = TABLES.iter().find(|table| table.name == item);
-        let results = results.measured_alike(&wanted(table.as_slice(), &[item])?);
+        let measured = results.measurements.alike(&wanted(table.as_slice(), &[item])?, (&machine, isa, threads));
         entries.push(match (item, table) {
-            (_, Some(table)) => show::entry(table, &results)?,
-            ("fig4", _) => figures::latencies(&results)?,
-            ("fig5", _) => figures::speedups(&results)?,
+            (_, Some(table)) => show::entry(table, &results, &measured)?,
+            ("fig4", _) => figures::latencies(&measured)?,
+            ("fig5", _) => figures::speedups(&measured)?,
             _ => figures::filters(bank)?,
         });
     }
@@ -215,7 +226,7 @@ fn read(args: &Args) -> Result<Results> {
     if let Some(folder) = given.filter(|folder| !folder.is_dir()) {
         bad_usage!("--results {}: there is no such folder", folder.display());
     }
-    let results = given.unwrap_or_else(|| std::path::Path::new("docs/results"));
+    let results = given.unwrap_or(Path::new(RESULTS));
     Results::read(&args.runs, &[&args.out, results])
 }
 

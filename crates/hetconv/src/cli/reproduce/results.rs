@@ -90,7 +90,7 @@ pub struct Measurement {
 }
 
 /// Machine, instruction set and threads.
-type Conditions<'a> = (&'a str, &'a str, usize);
+pub type Conditions<'a> = (&'a str, &'a str, usize);
 
 impl Measurement {
     fn conditions(&self) -> Conditions<'_> {
@@ -131,12 +131,16 @@ pub struct UnfinishedRun {
     pub done: usize,
 }
 
+/// Measurements, and where each was found.
+#[derive(Debug, Default)]
+pub struct Measurements(Vec<(Measurement, String)>);
+
 /// All results there are.
 #[derive(Default)]
 pub struct Results {
     pub runs: Vec<StoredRun>,
     pub unfinished: Vec<UnfinishedRun>,
-    pub measurements: Vec<(Measurement, String)>,
+    pub measurements: Measurements,
 }
 
 impl Results {
@@ -167,8 +171,8 @@ impl Results {
             }
             let path = folder.join(MEASUREMENTS);
             for (i, line) in read_csv::<Measurement>(&path)?.into_iter().enumerate() {
-                if results.measurements.iter().all(|(known, _)| known.key() != line.key()) {
-                    results.measurements.push((line, origin(&path, i)));
+                if results.measurements.0.iter().all(|(known, _)| known.key() != line.key()) {
+                    results.measurements.0.push((line, origin(&path, i)));
                 }
             }
         }
@@ -180,32 +184,40 @@ impl Results {
             self.runs.push(run);
         }
     }
+}
 
-    /// The same with measurements of one machine, instruction set and number of threads, since times of different ones are
-    /// not to be compared: those under which most of `wanted` was measured, of several those found first.
-    pub fn measured_alike(&self, wanted: &[Wanted]) -> Self {
+impl Measurements {
+    /// Those of one machine, instruction set and number of threads, since times of different ones are not to be compared:
+    /// those under which most of `wanted` was measured; of several `here`, or else those found first.
+    pub fn alike(&self, wanted: &[Wanted], here: Conditions<'_>) -> Self {
         let is_wanted = |line: &Measurement| {
             wanted.iter().any(|wanted| {
                 (wanted.what, wanted.subject.name(), wanted.batch) == (line.what, &*line.network, line.batch)
             })
         };
         let mut counts: Vec<(Conditions<'_>, usize)> = Vec::new();
-        for (line, _) in self.measurements.iter().filter(|(line, _)| is_wanted(line)) {
+        for (line, _) in self.0.iter().filter(|(line, _)| is_wanted(line)) {
             match counts.iter_mut().find(|(known, _)| *known == line.conditions()) {
                 Some((_, count)) => *count += 1,
                 None => counts.push((line.conditions(), 1)),
             }
         }
-        let most = counts.iter().map(|(_, count)| *count).max();
-        let chosen = counts.iter().find(|(_, count)| Some(*count) == most).map(|(conditions, _)| *conditions);
-        let alike = self.measurements.iter().filter(|(line, _)| Some(line.conditions()) == chosen);
-        Self { measurements: alike.cloned().collect(), runs: self.runs.clone(), unfinished: self.unfinished.clone() }
+        // Of equal ones the last is the largest.
+        let chosen = counts.iter().rev().max_by_key(|(conditions, count)| (*count, *conditions == here));
+        let chosen = chosen.map(|(conditions, _)| *conditions);
+        Self(self.0.iter().filter(|(line, _)| Some(line.conditions()) == chosen).cloned().collect())
     }
 
     /// A measurement and where it was found.
-    pub fn measurement(&self, what: What, network: &str, batch: usize) -> Option<&(Measurement, String)> {
+    pub fn get(&self, what: What, network: &str, batch: usize) -> Option<&(Measurement, String)> {
         let is_meant = |line: &Measurement| line.what == what && line.network == network && line.batch == batch;
-        self.measurements.iter().find(|(line, _)| is_meant(line))
+        self.0.iter().find(|(line, _)| is_meant(line))
+    }
+
+    /// On what those of these networks were made.
+    pub fn made_on(&self, networks: &[&str]) -> Option<String> {
+        let (line, _) = self.0.iter().find(|(line, _)| networks.contains(&&*line.network))?;
+        Some(format!("{}, {} threads, {}", line.machine, line.threads, line.isa))
     }
 }
 
@@ -517,17 +529,21 @@ mod tests {
             let ways = |line: &Measurement| (line.machine.clone(), line.threads, line.median_ms);
             add_measurements(folder.path(), lines).unwrap();
             let results = Results::read(Path::new("none"), &[folder.path()]).unwrap();
-            let alike = results.measured_alike(&wanted);
-            alike.measurements.iter().map(|(line, _)| ways(line)).collect::<Vec<_>>()
+            let alike = results.measurements.alike(&wanted, ("one", "avx512", 2));
+            alike.0.iter().map(|(line, _)| ways(line)).collect::<Vec<_>>()
         };
         let both = ["small-cifar", "small-cifar_p4"].map(|name| measurement(name, "one", 2, 1.0));
         measured(both.into());
         // One network measured elsewhere, or with other threads, stands beside them in the file and not in the table.
         let found = measured(vec![measurement("small-cifar_p4", "one", 1, 2.0), measurement("x", "other", 2, 3.0)]);
         assert_eq!(found, [("one".into(), 2, 1.0), ("one".into(), 2, 1.0)]);
-        // With both measured so, what is found first counts; what is measured again takes the place of the old.
+        // With both measured so, too, what was measured as it would be here counts; what is measured again takes the place of
+        // the old.
         let found =
             measured(vec![measurement("small-cifar", "one", 1, 4.0), measurement("small-cifar", "one", 2, 5.0)]);
-        assert_eq!(found, [("one".into(), 1, 4.0), ("one".into(), 1, 2.0)]);
+        assert_eq!(found, [("one".into(), 2, 5.0), ("one".into(), 2, 1.0)]);
+        let results = Results::read(Path::new("none"), &[folder.path()]).unwrap();
+        let elsewhere = results.measurements.alike(&wanted, ("other", "avx2", 2));
+        assert_eq!(elsewhere.made_on(&["small-cifar"]).unwrap(), "one, 1 threads, avx512");
     }
 }

@@ -6,16 +6,16 @@ use hetconv::units::{count, duration, milliseconds};
 
 use super::Entry;
 use super::paper::{Network, Source, Table};
-use super::results::Results;
+use super::results::{Measurements, Results};
 use super::tables::{Filled, Line, compact, filled};
 use crate::cli::output::table;
 
 /// A table of the paper with what there is.
-pub fn entry(spec: &Table, results: &Results) -> Result<Entry> {
-    let filled = filled(spec, results)?;
+pub fn entry(spec: &Table, results: &Results, measured: &Measurements) -> Result<Entry> {
+    let filled = filled(spec, results, measured)?;
     let variants: Vec<Variant> = filled.iter().filter_map(|filled| filled.variant.clone()).collect();
     let lines: Vec<Line> = filled.into_iter().map(|Filled { line, .. }| line).collect();
-    let mut notes = vec![spec.about.to_owned(), about_runs(&lines), about_times(spec, results)];
+    let mut notes = vec![spec.about.to_owned(), about_runs(&lines), about_times(spec, measured)];
     notes.extend(sources(spec).map(|source| format!("[{}] {}", source.number(), source.text())));
     notes.retain(|note| !note.is_empty());
     let (text, page_table) = tables(&lines);
@@ -56,22 +56,15 @@ fn about_runs(lines: &[Line]) -> String {
 }
 
 /// On what the times of a table were measured, if any were.
-fn about_times(spec: &Table, results: &Results) -> String {
+fn about_times(spec: &Table, measured: &Measurements) -> String {
     let names = spec.rows.iter().filter_map(|row| match row.network {
         Network::Named(name) => Some(name),
         Network::Pruned { .. } | Network::Elsewhere(_) => None,
     });
     let names: Vec<&str> = names.collect();
-    let own = results.measurements.iter().filter(|(line, _)| names.contains(&line.network.as_str()));
-    let mut machines: Vec<String> =
-        own.map(|(line, _)| format!("{}, {} threads, {}", line.machine, line.threads, line.isa)).collect();
-    machines.sort();
-    machines.dedup();
-    if machines.is_empty() {
-        return String::new();
-    }
+    let Some(machine) = measured.made_on(&names) else { return String::new() };
     let training = if spec.is_trained { " Training is a run's steps at the measured time of one." } else { "" };
-    format!("Times measured on {}.{training}", machines.join("; "))
+    format!("Times measured on {machine}.{training}")
 }
 
 fn percent(share: f64) -> f64 {

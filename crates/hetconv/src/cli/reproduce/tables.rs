@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::measure::TRAINING_BATCH;
 use super::paper::{Network, Row, Table};
-use super::results::{Results, RunLine, StoredRun, What};
+use super::results::{Measurements, Results, RunLine, StoredRun, What};
 use crate::cli::summary::reduction;
 use crate::cli::{model, runs};
 
@@ -62,10 +62,10 @@ pub struct Filled {
 }
 
 /// Fills a table: a row for each setting in which a network was trained, or one.
-pub fn filled(spec: &Table, results: &Results) -> Result<Vec<Filled>> {
+pub fn filled(spec: &Table, results: &Results, measured: &Measurements) -> Result<Vec<Filled>> {
     let mut filled = Vec::new();
     for row in spec.rows {
-        let mut found = fill(spec, row, results)?;
+        let mut found = fill(spec, row, results, measured)?;
         label_apart(&mut found);
         found.iter_mut().for_each(|filled| filled.line.files = compact([filled.line.files.as_str()].into_iter()));
         filled.extend(found);
@@ -119,7 +119,7 @@ pub fn compact<'a>(files: impl Iterator<Item = &'a str>) -> String {
     found.iter().map(text).collect::<Vec<_>>().join("; ")
 }
 
-fn fill(spec: &Table, row: &Row, results: &Results) -> Result<Vec<Filled>> {
+fn fill(spec: &Table, row: &Row, results: &Results, measured: &Measurements) -> Result<Vec<Filled>> {
     let published = row.published.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
     let line = |network: &str| Line {
         table: spec.name,
@@ -157,16 +157,17 @@ fn fill(spec: &Table, row: &Row, results: &Results) -> Result<Vec<Filled>> {
             };
             Ok(groups.iter().map(fill).collect())
         }
-        Network::Named(name) => named(spec, name, line(name), results),
+        Network::Named(name) => named(spec, line(name), results, measured),
     }
 }
 
-fn named(spec: &Table, name: &str, line: Line, results: &Results) -> Result<Vec<Filled>> {
+fn named(spec: &Table, line: Line, results: &Results, measured: &Measurements) -> Result<Vec<Filled>> {
+    let name = &line.network.clone();
     let mut variant = runs::describe(name, &network(name)?)?;
     let mut line = line.costing(&variant, true);
     let mut files = Vec::new();
     for (i, &batch) in spec.batches.iter().enumerate() {
-        let Some((found, origin)) = results.measurement(What::Inference, name, batch) else { continue };
+        let Some((found, origin)) = measured.get(What::Inference, name, batch) else { continue };
         files.push(origin.clone());
         let per_image = found.median_ms / batch as f64;
         if i == 0 {
@@ -178,14 +179,14 @@ fn named(spec: &Table, name: &str, line: Line, results: &Results) -> Result<Vec<
         }
     }
     if spec.is_trained
-        && let Some((step, origin)) = results.measurement(What::TrainingStep, name, TRAINING_BATCH)
+        && let Some((step, origin)) = measured.get(What::TrainingStep, name, TRAINING_BATCH)
     {
         files.push(origin.clone());
         line.training_step_ms = Some(step.median_ms);
     }
     line.files = files.join("; ");
     // With other classes or image sizes it is another network.
-    let is_own = |line: &RunLine| line.model == name && line.macs == variant.macs && line.is_whole();
+    let is_own = |line: &RunLine| line.model == *name && line.macs == variant.macs && line.is_whole();
     let own = results.runs.iter().filter(|run| is_own(&run.line));
     let groups = groups(own);
     if groups.is_empty() {
