@@ -28,7 +28,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A token that proves an instruction set is available, and its vectors of `f32`; there are those of [`Isa`] and no others.
+/// A token that proves an instruction set is available, and its vectors of `f32`; there are those of [`Isa`](crate::Isa) and no others.
 ///
 /// # Safety
 /// `load` and `store` (whole and partial) are unsafe for the usual reason: the pointer must be valid for the lanes
