@@ -1,9 +1,12 @@
 //! Memory whose vectors never straddle a cache line.
 
 use std::mem::MaybeUninit;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::slice;
+use std::sync::Arc;
 
+use crate::alloc::advise_large_pages;
+use crate::cache::LINE;
 use crate::fresh::write_zeros;
 use crate::measure::has_memory;
 
@@ -77,5 +80,82 @@ impl DerefMut for Aligned {
 impl AsMut<[f32]> for Aligned {
     fn as_mut(&mut self) -> &mut [f32] {
         self
+    }
+}
+
+/// Values that are no longer written: some of a memory of which others may hold parts.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    memory: Arc<Aligned>,
+    part: Range<usize>,
+}
+
+impl From<Aligned> for Shared {
+    fn from(values: Aligned) -> Self {
+        let part = 0..values.len();
+        Self { memory: Arc::new(values), part }
+    }
+}
+
+impl Deref for Shared {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.memory[self.part.clone()]
+    }
+}
+
+impl Shared {
+    /// Moves some values into one memory, one behind the other from a cache line on. It is in large pages where the system
+    /// has them, and they are never all in memory twice.
+    pub fn gather(all: &mut [&mut Self]) {
+        let lens: Vec<usize> = all.iter().map(|values| values.len()).collect();
+        let room = |len: usize| len.next_multiple_of(LINE);
+        let fill = |mut rest: &mut [MaybeUninit<f32>]| {
+            advise_large_pages(rest.as_mut_ptr().cast(), size_of_val(rest));
+            for values in all.iter_mut() {
+                let (place, others) = rest.split_at_mut(room(values.len()));
+                let (own, behind) = place.split_at_mut(values.len());
+                own.write_copy_of_slice(values);
+                behind.fill(MaybeUninit::new(0.0));
+                **values = Aligned::zeroed(0).into();
+                rest = others;
+            }
+        };
+        // SAFETY: there is room for the values and what is behind each up to a line's end, and all of it is written.
+        let memory = Arc::new(unsafe { Aligned::fresh(lens.iter().map(|&len| room(len)).sum(), fill) });
+        let mut first = 0;
+        for (values, len) in all.iter_mut().zip(lens) {
+            **values = Self { memory: Arc::clone(&memory), part: first..first + len };
+            first += room(len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gathered_values_stay_what_they_are() {
+        // More than a large page, a part of a line, nothing, whole lines.
+        let lens = [3 << 19, 5, 0, 32, 17];
+        let value = |of: usize, i: usize| (of * 1000 + i % 999) as f32;
+        let made = lens.iter().enumerate().map(|(of, &len)| {
+            let mut values = Aligned::zeroed(len);
+            values.iter_mut().enumerate().for_each(|(i, x)| *x = value(of, i));
+            Shared::from(values)
+        });
+        let mut all: Vec<Shared> = made.collect();
+        // Again, from the same memory.
+        for _ in 0..2 {
+            Shared::gather(&mut all.iter_mut().collect::<Vec<_>>());
+            for (of, (values, len)) in all.iter().zip(lens).enumerate() {
+                assert_eq!(values.len(), len);
+                assert!(values.iter().enumerate().all(|(i, &x)| x == value(of, i)), "values {of}");
+                assert_eq!(values.as_ptr().align_offset(64), 0);
+            }
+            assert_eq!(all[4].as_ptr(), all[3].as_ptr().wrapping_add(32));
+        }
     }
 }

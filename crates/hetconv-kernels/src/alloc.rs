@@ -104,19 +104,21 @@ impl<A> Recycler<A> {
     }
 }
 
-/// Asks for large pages where a new block fills whole ones: the rest stays in small ones, so that no memory is wasted.
+/// Asks for large pages where new memory, that is not yet in any, fills whole ones: the rest stays in small ones, so that none
+/// is wasted.
 #[cfg(target_os = "linux")]
-fn advise_large_pages(address: *mut u8, block: Layout) {
-    let whole = block.size() / PAGE * PAGE;
+pub(crate) fn advise_large_pages(address: *mut u8, bytes: usize) {
+    let before = address.align_offset(PAGE);
+    let whole = bytes.saturating_sub(before) / PAGE * PAGE;
     if whole > 0 && !address.is_null() {
-        // SAFETY: a block that was just allocated, at a large page; the advice changes nothing that can be seen, and a system
+        // SAFETY: whole pages of memory that was just allocated; the advice changes nothing that can be seen, and a system
         // that knows no large pages refuses it.
-        unsafe { libc::madvise(address.cast(), whole, libc::MADV_HUGEPAGE) };
+        unsafe { libc::madvise(address.wrapping_add(before).cast(), whole, libc::MADV_HUGEPAGE) };
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise_large_pages(_: *mut u8, _: Layout) {}
+pub(crate) fn advise_large_pages(_: *mut u8, _: usize) {}
 
 // SAFETY: blocks come from the inner allocator and are given back with the layout they were made with, which depends on
 // the caller's layout alone. A kept block is in one list, and leaves it before it is handed out.
@@ -137,7 +139,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Recycler<A> {
         if kept.is_null() {
             // SAFETY: the size is not zero.
             let address = unsafe { self.inner.alloc(block) };
-            advise_large_pages(address, block);
+            advise_large_pages(address, block.size());
             return address;
         }
         self.kept.fetch_sub(block.size(), Ordering::Relaxed);

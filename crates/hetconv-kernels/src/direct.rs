@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use hetconv_core::Activation;
 
-use crate::aligned::Aligned;
+use crate::aligned::Shared;
 use crate::cache;
 use crate::kernel::{Pass, Share};
 use crate::moments::Moments;
@@ -22,7 +22,7 @@ use crate::walk::Walk;
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub layout: Layout,
-    packed: Aligned,
+    pub packed: Shared,
     /// `[region, block]`.
     walks: Vec<Vec<Walk>>,
     /// The same in two passes, for few pixels.
@@ -70,7 +70,7 @@ impl Apart {
 }
 
 impl Weights {
-    pub fn new(layout: Layout, packed: Aligned, regions: &[Region]) -> Self {
+    pub fn new(layout: Layout, packed: Shared, regions: &[Region]) -> Self {
         assert!(packed.len() == layout.len);
         let of_region =
             |region: &Region| layout.blocks.iter().map(|block| Walk::new(block, layout.center, &region.taps)).collect();
@@ -146,16 +146,21 @@ impl Task for Part<'_> {
             // Blocks that come one after another find their weights near.
             let next = group.end..blocks.end.min(group.end + together);
             let next = if next.is_empty() { self.pass.ahead } else { weights.first(&next) };
-            let mut ahead = Ahead::new(next);
             if let Some(apart) = apart {
                 for index in group.clone() {
                     self.center(simd, apart, index, &mut turned);
                 }
             }
             let walks = apart.map_or(&weights.walks, |apart| &apart.rings);
-            for ((region, walks), pixels) in regions.iter().zip(walks).zip(self.pixels()) {
-                for start in pixels.clone().step_by(most) {
-                    let pixels = start..pixels.end.min(start + most);
+            let parts = || regions.iter().zip(walks).zip(self.pixels());
+            let steps = |((_, walks), pixels): ((&Region, &Vec<Walk>), Range<usize>)| {
+                pixels.len().div_ceil(MAX_ROWS) * walks[group.clone()].iter().map(|walk| walk.steps).sum::<usize>()
+            };
+            let mut ahead = Ahead::new(next, parts().map(steps).sum());
+            for ((region, walks), pixels) in parts() {
+                // One block alone reads the source once, whatever stays near.
+                let most = if group.len() > 1 { most } else { usize::MAX };
+                for pixels in bands(pixels, most) {
                     let of_group = weights.layout.blocks[group.clone()].iter().zip(&walks[group.clone()]);
                     for (index, (block, walk)) in group.clone().zip(of_group) {
                         let moments = moments.get_mut(index - blocks.start);
@@ -210,8 +215,12 @@ impl Part<'_> {
             sources: [self.pass.source.as_ptr(); MAX_ROWS],
             targets: [self.pass.target.0; MAX_ROWS],
             starts: None,
-            epilogue: Epilogue::new(None, self.pass.target, None),
-            ahead: 0,
+            // What stands where the sums will is added before it is lost.
+            epilogue: Epilogue {
+                residual: self.pass.residual.filter(|residual| residual.is_target()),
+                activation: None,
+            },
+            ahead: Ahead::nothing(),
         };
         let mut left = self.pass.images * target_pixels;
         let rows = left.div_ceil(left.div_ceil(Tile::most_rows::<S>(block)));
@@ -247,7 +256,7 @@ impl Part<'_> {
         block: &Block,
         walk: &Walk,
         begun: bool,
-        (near, ahead): (&mut Prefetch, &mut Ahead<'_>),
+        (near, ahead): (&mut Prefetch, &mut Ahead),
         turned: &mut TileSums,
         mut moments: Option<&mut Moments>,
     ) {
@@ -261,6 +270,7 @@ impl Part<'_> {
             target_channels,
             ..
         } = *self.kernel;
+        let residual = self.pass.residual.filter(|residual| !(begun && residual.is_target()));
         let image_lens = [source_pixels * source_channels, target_pixels * target_channels];
         let mut tile = Tile {
             walk,
@@ -271,20 +281,20 @@ impl Part<'_> {
             sources: [self.pass.source.as_ptr(); MAX_ROWS],
             targets: [self.pass.target.0; MAX_ROWS],
             starts: None,
-            epilogue: Epilogue::new(self.pass.residual, self.pass.target, activation),
-            ahead: 0,
+            epilogue: Epilogue { residual, activation },
+            ahead: *ahead,
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
         let mut left = pixels.len();
         let most = Tile::most_rows::<S>(block).min(if region.crowded { CROWDED_ROWS } else { MAX_ROWS });
-        let rows = left.div_ceil(left.div_ceil(most).max(1));
+        let mut tiles = left.div_ceil(most);
         let first_target = self.pass.target.0.wrapping_add(block.outputs.start);
         let (mut source, mut target) = (self.pass.source.as_ptr(), first_target);
         let mut runs = region.runs(pixels);
         let mut in_run: &[Place] = &[];
         while left > 0 {
-            tile.rows = rows.min(left);
-            left -= tile.rows;
+            tile.rows = left.div_ceil(tiles);
+            (left, tiles) = (left - tile.rows, tiles - 1);
             let mut row = 0;
             while row < tile.rows {
                 if in_run.is_empty() {
@@ -303,13 +313,13 @@ impl Part<'_> {
             }
             tile.starts = begun.then(|| tile.targets.map(<*mut f32>::cast_const));
             near.advance(simd);
-            tile.ahead = ahead.distance(&weights.packed[block.weights.clone()]);
             tile.epilogue.prefetch(simd, &tile.targets[..tile.rows], block.vectors);
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
             // inside this part's images: whoever made the part compared their lengths with those of `Kernel::lens`, which
             // `Conv::new` found not to wrap around.
             unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };
         }
+        *ahead = tile.ahead;
     }
 }
 
@@ -326,8 +336,18 @@ const CROWDED_ROWS: usize = 6;
 /// cache.
 const BAND: usize = cache::SECOND / 4;
 
-/// Target pixels of a band.
+/// Target pixels whose sources are a band.
 fn pixels_of_band(source_len: usize, target_pixels: usize) -> usize {
     let values = source_len.div_ceil(target_pixels.max(1)).max(1);
     (BAND / values).max(1).next_multiple_of(4 * MAX_ROWS)
+}
+
+/// Pixels in bands of about so many, nearly alike: a last one of a few pixels would read all weights for them.
+fn bands(pixels: Range<usize>, about: usize) -> impl Iterator<Item = Range<usize>> {
+    let (first, len) = (pixels.start, pixels.len());
+    let count = (len / about + usize::from(len % about > about / 2)).max(usize::from(len > 0));
+    (0..count).map(move |index| {
+        let band = Band { index, count }.among(0, len, len, MAX_ROWS);
+        first + band.start..first + band.end
+    })
 }

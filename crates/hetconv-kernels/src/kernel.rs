@@ -15,7 +15,7 @@ use crate::norm::NormBackward;
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
 use crate::reading::Reading;
 use crate::scratch::Scratch;
-use crate::tile::MAX_ROWS;
+use crate::tile::{MAX_ROWS, Summand};
 use crate::winograd::{self, Winograd};
 
 /// One of the three kernels, with its arguments but for the activations.
@@ -32,8 +32,8 @@ pub(crate) struct Pass<'a> {
     pub source: &'a [f32],
     /// What the source stands in, or was made of, and what is most likely read after it.
     pub stored: Stored<'a>,
-    /// What is added, as long as the target.
-    pub residual: Option<&'a [f32]>,
+    /// What is added.
+    pub residual: Option<Summand>,
     /// The first image's target.
     pub target: Target,
     /// Weights that are most likely read next: they are brought near.
@@ -197,7 +197,7 @@ impl Kernel<'_> {
     /// Computes a share of a pass on this thread.
     ///
     /// # Safety
-    /// The target has the pass's images and is writable, a residual is as long, and nobody else writes or reads this share
+    /// The target has the pass's images and is writable, what is added is the target's, and nobody else writes or reads this share
     /// of the target meanwhile.
     pub unsafe fn compute(&self, isa: Isa, pass: Pass<'_>, share: Share<'_>, scratch: &mut [f32]) {
         let [source_len, _] = self.lens();

@@ -65,7 +65,7 @@ pub use fresh::zeros;
 pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;
 pub use pack::Direction;
-pub use prepared::{Prepared, PreparedBatch};
+pub use prepared::{Prepared, PreparedBatch, Residual};
 pub use reading::Input;
 pub use simd::{Simd, Task};
 pub use team::Team;

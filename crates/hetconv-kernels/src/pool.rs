@@ -179,24 +179,70 @@ impl Pool {
     /// # Panics
     /// If the rows are not those of the images.
     pub fn run_rows(&self, isa: Isa, first: usize, x: &[f32], y: &mut [f32]) {
-        let Windows { rows, columns, channels, .. } = &self.windows;
-        let (channels, in_len) = (*channels, self.windows.in_len());
-        isa.plain(|| {
-            for (row, y) in (first..).zip(y.chunks_exact_mut((columns.len() * channels).max(1))) {
-                let x = &x[row / rows.len() * in_len..][..in_len];
-                for (y, window) in y.chunks_exact_mut(channels).zip(self.windows.of_row(row % rows.len())) {
-                    let pixels = window.pixels().map(|pixel| &x[pixel * channels..][..channels]);
-                    if let Some(divisor) = self.divisor {
-                        average(pixels, window.len(), divisor.of(window), y);
-                        continue;
-                    }
-                    y.fill(f32::NEG_INFINITY);
-                    for x in pixels {
-                        y.iter_mut().zip(x).for_each(|(y, &x)| *y = if wins(x, *y) { x } else { *y });
-                    }
+        isa.run(PoolRows { pool: self, first, x, y });
+    }
+}
+
+/// [`Pool::run_rows`].
+struct PoolRows<'a> {
+    pool: &'a Pool,
+    first: usize,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Task for PoolRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Windows { rows, columns, channels, .. } = &self.pool.windows;
+        let (channels, in_len) = (*channels, self.pool.windows.in_len());
+        for (row, y) in (self.first..).zip(self.y.chunks_exact_mut((columns.len() * channels).max(1))) {
+            let x = &self.x[row / rows.len() * in_len..][..in_len];
+            for (y, window) in y.chunks_exact_mut(channels).zip(self.pool.windows.of_row(row % rows.len())) {
+                let pixels = window.pixels().map(|pixel| &x[pixel * channels..][..channels]);
+                match self.pool.divisor {
+                    Some(divisor) => average(pixels, window.len(), divisor.of(window), y),
+                    None => largest(simd, pixels, y),
                 }
             }
-        });
+        }
+    }
+}
+
+/// The largest value of each channel of some pixels, as [`wins`] has it: of a few vectors of channels at a time, which stay
+/// in registers.
+#[inline(always)]
+fn largest<'a, S: Simd>(simd: S, pixels: impl Iterator<Item = &'a [f32]> + Clone, y: &mut [f32]) {
+    const VECTORS: usize = 4;
+    let none = simd.splat(f32::NEG_INFINITY);
+    let mut first = 0;
+    for y in y.chunks_exact_mut(VECTORS * S::LANES) {
+        let mut largest = [none; VECTORS];
+        for pixel in pixels.clone() {
+            let x = &pixel[first..][..VECTORS * S::LANES];
+            for (v, largest) in largest.iter_mut().enumerate() {
+                // SAFETY: the slice has as many vectors.
+                *largest = unsafe { simd.max(*largest, simd.load(x.as_ptr().add(v * S::LANES))) };
+            }
+        }
+        for (v, largest) in largest.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { simd.store(y.as_mut_ptr().add(v * S::LANES), largest) };
+        }
+        first += VECTORS * S::LANES;
+    }
+    for y in y[first..].chunks_mut(S::LANES) {
+        let mut largest = none;
+        for pixel in pixels.clone() {
+            let x = &pixel[first..][..y.len()];
+            // SAFETY: as many values as the slices have are read.
+            largest = unsafe { simd.max(largest, simd.load_lanes(x.as_ptr(), x.len())) };
+        }
+        // SAFETY: as many values as the slice has are written.
+        unsafe { simd.store_lanes(y.as_mut_ptr(), largest, y.len()) };
+        first += y.len();
     }
 }
 

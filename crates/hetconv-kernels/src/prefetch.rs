@@ -3,28 +3,37 @@
 use crate::cache::LINE;
 use crate::simd::Simd;
 
-/// Weights that will be read next. The inner loops bring them near, a line for each of their steps, in which they read one
-/// or two: so two tiles bring as many as they read themselves.
-pub(crate) struct Ahead<'a> {
-    weights: &'a [f32],
-    /// Tiles so far.
-    tiles: usize,
+/// Weights that will be read next. The inner loops bring them near as they go, evenly over all their steps: a core waits for
+/// few lines at once, and what it reads meanwhile, near as it is, waits behind those.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    next: *const f32,
+    /// Bytes from one step to the next.
+    pace: usize,
 }
 
-impl<'a> Ahead<'a> {
-    pub fn new(weights: &'a [f32]) -> Self {
-        Self { weights, tiles: 0 }
+impl Ahead {
+    /// Nothing: it asks for the same line again and again.
+    pub fn nothing() -> Self {
+        static NEAR: f32 = 0.0;
+        Self { next: &NEAR, pace: 0 }
     }
 
-    /// For the next tile, how far what it brings near lies from the weights that it reads, which are these.
-    pub fn distance(&mut self, read: &[f32]) -> isize {
-        let at = self.tiles / 2 * read.len() + self.tiles % 2 * LINE;
-        self.tiles += 1;
-        match self.weights.get(at) {
-            // They need not lie in the same memory: the address is but asked for.
-            Some(first) => (first as *const f32 as isize).wrapping_sub(read.as_ptr() as isize),
-            None => 0,
+    /// Some weights, over so many steps.
+    pub fn new(weights: &[f32], steps: usize) -> Self {
+        /// Two lines: CPUs bring the other of a pair, too.
+        const MOST: usize = 128;
+        match weights {
+            [] => Self::nothing(),
+            _ => Self { next: weights.as_ptr(), pace: size_of_val(weights).div_ceil(steps.max(1)).min(MOST) },
         }
+    }
+
+    /// Asks for a step's share, or that of several.
+    #[inline(always)]
+    pub fn advance<S: Simd>(&mut self, simd: S, steps: usize) {
+        simd.prefetch(self.next);
+        self.next = self.next.wrapping_byte_add(steps * self.pace);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use hetconv_core::Activation;
 
+use crate::aligned::Shared;
 use crate::cache;
 use crate::conv::{Algorithm, Conv, PackedForm};
 use crate::fresh::product;
@@ -11,7 +12,7 @@ use crate::pack::Direction;
 use crate::parallel::{Band, Target};
 use crate::taps::Region;
 use crate::team::Team;
-use crate::tile::MAX_ROWS;
+use crate::tile::{MAX_ROWS, Summand};
 use crate::winograd;
 
 /// A convolution with its weights, bias and activation, packed for one instruction set; see [`Conv::prepare`].
@@ -76,6 +77,15 @@ const MOST: usize = 16;
 /// Values of weights that a core's second-level cache keeps beside the activations.
 const NEAR: usize = cache::SECOND / 2;
 
+/// What is added to a convolution's results.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// These values, laid out as the target.
+    Values(&'a [f32]),
+    /// What stands in the target.
+    Target,
+}
+
 /// The activations of a batch, channels in the orders of the [`ConvSpec`](crate::ConvSpec).
 #[derive(Debug)]
 pub struct PreparedBatch<'a> {
@@ -83,8 +93,8 @@ pub struct PreparedBatch<'a> {
     pub images: usize,
     /// What is read, `[images, height, width, M]`, or pixels of as many channels as [`Prepared::pitches`] says.
     pub source: &'a [f32],
-    /// What is added, laid out as the target.
-    pub residual: Option<&'a [f32]>,
+    /// What is added before the activation.
+    pub residual: Option<Residual<'a>>,
     /// What is written, `[images, out height, out width, N]`, or pixels of as many channels.
     pub target: &'a mut [f32],
 }
@@ -130,6 +140,12 @@ impl Prepared {
         assert!(self.algorithm == Algorithm::Direct, "read by the direct algorithm");
         let ([_, target], first) = (self.pitches(), self.wider.as_ref().map_or(0, |wider| wider.first));
         self.with_pitches([pitch, target], first)
+    }
+
+    /// Brings the weights of several convolutions together in memory, in the order in which they are run: in large pages,
+    /// of which the CPU looks up fewer, many layers share one.
+    pub fn gather<'a>(convolutions: impl Iterator<Item = &'a mut Self>) {
+        Shared::gather(&mut convolutions.flat_map(|prepared| prepared.form.values()).collect::<Vec<_>>());
     }
 
     fn with_pitches(mut self, pitches: [usize; 2], first: usize) -> Self {
@@ -241,9 +257,16 @@ impl Prepared {
         let [source_len, target_len] = [0, 1].map(|i| product([images, sizes[i][0], sizes[i][1], pitches[i]]));
         assert_eq!(source.len(), source_len, "length of the source");
         assert_eq!(target.len(), target_len, "length of the target");
-        assert!(residual.is_none_or(|residual| residual.len() == target_len), "length of the residual");
         assert!(residual.is_none() || first == 0, "a residual of a segment further on");
-        Pass { residual, ..Pass::new(images, source, Target(target[first.min(target_len)..].as_mut_ptr())) }
+        let target = Target(target[first.min(target_len)..].as_mut_ptr());
+        let residual = residual.map(|residual| match residual {
+            Residual::Values(values) => {
+                assert_eq!(values.len(), target_len, "length of the residual");
+                Summand::new(Some(values), target)
+            }
+            Residual::Target => Summand::new(None, target),
+        });
+        Pass { residual, ..Pass::new(images, source, target) }
     }
 
     fn kernel(&self) -> Kernel<'_> {

@@ -15,6 +15,7 @@ use crate::elementwise::activate;
 use crate::moments::Moments;
 use crate::pack::{Block, partner};
 use crate::parallel::Target;
+use crate::prefetch::Ahead;
 use crate::simd::{Simd, Task, constant};
 use crate::walk::{OwnSegment, Segment, Spread, Turn, Walk};
 
@@ -37,25 +38,40 @@ pub(crate) struct Tile<'a> {
     /// Where each pixel's sums start, if not at 0: a vector of the block's outputs, padded to whole ones.
     pub starts: Option<[*const f32; MAX_ROWS]>,
     pub epilogue: Epilogue,
-    /// Bytes from weights that are read to what is brought near meanwhile; 0 if that is nothing.
-    pub ahead: isize,
+    /// What is brought near meanwhile.
+    pub ahead: Ahead,
 }
 
 /// What happens to a sum and its bias before it is written.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue {
-    pub residual: Option<Residual>,
+    pub residual: Option<Summand>,
     pub activation: Option<Activation>,
 }
 
-/// Values that are added, laid out as the target is.
+/// Values that are added, laid out as the target is; or the target's own, in whose place the results are written.
 #[derive(Clone, Copy)]
-pub(crate) struct Residual {
+pub(crate) struct Summand {
     /// The first of them, and the target's first.
     firsts: (*const f32, *mut f32),
 }
 
-impl Residual {
+// SAFETY: values apart from the target are only read, and those of the target by the thread alone that writes there.
+unsafe impl Send for Summand {}
+// SAFETY: as above.
+unsafe impl Sync for Summand {}
+
+impl Summand {
+    /// Values that are as many as the target's and outlive the pass, or stand in the target already.
+    pub fn new(values: Option<&[f32]>, target: Target) -> Self {
+        Self { firsts: (values.map_or(target.0.cast_const(), <[f32]>::as_ptr), target.0) }
+    }
+
+    /// Whether they stand in the target.
+    pub fn is_target(self) -> bool {
+        self.firsts.0 == self.firsts.1
+    }
+
     /// What is added at a target.
     ///
     /// # Safety
@@ -69,12 +85,6 @@ impl Residual {
 }
 
 impl Epilogue {
-    /// Of a target, and of a residual that is as long.
-    pub fn new(residual: Option<&[f32]>, target: Target, activation: Option<Activation>) -> Self {
-        let residual = residual.map(|residual| Residual { firsts: (residual.as_ptr(), target.0) });
-        Self { residual, activation }
-    }
-
     /// Whether nothing happens.
     fn is_plain(&self) -> bool {
         self.residual.is_none() && self.activation.is_none()
@@ -93,7 +103,9 @@ impl Epilogue {
                 simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
             }
         }
-        let Some(Residual { firsts: (first, of_target) }) = self.residual else { return };
+        let Some(Summand { firsts: (first, of_target) }) = self.residual.filter(|summand| !summand.is_target()) else {
+            return;
+        };
         for &target in targets {
             let residual = first.wrapping_byte_offset((target as isize).wrapping_sub(of_target as isize));
             for vector in 0..vectors {
@@ -176,7 +188,7 @@ impl Tile<'_> {
     /// # Safety
     /// As [`Tile::compute`].
     #[inline(always)]
-    unsafe fn ranges<S: Simd>(&self, simd: S, moments: Option<&mut Moments>) {
+    unsafe fn ranges<S: Simd>(&mut self, simd: S, moments: Option<&mut Moments>) {
         // SAFETY: the caller's.
         unsafe {
             match (self.block.half, self.block.vectors) {
@@ -191,15 +203,14 @@ impl Tile<'_> {
     /// # Safety
     /// As [`Tile::compute`].
     #[inline(always)]
-    unsafe fn rows<S: Simd, const V: usize, const HALF: bool>(&self, simd: S, moments: Option<&mut Moments>) {
-        let tile = self;
-        constant!(R = self.rows, of 1 2 3 4 5 6 7 8 9 10 11 12 => simd.apart(Ranges::<R, V, HALF> { tile, moments }))
+    unsafe fn rows<S: Simd, const V: usize, const HALF: bool>(&mut self, simd: S, moments: Option<&mut Moments>) {
+        constant!(R = self.rows, of 1 2 3 4 5 6 7 8 9 10 11 12 => simd.apart(Ranges::<R, V, HALF> { tile: self, moments }))
     }
 }
 
 /// `R` pixels by `V` vectors: all segments, then bias, moments and the writing of results.
 struct Ranges<'t, 'a, const R: usize, const V: usize, const HALF: bool> {
-    tile: &'t Tile<'a>,
+    tile: &'t mut Tile<'a>,
     moments: Option<&'t mut Moments>,
 }
 
@@ -233,9 +244,11 @@ impl<const R: usize, const V: usize, const HALF: bool> Ranges<'_, '_, R, V, HALF
                     }
                 }
             }
+            let mut ahead = tile.ahead;
             for segment in &tile.walk.both {
-                add_segment::<S, R, V>(simd, tile.packed, &sources, segment, tile.ahead, &mut sums);
+                add_segment::<S, R, V>(simd, tile.packed, &sources, segment, &mut ahead, &mut sums);
             }
+            tile.ahead = ahead;
             for segment in &tile.walk.own {
                 add_own::<S, R, V>(simd, tile.packed, &sources, segment, &mut sums);
             }
@@ -254,7 +267,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
     packed: *const f32,
     sources: &[*const f32; R],
     segment: &Segment,
-    ahead: isize,
+    ahead: &mut Ahead,
     sums: &mut [[S::V; V]; R],
 ) {
     // SAFETY: the caller vouches for the segment's sources and weights.
@@ -274,7 +287,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
                         others[r][v] = simd.mul_add(simd.splat(*sources[r].offset(index + 1)), next, others[r][v]);
                     }
                 }
-                simd.prefetch(weights.wrapping_byte_offset(ahead));
+                ahead.advance(simd, 2);
                 weights = weights.add(2 * V * S::LANES);
                 index += 2;
             }
@@ -292,7 +305,7 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
                     sums[r][v] = simd.mul_add(value, weight[v], sums[r][v]);
                 }
             }
-            simd.prefetch(weights.wrapping_byte_offset(ahead));
+            ahead.advance(simd, 1);
             weights = weights.add(V * S::LANES);
             index += 1;
         }

@@ -68,6 +68,8 @@ impl Spread {
 pub(crate) struct Walk {
     /// What all vectors read.
     pub both: Vec<Segment>,
+    /// Positions of all those.
+    pub steps: usize,
     /// What each vector reads elsewhere.
     pub own: Vec<OwnSegment>,
     /// What each vector reads as vectors.
@@ -113,6 +115,7 @@ impl Walk {
         if range.is_empty() {
             return;
         }
+        self.steps += range.len();
         let source = first + range.start as isize;
         if let Some(last) = self.both.last_mut() {
             let follows = last.source + last.len as isize == source && last.weights + last.len * stride == weights;

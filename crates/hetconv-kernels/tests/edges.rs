@@ -8,7 +8,7 @@ use common::{Numbers, Weights, assert_close, check, each_isa};
 use hetconv_core::{Activation, Conv2dGeometry, ConvKind, HetPattern};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{
-    Algorithm, Batch, Conv, ConvSpec, Direction, Input, Isa, PreparedBatch, Reordered, Team, elementwise,
+    Algorithm, Batch, Conv, ConvSpec, Direction, Input, Isa, PreparedBatch, Reordered, Residual, Team, elementwise,
 };
 
 fn het(m: usize, n: usize, parts: usize) -> ConvKind {
@@ -308,7 +308,7 @@ fn nothing_is_read_or_written_outside() {
                     let prepared = again.prepare(isa, algorithm, weights.get(), Some(bias.get_mut()), activation);
                     let mut scratch = [(); 2].map(|()| guarded(&vec![0.0; prepared.scratch_len(2).max(1)]));
                     let mut scratch = scratch.each_mut().map(Guarded::get_mut);
-                    let residual = Some(&*grad.get_mut());
+                    let residual = Some(Residual::Values(grad.get_mut()));
                     let batch =
                         PreparedBatch { images: 2, source: input.get_mut(), residual, target: output.get_mut() };
                     prepared.run(&team, &mut scratch, batch, None);

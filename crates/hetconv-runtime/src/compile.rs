@@ -54,7 +54,12 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
     for (number, &output) in graph.outputs.iter().enumerate() {
         compiler.output(number, output);
     }
-    Ok(compiler.plan)
+    let mut plan = compiler.plan;
+    Prepared::gather(plan.steps.iter_mut().filter_map(|step| match &mut step.kind {
+        Kind::Conv(prepared) => Some(&mut **prepared),
+        _ => None,
+    }));
+    Ok(plan)
 }
 
 /// What a node takes in: layers a batch-norm, a sum and an activation, most others an activation.

@@ -10,7 +10,7 @@ use hetconv_kernels::cache;
 
 use crate::Plan;
 use crate::memory::{Life, largest_alive, place};
-use crate::step::{Kind, Value};
+use crate::step::{Kind, Step, Value};
 
 /// The order of computation for one batch size.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Schedule {
     pub groups: Vec<Group>,
     /// Where each value stands in the memory of all images; empty for those inside of groups.
     pub places: Vec<Range<usize>>,
+    /// Whether each step adds to its second operand where that stands.
+    pub in_place: Vec<bool>,
     pub arena_len: usize,
     /// All values of that memory that are alive at once, at most.
     pub alive_len: usize,
@@ -73,7 +75,14 @@ impl Schedule {
         let all: usize = plan.values.iter().map(Value::len).sum();
         all.checked_mul(images).filter(|&all| all <= isize::MAX as usize / 64)?;
         let spans = spans(plan);
-        let groups = groups(plan, &spans, images);
+        let mut groups = groups(plan, &spans, images);
+        let in_place = in_place(plan, &spans, &groups);
+        let homes = homes(plan, &in_place);
+        for group in &mut groups {
+            if let Some(chunk) = &mut group.chunk {
+                (chunk.places, chunk.arena_len) = chunk_places(plan, &spans, &group.steps, chunk.images, &homes);
+            }
+        }
         let mut lives: Vec<Life> = Vec::with_capacity(plan.values.len());
         for (value, span) in plan.values.iter().zip(&spans) {
             // Outputs have memory of their own.
@@ -92,9 +101,52 @@ impl Schedule {
             }
             lives.push(life);
         }
-        let (places, arena_len) = place(&lives);
-        Some(Self { groups, places, arena_len, alive_len: largest_alive(&lives) })
+        let (places, arena_len) = place_at_home(&mut lives, &homes);
+        Some(Self { groups, places, in_place, arena_len, alive_len: largest_alive(&lives) })
     }
+}
+
+/// The steps that add to their second operand where it stands: convolutions that alone read it last, where one memory holds
+/// both it and the result.
+fn in_place(plan: &Plan, spans: &[Range<usize>], groups: &[Group]) -> Vec<bool> {
+    let mut writers = vec![0; plan.values.len()];
+    plan.steps.iter().for_each(|step| writers[step.output] += 1);
+    // The group whose threads have memory of their own for what is alive in these steps alone.
+    let memory = |first: usize, last: usize| {
+        let inside = |group: &Group| group.steps.contains(&first) && group.steps.contains(&last);
+        groups.iter().position(|group| group.chunk.is_some() && inside(group))
+    };
+    let of_value = |value: usize| memory(spans[value].start, spans[value].end);
+    let of_step = |(index, step): (usize, &Step)| {
+        let (Kind::Conv(_), &[source, residual]) = (&step.kind, &step.operands[..]) else { return false };
+        let output = step.output;
+        let alone = source != residual && spans[residual].end == index && writers[output] == 1;
+        let together = [of_value(residual), of_value(output)] == [memory(index, index); 2];
+        alone && together && plan.values[residual] == plan.values[output]
+    };
+    plan.steps.iter().enumerate().map(of_step).collect()
+}
+
+/// The value in whose memory each value stands: its own, or that of the first of those that were added to.
+fn homes(plan: &Plan, in_place: &[bool]) -> Vec<usize> {
+    let mut homes: Vec<usize> = (0..plan.values.len()).collect();
+    for (step, _) in plan.steps.iter().zip(in_place).filter(|&(_, &in_place)| in_place) {
+        homes[step.output] = homes[step.operands[1]];
+    }
+    homes
+}
+
+/// [`place`] of values each of which lives in its home.
+fn place_at_home(lives: &mut [Life], homes: &[usize]) -> (Vec<Range<usize>>, usize) {
+    for (value, &home) in homes.iter().enumerate().filter(|&(value, &home)| value != home) {
+        lives[home].to = lives[home].to.max(lives[value].to);
+        lives[value].len = 0;
+    }
+    let (mut places, len) = place(lives);
+    for (value, &home) in homes.iter().enumerate() {
+        places[value] = places[home].clone();
+    }
+    (places, len)
 }
 
 /// Steps between points where the last result alone is alive.
@@ -157,15 +209,25 @@ fn chunk_images(plan: &Plan, spans: &[Range<usize>], segment: &Range<usize>, ima
     (images.div_ceil(together) >= CHUNKS).then_some(together)
 }
 
-fn chunk(plan: &Plan, spans: &[Range<usize>], steps: &Range<usize>, images: usize) -> Chunk {
+/// Where the values between stand that a group of steps reads and writes, and how much memory they take.
+fn chunk_places(
+    plan: &Plan,
+    spans: &[Range<usize>],
+    steps: &Range<usize>,
+    images: usize,
+    homes: &[usize],
+) -> (Vec<Range<usize>>, usize) {
     let life = |(value, span): (&Value, &Range<usize>)| {
         let inside = steps.contains(&span.start) && steps.contains(&span.end);
         Life { from: span.start, to: span.end, len: if inside { room(value, images) } else { 0 } }
     };
-    let lives: Vec<Life> = plan.values.iter().zip(spans).map(life).collect();
-    let (places, arena_len) = place(&lives);
+    let mut lives: Vec<Life> = plan.values.iter().zip(spans).map(life).collect();
+    place_at_home(&mut lives, homes)
+}
+
+fn chunk(plan: &Plan, spans: &[Range<usize>], steps: &Range<usize>, images: usize) -> Chunk {
     let target = plan.steps[steps.end - 1].output;
     let outside = |&value: &usize| spans[value].start < steps.start;
     let source = plan.steps[steps.clone()].iter().flat_map(|step| &step.operands).copied().find(outside);
-    Chunk { images, source, target, places, arena_len }
+    Chunk { images, source, target, places: Vec::new(), arena_len: 0 }
 }

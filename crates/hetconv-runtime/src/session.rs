@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hetconv_kernels::measure::has_memory;
-use hetconv_kernels::{Aligned, Prepared, PreparedBatch, Team};
+use hetconv_kernels::{Aligned, Prepared, PreparedBatch, Residual, Team};
 
 use crate::schedule::{Chunk, Schedule};
 use crate::step::{Kind, Step};
@@ -211,7 +211,8 @@ impl Session {
                     let len = plan.values[source].len();
                     (others.get(&schedule.places[source], batch * len), len)
                 });
-                let few = Few { plan, steps: group.steps.clone(), chunk, inputs, source, clock };
+                let (steps, in_place) = (group.steps.clone(), &schedule.in_place[..]);
+                let few = Few { plan, steps, in_place, chunk, inputs, source, clock };
                 let (target, len) = (&mut target[..batch * target_len], chunk.images * target_len);
                 Clock::share(clock, group.steps.clone(), || {
                     team.chunks(target, len, workers, |index, target, own| {
@@ -234,7 +235,7 @@ impl Session {
                     Kind::Conv(prepared) => Some(&**prepared),
                     _ => None,
                 });
-                let whole = Whole { plan, step, images: batch, read, target };
+                let whole = Whole { plan, step, in_place: schedule.in_place[index], images: batch, read, target };
                 Clock::time(clock, index, || whole.run(team, workers, next));
             }
         }
@@ -269,10 +270,17 @@ fn read<'a>(
     }
 }
 
+/// What a convolution adds.
+fn residual<'a>(step: &Step, in_place: bool, read: impl Fn(usize) -> &'a [f32]) -> Option<Residual<'a>> {
+    let of_operand = || if in_place { Residual::Target } else { Residual::Values(read(1)) };
+    (step.operands.len() > 1).then(of_operand)
+}
+
 /// A step of all images.
 struct Whole<'a, R> {
     plan: &'a Plan,
     step: &'a Step,
+    in_place: bool,
     images: usize,
     /// Its operands.
     read: R,
@@ -284,10 +292,9 @@ impl<'a, R: Fn(usize) -> &'a [f32] + Sync> Whole<'a, R> {
     fn run(self, team: &Team, workers: &mut [Worker], next: Option<&Prepared>) {
         /// Values of a part, at least.
         const LEAST: usize = 16 << 10;
-        let Self { plan, step, images, read, target } = self;
+        let Self { plan, step, in_place, images, read, target } = self;
         if let Kind::Conv(prepared) = &step.kind {
-            let residual = (step.operands.len() > 1).then(|| read(1));
-            let batch = PreparedBatch { images, source: read(0), residual, target };
+            let batch = PreparedBatch { images, source: read(0), residual: residual(step, in_place, read), target };
             return prepared.run(team, workers, batch, next);
         }
         let rows = images * if step.has_rows() { plan.values[step.output].size[0] } else { 1 };
@@ -305,6 +312,8 @@ impl<'a, R: Fn(usize) -> &'a [f32] + Sync> Whole<'a, R> {
 struct Few<'a> {
     plan: &'a Plan,
     steps: Range<usize>,
+    /// Of every step of the plan.
+    in_place: &'a [bool],
     chunk: &'a Chunk,
     inputs: &'a [&'a [f32]],
     /// What the group reads, of all images, and its length for one.
@@ -315,7 +324,7 @@ struct Few<'a> {
 impl Few<'_> {
     /// Computes the target of `images` from the `first` on.
     fn run(&self, first: usize, images: usize, target: &mut [f32], worker: &mut Worker) {
-        let Self { plan, ref steps, chunk, clock, .. } = *self;
+        let Self { plan, ref steps, in_place, chunk, clock, .. } = *self;
         let Worker { scratch, arena } = worker;
         for index in steps.clone() {
             let step = &plan.steps[index];
@@ -340,7 +349,7 @@ impl Few<'_> {
             };
             Clock::time(clock, index, || match &step.kind {
                 Kind::Conv(prepared) => {
-                    let residual = (step.operands.len() > 1).then(|| read(1));
+                    let residual = residual(step, in_place[index], read);
                     let batch = PreparedBatch { images, source: read(0), residual, target: written };
                     prepared.run_alone(scratch, batch);
                 }

@@ -14,6 +14,7 @@ pub(crate) use passes::Images;
 pub use reordered::Reordered;
 pub use spec::{ConvError, ConvSpec, ConvWeights, ConvWeightsMut};
 
+use crate::aligned::Shared;
 use crate::depthwise::{self, Depthwise};
 use crate::direct::{self, DirectConv};
 use crate::fresh::product;
@@ -278,12 +279,12 @@ impl Conv {
         let layout = || Layout::new(spec, classes, direction, algorithm, isa);
         match (algorithm, weights) {
             (Algorithm::Depthwise, ConvWeights::Dense(weight)) => {
-                PackedForm::Depthwise(Depthwise::new(spec, isa).pack(weight))
+                PackedForm::Depthwise(Depthwise::new(spec, isa).pack(weight).into())
             }
             (Algorithm::Depthwise, ConvWeights::Het { .. }) => unreachable!("a depthwise layer is no HetConv"),
             (Algorithm::Direct, _) => {
                 let layout = layout();
-                let packed = crate::pack::pack(spec, classes, &layout, direction, weights);
+                let packed = crate::pack::pack(spec, classes, &layout, direction, weights).into();
                 PackedForm::Direct(direct::Weights::new(layout, packed, self.regions(direction)))
             }
             (Algorithm::Winograd, _) => {
@@ -406,9 +407,20 @@ pub struct PackedWeights {
 
 #[derive(Debug)]
 pub(crate) enum PackedForm {
-    Depthwise(Vec<f32>),
+    Depthwise(Shared),
     Direct(direct::Weights),
     Winograd(winograd::Weights),
+}
+
+impl PackedForm {
+    /// All that is read anew for every image.
+    pub fn values(&mut self) -> Vec<&mut Shared> {
+        match self {
+            Self::Depthwise(packed) => vec![packed],
+            Self::Direct(weights) => vec![&mut weights.packed],
+            Self::Winograd(weights) => vec![&mut weights.centers, &mut weights.transformed],
+        }
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod forward;
 
 use rayon::prelude::*;
 
+use crate::aligned::Aligned;
 use crate::conv::{ConvSpec, Images};
 use crate::isa::Isa;
 use crate::kernel::Along;
@@ -52,8 +53,8 @@ impl<'a> Depthwise<'a> {
         (position / self.lanes * self.taps + tap) * self.lanes + position % self.lanes
     }
 
-    pub fn pack(&self, weight: &[f32]) -> Vec<f32> {
-        let mut packed = vec![0.0; self.taps * self.padded];
+    pub fn pack(&self, weight: &[f32]) -> Aligned {
+        let mut packed = Aligned::zeroed(self.taps * self.padded);
         for (position, &channel) in self.spec.in_order.channels().iter().enumerate() {
             for tap in 0..self.taps {
                 packed[self.place(position, tap)] = weight[channel as usize * self.taps + tap];

@@ -70,6 +70,8 @@ pub trait Simd: sealed::Sealed + Copy + Send + Sync + 'static {
     fn relu(self, a: Self::V) -> Self::V;
     /// min(max(a, low), high); NaN stays NaN.
     fn clamp(self, a: Self::V, low: Self::V, high: Self::V) -> Self::V;
+    /// The greater of two, the first of equals; NaN where one of them is.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// `value` where `gate` is positive or not a number, 0 elsewhere.
     fn where_positive(self, gate: Self::V, value: Self::V) -> Self::V;
     /// The first `LANES` numbers, each below `LANES`.
@@ -200,6 +202,10 @@ impl Simd for Portable {
             a if a > high[i] => high[i],
             a => a,
         })
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if (b[i] > a[i]) | (b[i].is_nan() & !a[i].is_nan()) { b[i] } else { a[i] })
     }
     #[inline(always)]
     fn where_positive(self, gate: [f32; 4], value: [f32; 4]) -> [f32; 4] {

@@ -174,6 +174,11 @@ implement!(
             }
         }
         #[inline(always)]
+        fn max(self, a: __m256, b: __m256) -> __m256 {
+            // SAFETY: the token proves AVX2. Where one operand is NaN the second is returned.
+            unsafe { _mm256_blendv_ps(_mm256_max_ps(b, a), b, _mm256_cmp_ps::<_CMP_UNORD_Q>(b, b)) }
+        }
+        #[inline(always)]
         fn where_positive(self, gate: __m256, value: __m256) -> __m256 {
             // SAFETY: the token proves AVX2.
             unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_NLE_UQ>(gate, _mm256_setzero_ps()), value) }
@@ -235,6 +240,11 @@ implement!(
             }
         }
         #[inline(always)]
+        fn max(self, a: __m128, b: __m128) -> __m128 {
+            // SAFETY: the token proves AVX2, which includes AVX. Where one operand is NaN the second is returned.
+            unsafe { _mm_blendv_ps(_mm_max_ps(b, a), b, _mm_cmp_ps::<_CMP_UNORD_Q>(b, b)) }
+        }
+        #[inline(always)]
         fn where_positive(self, gate: __m128, value: __m128) -> __m128 {
             // SAFETY: the token proves AVX2, which includes AVX.
             unsafe { _mm_and_ps(_mm_cmp_ps::<_CMP_NLE_UQ>(gate, _mm_setzero_ps()), value) }
@@ -294,6 +304,11 @@ implement!(
                 let exponent = _mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(127));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
             }
+        }
+        #[inline(always)]
+        fn max(self, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the token proves AVX-512 F. Where one operand is NaN the second is returned.
+            unsafe { _mm512_mask_mov_ps(_mm512_max_ps(b, a), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(b, b), b) }
         }
         #[inline(always)]
         fn where_positive(self, gate: __m512, value: __m512) -> __m512 {

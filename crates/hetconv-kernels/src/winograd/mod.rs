@@ -27,6 +27,7 @@ use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
 use crate::moments::Moments;
 use crate::pack::{Block, Layout};
+use crate::prefetch::Ahead;
 use crate::simd::{Simd, Task};
 use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, TileSums};
 
@@ -317,12 +318,12 @@ impl Part<'_> {
         let Room { depth, width, .. } = *pieces.room;
         let (points_len, products_len) = (pieces.room.points_len(), pieces.room.products_len());
         let of_point = weights.of_point(index, point);
+        let mut ahead = Ahead::new(ahead, pieces.places.len() * of_point.len() / S::LANES);
         for first in (0..pieces.places.len()).step_by(most_rows) {
             let points = &pieces.points[first * points_len + point * depth..];
             let products = &mut pieces.products[first * products_len + point * width + column..];
             let rows = most_rows.min(pieces.places.len() - first);
-            let ahead = if first == 0 { ahead } else { &[] };
-            Product { weights: of_point, ahead, points, points_len, products, products_len }
+            Product { weights: of_point, ahead: &mut ahead, points, points_len, products, products_len }
                 .compute::<S, V>(simd, rows);
         }
     }
@@ -334,7 +335,7 @@ impl Part<'_> {
         let block = &weights.layout.blocks[index];
         let most_rows = Tile::most_rows::<S>(block);
         let (width, products_len) = (pieces.room.width, pieces.room.products_len());
-        let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
+        let epilogue = Epilogue { residual: self.pass.residual, activation };
         let mut moments = Moments::new();
         let mut turned = TileSums::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
@@ -374,7 +375,7 @@ impl Part<'_> {
                 targets: [target; MAX_ROWS],
                 starts: None,
                 epilogue,
-                ahead: 0,
+                ahead: Ahead::nothing(),
             };
             let mut left = place.size[0] * place.size[1];
             let rows = left.div_ceil(left.div_ceil(most_rows));

@@ -3,14 +3,15 @@
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
 
+use crate::prefetch::Ahead;
 use crate::simd::{Simd, Task, constant};
 
 /// One point of some pieces times a block's weights.
 pub(super) struct Product<'a> {
     /// `[input, stride]`.
     pub weights: &'a [f32],
-    /// Weights that are brought near meanwhile; none if they are or need not be.
-    pub ahead: &'a [f32],
+    /// Weights that are brought near meanwhile: a step is one piece's with one vector.
+    pub ahead: &'a mut Ahead,
     /// From the first piece's point on.
     pub points: &'a [f32],
     pub points_len: usize,
@@ -44,7 +45,7 @@ impl<const R: usize, const V: usize> Task for Rows<'_, R, V> {
         unsafe {
             // Every third row has a pointer, the others lie one and two strides on: as many as there are registers.
             let mut rows: [*const f32; 4] = std::array::from_fn(|i| points.as_ptr().wrapping_add(3 * i * points_len));
-            let mut ahead = if ahead.is_empty() { weights.as_ptr() } else { ahead.as_ptr() };
+            let mut asked = *ahead;
             let mut weights = weights.as_ptr();
             for _ in 0..inputs {
                 let of_input: [S::V; V] = std::array::from_fn(|v| simd.load(weights.add(v * S::LANES)));
@@ -55,12 +56,12 @@ impl<const R: usize, const V: usize> Task for Rows<'_, R, V> {
                     }
                 }
                 rows = rows.map(|row| row.wrapping_add(1));
-                for v in 0..V {
-                    simd.prefetch(ahead.wrapping_add(v * S::LANES));
+                for _ in 0..V {
+                    asked.advance(simd, R);
                 }
-                ahead = ahead.wrapping_add(V * S::LANES);
                 weights = weights.add(V * S::LANES);
             }
+            *ahead = asked;
             for (r, row) in sums.iter().enumerate() {
                 for (v, &sum) in row.iter().enumerate() {
                     simd.store(products.as_mut_ptr().add(r * products_len + v * S::LANES), sum);

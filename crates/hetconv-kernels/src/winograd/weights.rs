@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::transforms::weight_points;
 use super::{IN, POINTS};
-use crate::aligned::Aligned;
+use crate::aligned::{Aligned, Shared};
 use crate::cache::LINE;
 use crate::conv::{ConvSpec, ConvWeights};
 use crate::isa::Isa;
@@ -20,11 +20,11 @@ use crate::walk::Walk;
 pub(crate) struct Weights {
     pub layout: Layout,
     /// HetConv's centre taps, `[block, input, stride]`.
-    pub(super) centers: Aligned,
+    pub centers: Shared,
     /// What is left for the direct domain of each block: centre taps of channels outside its range.
     pub(super) walks: Vec<Walk>,
     /// `[block, point, input of the block's range, stride]`.
-    transformed: Aligned,
+    pub transformed: Shared,
     /// Where each block starts in `transformed`.
     starts: Vec<usize>,
 }
@@ -90,7 +90,7 @@ impl Weights {
         };
         // SAFETY: every point of every block is written, and the line behind it.
         let transformed = unsafe { Aligned::fresh(len, fill) };
-        Self { layout, centers, walks, transformed, starts }
+        Self { layout, centers: centers.into(), walks, transformed: transformed.into(), starts }
     }
 
     /// Number of weights, zeros of the layout included.

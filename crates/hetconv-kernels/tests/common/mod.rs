@@ -7,7 +7,7 @@ use hetconv_core::{Activation, ChannelOrder, ConvKind};
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward};
 use hetconv_kernels::{
     Algorithm, Aligned, Batch, ColumnSums, Conv, ConvSpec, ConvWeights, ConvWeightsMut, Direction, Input, Isa,
-    PreparedBatch, Team, reference,
+    PreparedBatch, Residual, Team, reference,
 };
 
 /// A small counter-based generator: tests need distinct numbers, not good ones.
@@ -261,16 +261,17 @@ pub fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed:
             let again = Conv::new(spec.clone(), in_size).expect("as before");
             let prepared = again.prepare(isa, algorithm, weights.get(), Some(bias), Some(function));
             let mut scratch: Vec<Aligned> = (0..3).map(|_| Aligned::zeroed(prepared.scratch_len(batch))).collect();
-            output.fill(f32::NAN);
-            let of_all =
-                PreparedBatch { images: batch, source: &stored, residual: Some(&residual), target: &mut output };
-            prepared.run(team, &mut scratch, of_all, Some(&prepared));
-            assert_close(&label("prepared"), &load(&output, &spec.out_order), &activated, tolerance);
-            output.fill(f32::NAN);
-            let of_all =
-                PreparedBatch { images: batch, source: &stored, residual: Some(&residual), target: &mut output };
-            prepared.run_alone(scratch[0].as_mut(), of_all);
-            assert_close(&label("prepared, alone"), &load(&output, &spec.out_order), &activated, tolerance);
+            for (place, begun) in
+                [(Residual::Values(&residual), &vec![f32::NAN; residual.len()]), (Residual::Target, &residual)]
+            {
+                let mut check = |what: &str, run: &mut dyn FnMut(PreparedBatch<'_>)| {
+                    output.copy_from_slice(begun);
+                    run(PreparedBatch { images: batch, source: &stored, residual: Some(place), target: &mut output });
+                    assert_close(&label(what), &load(&output, &spec.out_order), &activated, tolerance);
+                };
+                check("prepared", &mut |of_all| prepared.run(team, &mut scratch, of_all, Some(&prepared)));
+                check("prepared, alone", &mut |of_all| prepared.run_alone(scratch[0].as_mut(), of_all));
+            }
         }
 
         let packed = conv.pack(isa, Direction::GradInput, algorithm, weights.get());
