@@ -290,6 +290,8 @@ impl Part<'_> {
         let mut tiles = left.div_ceil(most);
         let first_target = self.pass.target.0.wrapping_add(block.outputs.start);
         let (mut source, mut target) = (self.pass.source.as_ptr(), first_target);
+        // The source that comes next is asked for as evenly, unless weights are.
+        let spreads = ahead.is_nothing() && walk.steps > 0;
         let mut runs = region.runs(pixels);
         let mut in_run: &[Place] = &[];
         while left > 0 {
@@ -312,14 +314,19 @@ impl Part<'_> {
                 (row, in_run) = (row + pixels.len(), rest);
             }
             tile.starts = begun.then(|| tile.targets.map(<*mut f32>::cast_const));
-            near.advance(simd);
+            match spreads {
+                true => tile.ahead = near.spread(walk.steps),
+                false => near.advance(simd),
+            }
             tile.epilogue.prefetch(simd, &tile.targets[..tile.rows], block.vectors);
             // SAFETY: see `Tile::compute`; regions only name taps that fall inside the source image, and pixels that lie
             // inside this part's images: whoever made the part compared their lengths with those of `Kernel::lens`, which
             // `Conv::new` found not to wrap around.
             unsafe { tile.compute(simd, turned, moments.as_deref_mut()) };
         }
-        *ahead = tile.ahead;
+        if !spreads {
+            *ahead = tile.ahead;
+        }
     }
 }
 

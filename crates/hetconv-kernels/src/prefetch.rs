@@ -29,6 +29,10 @@ impl Ahead {
         }
     }
 
+    pub fn is_nothing(&self) -> bool {
+        self.pace == 0
+    }
+
     /// Asks for a step's share, or that of several.
     #[inline(always)]
     pub fn advance<S: Simd>(&mut self, simd: S, steps: usize) {
@@ -51,14 +55,29 @@ impl Prefetch {
         Self { line: first, per_step: (values.div_ceil(LINE) << 16) / steps.max(1), due: 0 }
     }
 
-    /// A step's share.
+    /// A step's share, at once.
     #[inline(always)]
     pub fn advance<S: Simd>(&mut self, simd: S) {
-        self.due += self.per_step;
-        for _ in 0..self.due >> 16 {
-            simd.prefetch(self.line);
-            self.line = self.line.wrapping_add(LINE);
+        let (first, lines) = self.share();
+        for line in 0..lines {
+            simd.prefetch(first.wrapping_add(line * LINE));
         }
+    }
+
+    /// A step's share, to be asked for in so many smaller ones.
+    #[inline(always)]
+    pub fn spread(&mut self, steps: usize) -> Ahead {
+        let (first, lines) = self.share();
+        Ahead { next: first, pace: (lines * LINE * size_of::<f32>()).div_ceil(steps) }
+    }
+
+    /// The first line of a step's share, and how many there are.
+    #[inline(always)]
+    fn share(&mut self) -> (*const f32, usize) {
+        self.due += self.per_step;
+        let (first, lines) = (self.line, self.due >> 16);
+        self.line = first.wrapping_add(lines * LINE);
         self.due &= 0xffff;
+        (first, lines)
     }
 }
