@@ -84,9 +84,17 @@ impl Weights {
         self.packed.len()
     }
 
-    /// What a part of these blocks reads first.
-    pub fn first(&self, blocks: &Range<usize>) -> &[f32] {
-        let blocks = &self.layout.blocks[blocks.clone()];
+    /// Blocks, of so many, that read a band of a source of some values one after another. A source that stays near is read
+    /// once for each block, and the weights once. Otherwise every block reads some of it before the next ones, which are
+    /// then brought near.
+    fn together(source_len: usize, blocks: usize) -> usize {
+        if source_len <= BAND { 1 } else { blocks.max(1) }
+    }
+
+    /// What a part of these blocks reads first, of a source of so many values.
+    pub fn first(&self, blocks: &Range<usize>, source_len: usize) -> &[f32] {
+        let together = Self::together(source_len, blocks.len()).min(blocks.len());
+        let blocks = &self.layout.blocks[blocks.clone()][..together];
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return &[] };
         let of_blocks = &self.packed[first.weights.start..last.weights.end];
         &of_blocks[..of_blocks.len().min(BAND)]
@@ -131,9 +139,7 @@ impl Task for Part<'_> {
             None => Vec::new(),
         };
         let most = pixels_of_band(source_len, target_pixels);
-        // A source that stays near is read once for each block, and the weights once. Otherwise every block reads some of
-        // it before the next ones, which are then brought near.
-        let together = if self.pass.source.len() <= BAND { 1 } else { blocks.len().max(1) };
+        let together = Weights::together(self.pass.source.len(), blocks.len());
         // What lies behind a band is most likely this thread's next one.
         let stored = self.pass.stored;
         let far = if stored.near { self.pass.source.len() } else { BAND.min(self.pass.source.len()) };
@@ -145,19 +151,14 @@ impl Task for Part<'_> {
             let group = first..blocks.end.min(first + together);
             // Blocks that come one after another find their weights near.
             let next = group.end..blocks.end.min(group.end + together);
-            let next = if next.is_empty() { self.pass.ahead } else { weights.first(&next) };
+            let next = if next.is_empty() { self.pass.ahead } else { weights.first(&next, self.pass.source.len()) };
+            let mut ahead = Ahead::new(next, self.steps(apart, &group));
             if let Some(apart) = apart {
                 for index in group.clone() {
-                    self.center(simd, apart, index, &mut turned);
+                    self.center(simd, apart, index, &mut ahead, &mut turned);
                 }
             }
-            let walks = apart.map_or(&weights.walks, |apart| &apart.rings);
-            let parts = || regions.iter().zip(walks).zip(self.pixels());
-            let steps = |((_, walks), pixels): ((&Region, &Vec<Walk>), Range<usize>)| {
-                pixels.len().div_ceil(MAX_ROWS) * walks[group.clone()].iter().map(|walk| walk.steps).sum::<usize>()
-            };
-            let mut ahead = Ahead::new(next, parts().map(steps).sum());
-            for ((region, walks), pixels) in parts() {
+            for ((region, walks), pixels) in regions.iter().zip(self.walks(apart)).zip(self.pixels()) {
                 // One block alone reads the source once, whatever stays near.
                 let most = if group.len() > 1 { most } else { usize::MAX };
                 for pixels in bands(pixels, most) {
@@ -199,9 +200,26 @@ impl Part<'_> {
         self.kernel.weights.apart.as_ref().filter(|_| whole && (1..=tiles / 2).contains(&pixels.div_ceil(MAX_ROWS)))
     }
 
+    /// What each block reads for the pixels of each region, in the second of two passes if there are two.
+    fn walks<'w>(&'w self, apart: Option<&'w Apart>) -> &'w [Vec<Walk>] {
+        apart.map_or(&self.kernel.weights.walks, |apart| &apart.rings)
+    }
+
+    /// Steps in which some blocks bring near what comes next.
+    fn steps(&self, apart: Option<&Apart>, blocks: &Range<usize>) -> usize {
+        let of_walks = |pixels: usize, walks: &[Walk]| {
+            pixels.div_ceil(MAX_ROWS) * walks[blocks.clone()].iter().map(|walk| walk.steps).sum::<usize>()
+        };
+        let pixels = self.pass.images * self.kernel.target_pixels;
+        let of_centers = apart.map_or(0, |apart| of_walks(pixels, &apart.center));
+        let of_regions =
+            self.walks(apart).iter().zip(self.pixels()).map(|(walks, pixels)| of_walks(pixels.len(), walks));
+        of_centers + of_regions.sum::<usize>()
+    }
+
     /// The first of two passes: the centre tap of all pixels by one block. Its results stand where the sums will.
     #[inline(always)]
-    fn center<S: Simd>(&self, simd: S, apart: &Apart, index: usize, turned: &mut TileSums) {
+    fn center<S: Simd>(&self, simd: S, apart: &Apart, index: usize, ahead: &mut Ahead, turned: &mut TileSums) {
         let DirectConv {
             weights, regions, bias, source_pixels, target_pixels, source_channels, target_channels, ..
         } = *self.kernel;
@@ -220,7 +238,7 @@ impl Part<'_> {
                 residual: self.pass.residual.filter(|residual| residual.is_target()),
                 activation: None,
             },
-            ahead: Ahead::nothing(),
+            ahead: *ahead,
         };
         let mut left = self.pass.images * target_pixels;
         let rows = left.div_ceil(left.div_ceil(Tile::most_rows::<S>(block)));
@@ -242,6 +260,7 @@ impl Part<'_> {
                 }
             }
         }
+        *ahead = tile.ahead;
     }
 
     /// Computes some pixels of a region by one block; the sums are begun where they will be written, or begin with the

@@ -229,9 +229,11 @@ impl Prepared {
         let next = next.map(|next| (next, next.split(images)));
         team.each(split.parts(), scratch, |part, scratch| {
             let ahead = match team.last_of(part, split.parts()) {
-                Some(thread) => next.map(|(next, split)| next.first_weights(split, team.first(thread, split.parts()))),
+                Some(thread) => {
+                    next.map(|(next, split)| next.first_weights(images, split, team.first(thread, split.parts())))
+                }
                 None if split.part(part)[1] == split.part(part + 1)[1] => None,
-                None => Some(self.first_weights(split, part + 1)),
+                None => Some(self.first_weights(images, split, part + 1)),
             };
             let pass = Pass { ahead: ahead.unwrap_or_default(), ..pass };
             // SAFETY: each part is computed once.
@@ -283,12 +285,15 @@ impl Prepared {
         kernel
     }
 
-    /// The weights that a part reads first.
-    fn first_weights(&self, split: Split, part: usize) -> &[f32] {
+    /// The weights that a part of so many images reads first.
+    fn first_weights(&self, images: usize, split: Split, part: usize) -> &[f32] {
         let [_, group] = split.part(part);
         match &self.form {
             PackedForm::Depthwise(packed) => packed,
-            PackedForm::Direct(weights) => weights.first(&group.of(weights.layout.blocks.len())),
+            PackedForm::Direct(weights) => {
+                let [source_len, _] = self.kernel().lens();
+                weights.first(&group.of(weights.layout.blocks.len()), images * source_len)
+            }
             PackedForm::Winograd(weights) => weights.first(&group.of(weights.layout.blocks.len())),
         }
     }
