@@ -328,6 +328,37 @@ fn convolutions_write_where_a_concatenation_would_copy_them() {
     assert_eq!(steps.iter().filter(|name| **name == "no step").count(), 1);
 }
 
+#[test]
+fn sums_stand_where_their_residual_stood() {
+    let het = ConvKind::Het(HetPattern::shifted(32, 32, 4).unwrap());
+    let kinds = [(1, ConvKind::Standard), (3, het), (3, ConvKind::Grouped(32))];
+    let mut b = GraphBuilder::new("sums");
+    let x = b.input("image", [3, 7, 8]);
+    let mut x = b.conv_bn_relu("stem", x, 32, Conv2dGeometry::same(3, 1));
+    for (number, (kernel, kind)) in kinds.iter().enumerate() {
+        let y = b.conv_bn_relu(&format!("first{number}"), x, 32, Conv2dGeometry::same(3, 1));
+        let y = b.conv(format!("second{number}"), y, 32, Conv2dGeometry::same(*kernel, 1), kind.clone(), true);
+        x = b.add(format!("sum{number}"), &[y, x]);
+        x = b.relu(format!("relu{number}"), x);
+    }
+    let blocks = b.clone().finish([x]).unwrap();
+    // Two values of all blocks together, and what the network reads and writes is smaller.
+    let plan = Arc::new(Plan::compile(&blocks, &distinct_weights(&blocks, 3), &Options::default()).unwrap());
+    assert_eq!(Session::new(&plan, 1).unwrap().arena_bytes(), [2 * 4 * 32 * 56; 2]);
+
+    // One that is read later, one that the convolution reads, too, and one of which a part is added later.
+    let y = b.conv("a", x, 32, Conv2dGeometry::same(1, 1), ConvKind::Standard, false);
+    let later = b.add("later", &[y, x]);
+    let y = b.conv("b", x, 32, Conv2dGeometry::same(3, 1), ConvKind::Standard, false);
+    let both = b.add("both", &[y, x]);
+    let y = b.conv("c", later, 32, Conv2dGeometry::same(3, 1), ConvKind::Standard, false);
+    let x = b.add("last", &[y, both]);
+    let graph = b.finish([x, both]).unwrap();
+    for graph in [blocks, graph] {
+        check(&graph, &distinct_weights(&graph, 3), &[1, 3, 60]);
+    }
+}
+
 /// Zeros, but for variances, which are ones.
 fn plain_weights(graph: &Graph) -> Weights {
     let tensor = |spec: WeightSpec| {
