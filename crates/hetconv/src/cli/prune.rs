@@ -23,7 +23,8 @@ In every convolution the same share of filters is removed, with everything that 
 whose channels meet in an addition stay, so that of a residual block only the inner convolutions are pruned.
 
 The run's folder gets what `hetconv train` writes, and pruned.json: what was removed, and what training cost before and
-after, as far as FILE lies in its own run's folder. FILE is needed until the run has come to its end.
+after, as far as FILE lies in its own run's folder. FILE is needed until the
+run has come to its end, and again if its model was lost.
 
 Examples:
   hetconv prune runs/vgg16-cifar/model.safetensors --ratio 0.5 --data cifar10

@@ -52,7 +52,7 @@ pub struct RunLine {
     pub images_per_second: f64,
     pub threads: usize,
     pub device: String,
-    /// Where the run was taken into the results.
+    /// Where it was trained, as its summary says; where it was taken into the results, if that says nothing.
     pub machine: String,
     pub command: String,
 }
