@@ -3,8 +3,8 @@
 use crate::cache::LINE;
 use crate::simd::Simd;
 
-/// Weights that will be read next. The inner loops bring them near as they go, evenly over all their steps: a core waits for
-/// few lines at once, and what it reads meanwhile, near as it is, waits behind those.
+/// Weights, or a source, that will be read next. The inner loops bring them near as they go, evenly over all their steps: a
+/// core waits for few lines at once, and what it reads meanwhile, near as it is, waits behind those.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     next: *const f32,
@@ -29,6 +29,7 @@ impl Ahead {
         }
     }
 
+    /// Whether the steps are free for something else.
     pub fn is_nothing(&self) -> bool {
         self.pace == 0
     }
