@@ -418,7 +418,7 @@ impl PackedForm {
         match self {
             Self::Depthwise(packed) => vec![packed],
             Self::Direct(weights) => vec![&mut weights.packed],
-            Self::Winograd(weights) => vec![&mut weights.centers, &mut weights.transformed],
+            Self::Winograd(weights) => vec![&mut weights.transformed, &mut weights.centers],
         }
     }
 }

@@ -205,6 +205,13 @@ struct Place {
     size: [usize; 2],
 }
 
+impl Place {
+    /// Number of target pixels.
+    fn targets(&self) -> usize {
+        self.size[0] * self.size[1]
+    }
+}
+
 /// Some pieces, one after another.
 struct Pieces<'a> {
     /// Found once for all classes of channels.
@@ -234,22 +241,32 @@ impl Task for Part<'_> {
         let mut found = [const { MaybeUninit::<Place>::uninit() }; MANY_PIECES];
         for first in all.clone().step_by(together) {
             let places = self.places(first..all.end.min(first + together), zeros, &mut found);
+            let is_last = first + together >= all.end;
             let mut pieces = Pieces { places, room: &room, points: &mut *points, products: &mut *products };
             let mut left = self.share.blocks.clone();
             while !left.is_empty() {
                 let alike = weights.alike(left.clone());
                 left.start = alike.end;
                 self.transform(simd, &weights.layout.blocks[alike.start].range(), &mut pieces);
+                // What comes next is brought near while this is computed: another point's weights or another block's, then
+                // the centre taps, then what is multiplied after that.
+                let after = match left.is_empty() {
+                    true if is_last => self.pass.ahead,
+                    true => weights.first(&self.share.blocks),
+                    false => weights.first(&left),
+                };
+                let centers = |index: usize| {
+                    let centers = if index < alike.end { weights.centers(index) } else { &[] };
+                    if centers.is_empty() { after } else { centers }
+                };
                 for point in 0..POINTS {
                     let mut column = 0;
                     for index in alike.clone() {
                         let block = &weights.layout.blocks[index];
-                        // The weights that come next are brought near while these are used.
                         let ahead = match (index + 1 < alike.end, point + 1 < POINTS) {
                             (true, _) => weights.of_point(index + 1, point),
                             (false, true) => weights.of_point(alike.start, point + 1),
-                            (false, false) if left.is_empty() => self.pass.ahead,
-                            (false, false) => weights.first(&left),
+                            (false, false) => centers(alike.start),
                         };
                         match block.vectors {
                             2 => self.multiply::<S, 2>(simd, index, point, column, ahead, &mut pieces),
@@ -259,8 +276,8 @@ impl Task for Part<'_> {
                     }
                 }
                 let mut column = 0;
-                for index in alike {
-                    self.finish(simd, index, column, &pieces);
+                for index in alike.clone() {
+                    self.finish(simd, index, column, centers(index + 1), &pieces);
                     column += weights.layout.blocks[index].stride;
                 }
             }
@@ -330,12 +347,14 @@ impl Part<'_> {
 
     /// Transforms a block's products back and writes its outputs.
     #[inline(always)]
-    fn finish<S: Simd>(&mut self, simd: S, index: usize, column: usize, pieces: &Pieces<'_>) {
+    fn finish<S: Simd>(&mut self, simd: S, index: usize, column: usize, ahead: &[f32], pieces: &Pieces<'_>) {
         let Winograd { weights, bias, activation, target_size: [_, row], target_channels, .. } = *self.kernel;
         let block = &weights.layout.blocks[index];
         let most_rows = Tile::most_rows::<S>(block);
         let (width, products_len) = (pieces.room.width, pieces.room.products_len());
         let epilogue = Epilogue { residual: self.pass.residual, activation };
+        let tiles: usize = pieces.places.iter().map(|place| place.targets().div_ceil(most_rows)).sum();
+        let mut ahead = Ahead::new(ahead, tiles * weights.walks[index].steps);
         let mut moments = Moments::new();
         let mut turned = TileSums::new();
         let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
@@ -375,9 +394,9 @@ impl Part<'_> {
                 targets: [target; MAX_ROWS],
                 starts: None,
                 epilogue,
-                ahead: Ahead::nothing(),
+                ahead,
             };
-            let mut left = place.size[0] * place.size[1];
+            let mut left = place.targets();
             let rows = left.div_ceil(left.div_ceil(most_rows));
             for y in 0..place.size[0] {
                 for x in 0..place.size[1] {
@@ -397,6 +416,7 @@ impl Part<'_> {
                     tile.rows = 0;
                 }
             }
+            ahead = tile.ahead;
         }
         if let Some(sums) = &mut self.share.moments {
             moments.add_to(sums, &block.outputs);

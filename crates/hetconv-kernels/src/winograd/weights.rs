@@ -19,19 +19,28 @@ use crate::walk::Walk;
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub layout: Layout,
-    /// HetConv's centre taps, `[block, input, stride]`.
+    /// HetConv's centre taps of channels outside each block's range, `[block, input, stride]`.
     pub centers: Shared,
-    /// What is left for the direct domain of each block: centre taps of channels outside its range.
+    /// What is left for the direct domain of each block: those centre taps.
     pub(super) walks: Vec<Walk>,
     /// `[block, point, input of the block's range, stride]`.
     pub transformed: Shared,
-    /// Where each block starts in `transformed`.
-    starts: Vec<usize>,
+    /// Where each block starts in `transformed` and in `centers`.
+    starts: Vec<[usize; 2]>,
 }
 
 /// Values from one point of a block to the next; a line more than there are, so that points do not share a set of the cache.
 fn point_len(block: &Block) -> usize {
     block.range().len() * block.stride + LINE
+}
+
+/// The channels of which a block has centre taps alone: those before its range, and behind it.
+fn outside(block: &Block, center: Option<usize>) -> [Range<usize>; 2] {
+    let range = block.range();
+    match center {
+        Some(_) => [0..range.start, range.end..block.center.end],
+        None => [0..0, 0..0],
+    }
 }
 
 /// Values of all transformed weights.
@@ -50,23 +59,17 @@ impl Weights {
         weights: ConvWeights<'_>,
     ) -> Self {
         let packed = pack(spec, classes, &layout, direction, weights);
-        let mut starts = Vec::with_capacity(layout.blocks.len());
-        let mut len = 0;
-        for block in &layout.blocks {
-            starts.push(len);
-            len += POINTS * point_len(block);
-        }
         let center = layout.center;
+        let mut starts = Vec::with_capacity(layout.blocks.len());
         let mut walks = Vec::with_capacity(layout.blocks.len());
-        let mut centers_len = 0;
+        let (mut len, mut centers_len) = (0, 0);
         for block in &layout.blocks {
+            starts.push([len, centers_len]);
+            len += POINTS * point_len(block);
             let mut walk = Walk::default();
-            if center.is_some() {
-                let range = block.range();
-                for part in [0..range.start, range.end..block.center.end] {
-                    walk.read(block.stride, 0, &part, centers_len + part.start * block.stride);
-                }
-                centers_len += block.center.len() * block.stride;
+            for part in outside(block, center) {
+                walk.read(block.stride, 0, &part, centers_len);
+                centers_len += part.len() * block.stride;
             }
             walks.push(walk);
         }
@@ -76,13 +79,14 @@ impl Weights {
             let mut work = Vec::with_capacity(layout.blocks.len());
             for block in &layout.blocks {
                 let (out, others) = rest.split_at_mut(POINTS * point_len(block));
-                let of_centers = if center.is_some() { block.center.len() * block.stride } else { 0 };
-                work.push((block, out, rest_of_centers.split_off_mut(..of_centers).unwrap_or_default()));
+                let of_centers = outside(block, center).map(|part| part.len() * block.stride);
+                work.push((block, out, of_centers.map(|len| rest_of_centers.split_off_mut(..len).unwrap_or_default())));
                 rest = others;
             }
             work.into_par_iter().for_each(|(block, out, of_centers)| {
-                if let Some(center) = center {
-                    of_centers.copy_from_slice(&packed[block.taps[center]..][..of_centers.len()]);
+                for (part, out) in outside(block, center).iter().zip(of_centers) {
+                    let first = center.map_or(0, |center| block.taps[center]) + part.start * block.stride;
+                    out.copy_from_slice(&packed[first..][..out.len()]);
                 }
                 let flip = direction == Direction::GradInput;
                 isa.run(TransformWeights { block, center, flip, packed: &packed, out });
@@ -101,8 +105,14 @@ impl Weights {
     /// A block's weights of one point, `[input, stride]`.
     pub fn of_point(&self, index: usize, point: usize) -> &[f32] {
         let block = &self.layout.blocks[index];
-        let from = self.starts[index] + point * point_len(block);
+        let from = self.starts[index][0] + point * point_len(block);
         &self.transformed[from..from + block.range().len() * block.stride]
+    }
+
+    /// A block's centre taps of channels outside its range.
+    pub fn centers(&self, index: usize) -> &[f32] {
+        let end = self.starts.get(index + 1).map_or(self.centers.len(), |starts| starts[1]);
+        &self.centers[self.starts[index][1]..end]
     }
 
     /// What a part of these blocks reads first.
