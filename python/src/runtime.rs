@@ -8,6 +8,7 @@ use hetconv_runtime::{Options, Plan, Session, Team};
 use pyo3::buffer::PyBuffer;
 use pyo3::prelude::*;
 
+use crate::ALLOCATOR;
 use crate::error::error;
 use crate::memory::{values, values_mut};
 use crate::model::open;
@@ -42,9 +43,10 @@ impl Runtime {
         run(py, packing, || {
             let model = open(&path, image_size)?;
             let options = Options { batch, exact, ..Options::default() };
-            let named = |fault: String| error(format!("{}: {fault}", path.display()));
-            let plan =
-                Plan::compile(&model.graph, &model.weights, &options).map_err(|fault| named(fault.to_string()))?;
+            // Weights that are packed go back to the system, one layer after another.
+            let _pause = ALLOCATOR.pause();
+            let plan = Plan::compile_owned(&model.graph, model.weights, &options)
+                .map_err(|fault| error(format!("{}: {fault}", path.display())))?;
             Ok(Self {
                 plan: Arc::new(plan),
                 team: threads.map_or_else(|| Team::global().clone(), |threads| Arc::new(Team::new(threads))),

@@ -42,7 +42,9 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     // Dropped on every early return below, and with it the file on disk.
     let mut temporary = new_file(directory).map_err(|error| match error.kind() {
         // Told of the temporary file nobody would know what is meant.
-        io::ErrorKind::NotFound => io::Error::new(error.kind(), format!("there is no folder {}", directory.display())),
+        io::ErrorKind::NotFound if !directory.is_dir() => {
+            io::Error::new(error.kind(), format!("there is no folder {}", directory.display()))
+        }
         _ => error,
     })?;
     if let Some(found) = found {
@@ -57,13 +59,27 @@ pub fn atomic_write(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     sync_directory(directory)
 }
 
+/// Removes what [`atomic_write`] left in a folder when its process was killed. Nobody may be writing there. What cannot be
+/// removed stays.
+pub fn remove_unfinished(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            // Nobody misses the room that it takes more than the work that comes now.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// How temporary files' names begin.
+const PREFIX: &str = ".hetconv-";
+
 /// A temporary file with the permissions any new file would have; the default of temporary files is private.
 #[cfg(unix)]
 fn new_file(directory: &Path) -> io::Result<NamedTempFile> {
     use std::os::unix::fs::PermissionsExt;
     // The process's umask is applied to these by the system.
     let permissions = std::fs::Permissions::from_mode(0o666);
-    tempfile::Builder::new().prefix(".hetconv-").permissions(permissions).tempfile_in(directory)
+    tempfile::Builder::new().prefix(PREFIX).permissions(permissions).tempfile_in(directory)
 }
 
 /// Gives a file the permissions of the one it will replace, if both are the same person's: they are then what that person
@@ -86,7 +102,7 @@ fn keep_permissions(_: &Metadata, _: &File) -> io::Result<()> {
 
 #[cfg(not(unix))]
 fn new_file(directory: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new().prefix(".hetconv-").tempfile_in(directory)
+    tempfile::Builder::new().prefix(PREFIX).tempfile_in(directory)
 }
 
 /// Makes the rename itself survive a crash.
@@ -137,6 +153,17 @@ mod tests {
         let write = || atomic_write(&path, |_| panic!("half way"));
         assert!(std::panic::catch_unwind(write).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(entries(directory.path()), ["model"]);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let killed = new_file(directory.path()).unwrap();
+        killed.keep().unwrap();
+        std::fs::write(directory.path().join("model"), "whole").unwrap();
+        assert_eq!(entries(directory.path()).len(), 2);
+        remove_unfinished(directory.path());
         assert_eq!(entries(directory.path()), ["model"]);
     }
 

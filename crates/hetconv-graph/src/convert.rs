@@ -24,12 +24,15 @@ pub struct ConvertOptions {
     pub init: Init,
     /// Which convolutions, by the node's name.
     pub selection: Selection,
+    /// Height and width of the images that costs are counted for, where an ONNX file leaves them open.
+    pub image_size: Option<[usize; 2]>,
 }
 
 impl ConvertOptions {
     /// P parts in blocked classes, the taps kept that fit, nothing excluded, the first convolution as it is.
     pub fn new(parts: usize) -> Self {
-        Self { parts, arrangement: ArrangementKind::Blocked, init: Init::Project, selection: Selection::default() }
+        let (init, selection) = (Init::Project, Selection::default());
+        Self { parts, arrangement: ArrangementKind::Blocked, init, selection, image_size: None }
     }
 
     /// Whether every P is one.

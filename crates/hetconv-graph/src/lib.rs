@@ -42,7 +42,7 @@ mod shape;
 mod weights;
 pub mod zoo;
 
-pub use atomic::atomic_write;
+pub use atomic::{atomic_write, remove_unfinished};
 pub use builder::GraphBuilder;
 pub use convert::{
     ConvCost, ConvertError, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, convert,

@@ -8,7 +8,7 @@ use std::fmt;
 
 use hetconv_core::{ArrangementKind, Conv2dGeometry};
 
-use crate::{Activation, ConvKind, Fault, Graph, GraphError, Node, Op, Readers, Selection, ValueId};
+use crate::{Activation, ConvKind, Fault, Graph, GraphError, KeptReason, Node, Op, Readers, Selection, ValueId};
 
 /// What takes the place of a standard convolution.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -76,8 +76,8 @@ pub enum NoteKind {
         /// The G used: the greatest common divisor of both.
         used: usize,
     },
-    /// HetConv needs a kernel with a centre; the convolution stayed as it was.
-    EvenKernel {
+    /// HetConv needs a square kernel with a centre; the convolution stayed as it was.
+    Kernel {
         /// Kernel height and width.
         kernel: [usize; 2],
     },
@@ -89,8 +89,8 @@ impl fmt::Display for RewriteNote {
         match &self.kind {
             NoteKind::PartsReduced { asked, used } => write!(f, "`{node}`: P = {asked} does not fit, P = {used} used"),
             NoteKind::GroupsReduced { asked, used } => write!(f, "`{node}`: G = {asked} does not fit, G = {used} used"),
-            NoteKind::EvenKernel { kernel: [h, w] } => {
-                write!(f, "`{node}`: left as it is, because a {h}×{w} kernel has no centre")
+            NoteKind::Kernel { kernel: [h, w] } => {
+                write!(f, "`{node}`: left as it is, because a {h}×{w} kernel is not square or has no centre")
             }
         }
     }
@@ -234,8 +234,8 @@ impl RewriteOptions {
                 return Ok(());
             }
         };
-        if geometry.center_tap().is_none() {
-            note(last, NoteKind::EvenKernel { kernel: geometry.kernel });
+        if KeptReason::of_kernel(geometry.kernel).is_some() {
+            note(last, NoteKind::Kernel { kernel: geometry.kernel });
             return Ok(());
         }
         let pattern = self.arrangement.fitting(in_channels, out_channels, asked);

@@ -147,15 +147,18 @@ fn names_choose() {
 }
 
 #[test]
-fn an_even_kernel_is_left_and_said() {
-    let mut b = GraphBuilder::new("even");
+fn other_kernels_are_left_and_said() {
+    let mut b = GraphBuilder::new("others");
     let x = b.input("input", [4, 6, 6]);
     let x = b.conv("first", x, 8, Conv2dGeometry::same(3, 1), ConvKind::Standard, false);
     let x = b.conv("even", x, 8, Conv2dGeometry::square(2, 2, 0, 1), ConvKind::Standard, false);
+    let wide = Conv2dGeometry { kernel: [1, 3], padding: [0, 1, 0, 1], ..Conv2dGeometry::same(3, 1) };
+    let x = b.conv("wide", x, 8, wide, ConvKind::Standard, false);
     let graph = b.finish([x]).unwrap();
     let (rewritten, notes) = rewrite(&graph, &het(4)).unwrap();
     assert_eq!(rewritten, graph);
-    assert_eq!(notes, [RewriteNote { node: "even".into(), kind: NoteKind::EvenKernel { kernel: [2, 2] } }]);
+    let note = |node: &str, kernel| RewriteNote { node: node.into(), kind: NoteKind::Kernel { kernel } };
+    assert_eq!(notes, [note("even", [2, 2]), note("wide", [1, 3])]);
 }
 
 #[test]

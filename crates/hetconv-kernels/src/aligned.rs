@@ -1,5 +1,6 @@
 //! Memory whose vectors never straddle a cache line.
 
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut, Range};
 use std::slice;
@@ -84,10 +85,15 @@ impl AsMut<[f32]> for Aligned {
 }
 
 /// Values that are no longer written: some of a memory of which others may hold parts.
-#[derive(Debug)]
 pub(crate) struct Shared {
     memory: Arc<Aligned>,
     part: Range<usize>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} values", self.part.len(), self.memory.len())
+    }
 }
 
 impl From<Aligned> for Shared {
@@ -107,7 +113,8 @@ impl Deref for Shared {
 
 impl Shared {
     /// Moves some values into one memory, one behind the other from a cache line on. It is in large pages where the system
-    /// has them, and they are never all in memory twice.
+    /// has them. The memory of each is freed once they have moved: if the allocator gives it back, and they did not share
+    /// one already, they are never all in memory twice.
     pub fn gather(all: &mut [&mut Self]) {
         let lens: Vec<usize> = all.iter().map(|values| values.len()).collect();
         let room = |len: usize| len.next_multiple_of(LINE);

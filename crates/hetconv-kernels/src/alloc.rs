@@ -33,6 +33,8 @@ pub struct Recycler<A> {
     kept: AtomicUsize,
     /// Bytes that are kept at most; further blocks are given back.
     most: AtomicUsize,
+    /// Those that are under way, see [`Recycler::pause`].
+    pauses: AtomicUsize,
 }
 
 /// The smallest block that is kept, in bytes.
@@ -81,13 +83,26 @@ impl<A> Recycler<A> {
     /// An allocator that keeps nothing yet, and later 2 GiB at most.
     pub const fn new(inner: A) -> Self {
         let classes = [const { Class::empty() }; CLASSES];
-        Self { inner, classes, kept: AtomicUsize::new(0), most: AtomicUsize::new(MOST_KEPT) }
+        let [kept, pauses] = [const { AtomicUsize::new(0) }; 2];
+        Self { inner, classes, kept, most: AtomicUsize::new(MOST_KEPT), pauses }
     }
 
     /// Keeps so many bytes at most from now on: 0 where memory that is freed had better go back to the system, as what was
     /// made once and is not made again. What is kept already stays.
     pub fn keep(&self, bytes: usize) {
         self.most.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Keeps nothing more, whatever thread frees it, until what this returns is dropped: while something large is made
+    /// once, in a process that goes on.
+    #[must_use]
+    pub fn pause(&self) -> Pause<'_> {
+        self.pauses.fetch_add(1, Ordering::Relaxed);
+        Pause(&self.pauses)
+    }
+
+    fn most(&self) -> usize {
+        if self.pauses.load(Ordering::Relaxed) > 0 { 0 } else { self.most.load(Ordering::Relaxed) }
     }
 
     /// The class of a layout and the layout of its blocks; `None` where blocks are not kept.
@@ -101,6 +116,16 @@ impl<A> Recycler<A> {
         let class = (size.ilog2() - STEPS_FROM) as usize * STEPS + (size >> (size.ilog2() - STEPS.ilog2())) % STEPS;
         let align = if size >= PAGE { PAGE } else { 64 };
         Some((self.classes.get(class)?, Layout::from_size_align(size, align).ok()?))
+    }
+}
+
+/// While it is there, its [`Recycler`] keeps nothing more.
+#[derive(Debug)]
+pub struct Pause<'a>(&'a AtomicUsize);
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -151,7 +176,7 @@ unsafe impl<A: GlobalAlloc> GlobalAlloc for Recycler<A> {
             // SAFETY: the caller's.
             return unsafe { self.inner.dealloc(address, layout) };
         };
-        if self.kept.fetch_add(block.size(), Ordering::Relaxed) + block.size() > self.most.load(Ordering::Relaxed) {
+        if self.kept.fetch_add(block.size(), Ordering::Relaxed) + block.size() > self.most() {
             self.kept.fetch_sub(block.size(), Ordering::Relaxed);
             // SAFETY: a block of this layout was made with `block`.
             return unsafe { self.inner.dealloc(address, block) };
@@ -283,6 +308,11 @@ mod tests {
         recycler.keep(0);
         assert_eq!(kept_after(2), 0);
         recycler.keep(2 * SMALLEST);
+        let pauses = [recycler.pause(), recycler.pause()];
+        for pause in pauses {
+            assert_eq!(kept_after(2), 0);
+            drop(pause);
+        }
         assert_eq!(kept_after(3), 2 * SMALLEST);
     }
 

@@ -13,6 +13,7 @@ use crate::moments::Moments;
 use crate::pack::{Block, Layout, Ring};
 use crate::parallel::Band;
 use crate::prefetch::{Ahead, Prefetch};
+use crate::prepared::Residual;
 use crate::simd::{Simd, Task};
 use crate::taps::{Place, Region};
 use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, TileSums};
@@ -131,8 +132,7 @@ impl Task for Part<'_> {
         assert!(weights.walks.len() == regions.len());
         let source_len = source_pixels * source_channels;
         let blocks = self.share.blocks.clone();
-        let tiles: usize = self.pixels().map(|pixels| pixels.len().div_ceil(MAX_ROWS)).sum();
-        let apart = self.apart(tiles);
+        let apart = self.apart();
         let mut turned = TileSums::new();
         let mut moments: Vec<Moments> = match self.share.moments {
             Some(_) => blocks.clone().map(|_| Moments::new()).collect(),
@@ -146,13 +146,14 @@ impl Task for Part<'_> {
         let of_band = self.share.band.of(self.pass.source.len());
         let end = (of_band.end + far).min(self.pass.source.len() + stored.behind);
         let near = of_band.start + far..end.max(of_band.start + far);
-        let mut near = Prefetch::new(stored.values.as_ptr().wrapping_add(near.start), near.len(), tiles * blocks.len());
+        let tiles = self.work::<S>(&blocks, |_, _| 1);
+        let mut near = Prefetch::new(stored.values.as_ptr().wrapping_add(near.start), near.len(), tiles);
         for first in blocks.clone().step_by(together) {
             let group = first..blocks.end.min(first + together);
             // Blocks that come one after another find their weights near.
             let next = group.end..blocks.end.min(group.end + together);
             let next = if next.is_empty() { self.pass.ahead } else { weights.first(&next, self.pass.source.len()) };
-            let mut ahead = Ahead::new(next, self.steps(apart, &group));
+            let mut ahead = Ahead::new(next, self.steps::<S>(apart, &group));
             if let Some(apart) = apart {
                 for index in group.clone() {
                     self.center(simd, apart, index, &mut ahead, &mut turned);
@@ -193,9 +194,10 @@ impl Part<'_> {
         })
     }
 
-    /// The two passes, if they read less: so many tiles there are in one.
-    fn apart(&self, tiles: usize) -> Option<&Apart> {
+    /// The two passes, if they read less than one.
+    fn apart(&self) -> Option<&Apart> {
         let pixels = self.pass.images * self.kernel.target_pixels;
+        let tiles: usize = self.pixels().map(|pixels| pixels.len().div_ceil(MAX_ROWS)).sum();
         let whole = self.share.band == Band::WHOLE;
         self.kernel.weights.apart.as_ref().filter(|_| whole && (1..=tiles / 2).contains(&pixels.div_ceil(MAX_ROWS)))
     }
@@ -206,15 +208,26 @@ impl Part<'_> {
     }
 
     /// Steps in which some blocks bring near what comes next.
-    fn steps(&self, apart: Option<&Apart>, blocks: &Range<usize>) -> usize {
-        let of_walks = |pixels: usize, walks: &[Walk]| {
-            pixels.div_ceil(MAX_ROWS) * walks[blocks.clone()].iter().map(|walk| walk.steps).sum::<usize>()
-        };
+    fn steps<S: Simd>(&self, apart: Option<&Apart>, blocks: &Range<usize>) -> usize {
         let pixels = self.pass.images * self.kernel.target_pixels;
-        let of_centers = apart.map_or(0, |apart| of_walks(pixels, &apart.center));
-        let of_regions =
-            self.walks(apart).iter().zip(self.pixels()).map(|(walks, pixels)| of_walks(pixels.len(), walks));
-        of_centers + of_regions.sum::<usize>()
+        let of_center = |(block, walk): (&Block, &Walk)| pixels.div_ceil(Tile::most_rows::<S>(block)) * walk.steps;
+        let of_blocks = self.kernel.weights.layout.blocks[blocks.clone()].iter();
+        let of_centers =
+            apart.map_or(0, |apart| of_blocks.zip(&apart.center[blocks.clone()]).map(of_center).sum::<usize>());
+        let walks = self.walks(apart);
+        of_centers + self.work::<S>(blocks, |region, block| walks[region][block].steps)
+    }
+
+    /// The sum over the tiles of some blocks, of what one costs in a region.
+    fn work<S: Simd>(&self, blocks: &Range<usize>, of_tile: impl Fn(usize, usize) -> usize) -> usize {
+        let mut sum = 0;
+        for (number, (region, pixels)) in self.kernel.regions.iter().zip(self.pixels()).enumerate() {
+            for index in blocks.clone() {
+                let most = region.most_rows::<S>(&self.kernel.weights.layout.blocks[index]);
+                sum += pixels.len().div_ceil(most) * of_tile(number, index);
+            }
+        }
+        sum
     }
 
     /// The first of two passes: the centre tap of all pixels by one block. Its results stand where the sums will.
@@ -234,10 +247,7 @@ impl Part<'_> {
             targets: [self.pass.target.0; MAX_ROWS],
             starts: None,
             // What stands where the sums will is added before it is lost.
-            epilogue: Epilogue {
-                residual: self.pass.residual.filter(|residual| residual.is_target()),
-                activation: None,
-            },
+            epilogue: Epilogue::new(self.pass.residual.filter(Residual::is_target), self.pass.target, None),
             ahead: *ahead,
         };
         let mut left = self.pass.images * target_pixels;
@@ -300,12 +310,12 @@ impl Part<'_> {
             sources: [self.pass.source.as_ptr(); MAX_ROWS],
             targets: [self.pass.target.0; MAX_ROWS],
             starts: None,
-            epilogue: Epilogue { residual, activation },
+            epilogue: Epilogue::new(residual, self.pass.target, activation),
             ahead: *ahead,
         };
         // Tiles of nearly equal height: a last one of a few rows would waste most of its loads.
         let mut left = pixels.len();
-        let most = Tile::most_rows::<S>(block).min(if region.crowded { CROWDED_ROWS } else { MAX_ROWS });
+        let most = region.most_rows::<S>(block);
         let mut tiles = left.div_ceil(most);
         let first_target = self.pass.target.0.wrapping_add(block.outputs.start);
         let (mut source, mut target) = (self.pass.source.as_ptr(), first_target);
@@ -355,8 +365,14 @@ const NO_BIAS: [f32; MAX_STRIDE] = [0.0; MAX_STRIDE];
 /// Pixels of a region are shared out in so many.
 const STEP: usize = 4;
 
-/// Rows of a tile whose sources share a set of the first-level cache: they leave room for weights.
-const CROWDED_ROWS: usize = 6;
+impl Region {
+    /// The most rows of a tile of a block.
+    fn most_rows<S: Simd>(&self, block: &Block) -> usize {
+        /// Where sources share a set of the first-level cache, they leave room for weights.
+        const CROWDED: usize = 6;
+        Tile::most_rows::<S>(block).min(if self.crowded { CROWDED } else { MAX_ROWS })
+    }
+}
 
 /// Values of the source that all blocks read before the next ones are begun: twice as many stay in a core's second-level
 /// cache.

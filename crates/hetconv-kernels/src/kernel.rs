@@ -13,9 +13,10 @@ use crate::isa::Isa;
 use crate::moments::SumsOfParts;
 use crate::norm::NormBackward;
 use crate::parallel::{Band, Target, groups_of_blocks, images_per_part};
+use crate::prepared::Residual;
 use crate::reading::Reading;
 use crate::scratch::Scratch;
-use crate::tile::{MAX_ROWS, Summand};
+use crate::tile::MAX_ROWS;
 use crate::winograd::{self, Winograd};
 
 /// One of the three kernels, with its arguments but for the activations.
@@ -33,7 +34,7 @@ pub(crate) struct Pass<'a> {
     /// What the source stands in, or was made of, and what is most likely read after it.
     pub stored: Stored<'a>,
     /// What is added.
-    pub residual: Option<Summand>,
+    pub residual: Option<Residual<'a>>,
     /// The first image's target.
     pub target: Target,
     /// Weights that are most likely read next: they are brought near.
@@ -197,8 +198,8 @@ impl Kernel<'_> {
     /// Computes a share of a pass on this thread.
     ///
     /// # Safety
-    /// The target has the pass's images and is writable, what is added is the target's, and nobody else writes or reads this share
-    /// of the target meanwhile.
+    /// The target has the pass's images and is writable, values that are added are as many as the target's, and nobody else
+    /// writes or reads this share of the target meanwhile.
     pub unsafe fn compute(&self, isa: Isa, pass: Pass<'_>, share: Share<'_>, scratch: &mut [f32]) {
         let [source_len, _] = self.lens();
         assert_eq!(pass.source.len(), pass.images * source_len, "length of the source");

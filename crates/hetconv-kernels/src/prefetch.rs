@@ -19,13 +19,14 @@ impl Ahead {
         Self { next: &NEAR, pace: 0 }
     }
 
+    /// Two lines: CPUs bring the other of a pair, too.
+    const MOST: usize = 128;
+
     /// Some weights, over so many steps.
     pub fn new(weights: &[f32], steps: usize) -> Self {
-        /// Two lines: CPUs bring the other of a pair, too.
-        const MOST: usize = 128;
         match weights {
             [] => Self::nothing(),
-            _ => Self { next: weights.as_ptr(), pace: size_of_val(weights).div_ceil(steps.max(1)).min(MOST) },
+            _ => Self { next: weights.as_ptr(), pace: size_of_val(weights).div_ceil(steps.max(1)).min(Self::MOST) },
         }
     }
 
@@ -34,11 +35,11 @@ impl Ahead {
         self.pace == 0
     }
 
-    /// Asks for a step's share, or that of several.
+    /// Asks for a step's share, or for that of several, of which nothing is left out: rather some at the end.
     #[inline(always)]
     pub fn advance<S: Simd>(&mut self, simd: S, steps: usize) {
         simd.prefetch(self.next);
-        self.next = self.next.wrapping_byte_add(steps * self.pace);
+        self.next = self.next.wrapping_byte_add((steps * self.pace).min(Self::MOST));
     }
 }
 

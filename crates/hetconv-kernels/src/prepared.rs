@@ -12,7 +12,7 @@ use crate::pack::Direction;
 use crate::parallel::{Band, Target};
 use crate::taps::Region;
 use crate::team::Team;
-use crate::tile::{MAX_ROWS, Summand};
+use crate::tile::MAX_ROWS;
 use crate::winograd;
 
 /// A convolution with its weights, bias and activation, packed for one instruction set; see [`Conv::prepare`].
@@ -84,6 +84,13 @@ pub enum Residual<'a> {
     Values(&'a [f32]),
     /// What stands in the target.
     Target,
+}
+
+impl Residual<'_> {
+    /// Whether it stands in the target.
+    pub(crate) fn is_target(&self) -> bool {
+        matches!(self, Self::Target)
+    }
 }
 
 /// The activations of a batch, channels in the orders of the [`ConvSpec`](crate::ConvSpec).
@@ -261,13 +268,9 @@ impl Prepared {
         assert_eq!(target.len(), target_len, "length of the target");
         assert!(residual.is_none() || first == 0, "a residual of a segment further on");
         let target = Target(target[first.min(target_len)..].as_mut_ptr());
-        let residual = residual.map(|residual| match residual {
-            Residual::Values(values) => {
-                assert_eq!(values.len(), target_len, "length of the residual");
-                Summand::new(Some(values), target)
-            }
-            Residual::Target => Summand::new(None, target),
-        });
+        if let Some(Residual::Values(values)) = residual {
+            assert_eq!(values.len(), target_len, "length of the residual");
+        }
         Pass { residual, ..Pass::new(images, source, target) }
     }
 

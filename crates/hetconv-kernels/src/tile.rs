@@ -16,6 +16,7 @@ use crate::moments::Moments;
 use crate::pack::{Block, partner};
 use crate::parallel::Target;
 use crate::prefetch::Ahead;
+use crate::prepared::Residual;
 use crate::simd::{Simd, Task, constant};
 use crate::walk::{OwnSegment, Segment, Spread, Turn, Walk};
 
@@ -45,46 +46,44 @@ pub(crate) struct Tile<'a> {
 /// What happens to a sum and its bias before it is written.
 #[derive(Clone, Copy)]
 pub(crate) struct Epilogue {
-    pub residual: Option<Summand>,
-    pub activation: Option<Activation>,
+    residual: Option<Summand>,
+    activation: Option<Activation>,
 }
 
 /// Values that are added, laid out as the target is; or the target's own, in whose place the results are written.
 #[derive(Clone, Copy)]
 pub(crate) struct Summand {
-    /// The first of them, and the target's first.
-    firsts: (*const f32, *mut f32),
+    /// The first of them.
+    values: *const f32,
+    /// The target's first.
+    target: *mut f32,
 }
 
-// SAFETY: values apart from the target are only read, and those of the target by the thread alone that writes there.
-unsafe impl Send for Summand {}
-// SAFETY: as above.
-unsafe impl Sync for Summand {}
-
 impl Summand {
-    /// Values that are as many as the target's and outlive the pass, or stand in the target already.
-    pub fn new(values: Option<&[f32]>, target: Target) -> Self {
-        Self { firsts: (values.map_or(target.0.cast_const(), <[f32]>::as_ptr), target.0) }
-    }
-
-    /// Whether they stand in the target.
-    pub fn is_target(self) -> bool {
-        self.firsts.0 == self.firsts.1
-    }
-
     /// What is added at a target.
     ///
     /// # Safety
     /// `target` lies within the target that this belongs to.
     #[inline(always)]
     unsafe fn at(self, target: *mut f32) -> *const f32 {
-        let (first, of_target) = self.firsts;
         // SAFETY: the caller's; the residual is as long as the target.
-        unsafe { first.offset(target.offset_from(of_target)) }
+        unsafe { self.values.offset(target.offset_from(self.target)) }
     }
 }
 
 impl Epilogue {
+    /// Of a pass with this target; values that are added are as many as the target's.
+    pub fn new(residual: Option<Residual<'_>>, target: Target, activation: Option<Activation>) -> Self {
+        let summand = |residual| Summand {
+            values: match residual {
+                Residual::Values(values) => values.as_ptr(),
+                Residual::Target => target.0.cast_const(),
+            },
+            target: target.0,
+        };
+        Self { residual: residual.map(summand), activation }
+    }
+
     /// Whether nothing happens.
     fn is_plain(&self) -> bool {
         self.residual.is_none() && self.activation.is_none()
@@ -103,11 +102,10 @@ impl Epilogue {
                 simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
             }
         }
-        let Some(Summand { firsts: (first, of_target) }) = self.residual.filter(|summand| !summand.is_target()) else {
-            return;
-        };
+        // What is added where it is written is asked for already.
+        let Some(apart) = self.residual.filter(|residual| residual.values != residual.target) else { return };
         for &target in targets {
-            let residual = first.wrapping_byte_offset((target as isize).wrapping_sub(of_target as isize));
+            let residual = apart.values.wrapping_byte_offset((target as isize).wrapping_sub(apart.target as isize));
             for vector in 0..vectors {
                 simd.prefetch(residual.wrapping_add(vector * S::LANES));
             }
@@ -287,7 +285,8 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
                         others[r][v] = simd.mul_add(simd.splat(*sources[r].offset(index + 1)), next, others[r][v]);
                     }
                 }
-                ahead.advance(simd, 2);
+                ahead.advance(simd, 1);
+                ahead.advance(simd, 1);
                 weights = weights.add(2 * V * S::LANES);
                 index += 2;
             }

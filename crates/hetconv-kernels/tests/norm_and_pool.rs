@@ -6,7 +6,7 @@ mod common;
 use common::{Numbers, assert_close, each_isa};
 use hetconv_core::Conv2dGeometry;
 use hetconv_kernels::norm::{self, Affine, BatchStats, Gate, NormBackward, NormGradients};
-use hetconv_kernels::pool::{self, PooledImages};
+use hetconv_kernels::pool::{self, Pool, PooledImages};
 
 /// Batch-norm, residual and ReLU by the definition.
 fn batch_norm(x: &[f64], r: Option<&[f64]>, gamma: &[f64], beta: &[f64], relu: bool, epsilon: f64) -> Vec<f64> {
@@ -262,5 +262,37 @@ fn a_nan_wins_the_window_and_padding_never_does() {
         let images = PooledImages { geometry: &padded, size: [1, 1], ..images };
         pool::max_pool_forward(isa, images, &[-7.0], &mut y, &mut argmax);
         assert_eq!((y, argmax), ([-7.0; 4], [0; 4]));
+    });
+}
+
+#[test]
+fn inference_takes_the_same_largest_values() {
+    each_isa("max without its place", |isa| {
+        // Windows that overlap, and some that lie in the padding altogether.
+        for geometry in [Conv2dGeometry::square(2, 2, 0, 1), Conv2dGeometry::square(3, 1, 3, 1)] {
+            for channels in [1, 5, 16, 17, 70] {
+                let size = [3, 4];
+                let images = PooledImages { geometry: &geometry, batch: 2, size, channels };
+                let pixels = 2 * size[0] * size[1];
+                let finite = Numbers(11).vec(pixels * channels);
+                // Unusual values at every pixel in turn, each in channels of their own, beside others and beside each other.
+                for at in 0..pixels {
+                    let unusual = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, -0.0, 0.0];
+                    let mut x = finite.clone();
+                    for (c, value) in unusual.into_iter().cycle().enumerate().take(channels) {
+                        x[at * channels + c] = value;
+                        x[(at + 1) % pixels * channels + c] = if c % 3 == 0 { f32::NAN } else { -value };
+                    }
+                    let out = geometry.output_size(size).unwrap();
+                    let mut want = vec![0.0; 2 * out[0] * out[1] * channels];
+                    let mut argmax = vec![0; want.len()];
+                    pool::max_pool_forward(isa, images, &x, &mut want, &mut argmax);
+                    let mut found = vec![1.5; want.len()];
+                    Pool::max(&geometry, size, channels).run_rows(isa, 0, &x, &mut found);
+                    let alike = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+                    assert!(want.iter().zip(&found).all(alike), "{geometry:?}, {channels} channels, pixel {at}");
+                }
+            }
+        }
     });
 }

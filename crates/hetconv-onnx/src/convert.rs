@@ -63,7 +63,7 @@ pub fn convert(bytes: &[u8], folder: Option<&Path>, options: &ConvertOptions) ->
     tell_apart(&mut model.graph.as_mut().ok_or(OnnxError::NoGraph)?.node);
     let graph = model.graph.as_ref().ok_or(OnnxError::NoGraph)?;
     let weights = select::weights(graph);
-    let pixels = output_pixels(graph, &bytes, folder);
+    let pixels = output_pixels(graph, &bytes, folder, options.image_size);
     let files = DataFiles::by_name(folder);
     let mut writer = Writer::for_opset(stated_opset(&model));
     all_names(graph).into_iter().for_each(|name| drop(writer.claim(name)));
@@ -186,7 +186,12 @@ fn row(
 
 /// Output pixels of convolutions by their values' names, as far as they are known: from what the file says about its
 /// values, or from the import if the network can be read.
-fn output_pixels(graph: &GraphProto, bytes: &Bytes, folder: Option<&Path>) -> HashMap<String, u64> {
+fn output_pixels(
+    graph: &GraphProto,
+    bytes: &Bytes,
+    folder: Option<&Path>,
+    image_size: Option<[usize; 2]>,
+) -> HashMap<String, u64> {
     use crate::proto::tensor_shape_proto::dimension::Value::DimValue;
     use crate::proto::type_proto::Value::TensorType;
     let mut pixels = HashMap::new();
@@ -200,7 +205,8 @@ fn output_pixels(graph: &GraphProto, bytes: &Bytes, folder: Option<&Path>) -> Ha
             pixels.insert(value.name().to_owned(), height.saturating_mul(width));
         }
     }
-    let Ok(imported) = import_bytes(bytes.clone(), folder, &ImportOptions::default()) else { return pixels };
+    let options = ImportOptions { image_size, ..ImportOptions::default() };
+    let Ok(imported) = import_bytes(bytes.clone(), folder, &options) else { return pixels };
     let Ok(shapes) = imported.model.graph.shapes() else { return pixels };
     let known = imported.model.graph.nodes.iter().zip(shapes).filter_map(|(node, shape)| match (&node.op, shape) {
         (Op::Conv2d { .. }, Shape::Image { height, width, .. }) => Some((node.name.as_str(), (height * width) as u64)),

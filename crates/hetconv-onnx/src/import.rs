@@ -105,7 +105,7 @@ pub struct Imported {
 
 /// Whether a file is taken for one of ONNX's: by the end of its name, `.onnx`.
 pub fn is_onnx(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "onnx")
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
 }
 
 /// Reads an ONNX file; external data must lie in its folder.
@@ -308,7 +308,9 @@ impl<'a> Importer<'a> {
         };
         let [default_height, default_width] = options.image_size.map_or([None; 2], |size| size.map(Some));
         let (Some(height), Some(width)) = (height.or(default_height), width.or(default_width)) else {
-            return Err(fault("its height and width are open: say for which image size to read it".to_owned()));
+            let fault =
+                fault("its height and width are open: say for which image size to read it (--image-size)".to_owned());
+            return Err(fault);
         };
         self.batch = size(&batch.value).map(|batch| batch as i64).or(self.batch);
         let pushed = self.network.push(input.name(), Op::Input { shape: [channels, height, width] }, &[]);

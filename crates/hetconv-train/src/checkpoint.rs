@@ -44,7 +44,7 @@ pub struct Checkpoint {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
-    /// The batch to do next.
+    /// The step to do next.
     pub position: Position,
     /// Steps done in all epochs.
     pub steps: u64,

@@ -2,7 +2,7 @@
 
 use crate::recipe::{Recipe, RecipeName};
 use hetconv_graph::zoo::{self, Architecture};
-use hetconv_graph::{Graph, ModelName, NameError, Normalisation, atomic_write};
+use hetconv_graph::{Graph, ModelName, NameError, Normalisation, atomic_write, pruned_name};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::io;
@@ -168,14 +168,20 @@ impl RunConfig {
     /// those of [`Recipe::further`], and rates a 33rd of its where no batch-norm keeps a step from going too far.
     pub fn from_file(file: &str, graph: &Graph, data: &str, recipe: RecipeName) -> Self {
         let own = Self::with(&graph.name, data, recipe, &Recipe::further(recipe));
-        let lr = if graph.has_batch_norm() { own.lr } else { own.lr * 0.03 };
-        Self { from: Some(file.to_owned()), lr, ..own }
+        Self { from: Some(file.to_owned()), ..own.at_rate_for(graph) }
     }
 
-    /// The same for a run of a pruned network: a recipe's own settings are those of the network's name, or of
-    /// [`Recipe::further`] if that means none of the zoo's.
-    pub fn of_pruned(pruned: PrunedFrom, model: &str, data: &str, recipe: RecipeName) -> Self {
-        Self { pruned: Some(pruned), ..Self::with(model, data, recipe, &Self::recipe_of_pruned(model, recipe)) }
+    /// The same for a run of a network that is pruned: a recipe's own settings are those of the network's name, or of
+    /// [`Recipe::further`] if that means none of the zoo's; rates are as in [`RunConfig::from_file`].
+    pub fn of_pruned(pruned: PrunedFrom, whole: &Graph, data: &str, recipe: RecipeName) -> Self {
+        let name = pruned_name(&whole.name);
+        let own = Self::with(&name, data, recipe, &Self::recipe_of_pruned(&name, recipe));
+        Self { pruned: Some(pruned), ..own.at_rate_for(whole) }
+    }
+
+    fn at_rate_for(self, graph: &Graph) -> Self {
+        let lr = if graph.has_batch_norm() { self.lr } else { self.lr * 0.03 };
+        Self { lr, ..self }
     }
 
     fn recipe_of_pruned(model: &str, recipe: RecipeName) -> Recipe {
@@ -364,11 +370,21 @@ mod tests {
     #[test]
     fn a_pruned_network_may_have_any_name() {
         let from = || PrunedFrom { file: "cheaper.safetensors".into(), ratio: Some(0.5), macs: None };
-        let of = |model: &str| RunConfig::of_pruned(from(), model, "photos.zip", RecipeName::OneCycle);
-        assert_eq!(of("my-network_pruned").own_recipe().unwrap(), Recipe::further(RecipeName::OneCycle));
+        let mut graph = zoo::build(&"vgg16-cifar".parse().unwrap(), 10).unwrap();
+        let of = |graph: &Graph| RunConfig::of_pruned(from(), graph, "photos.zip", RecipeName::OneCycle);
         let of_zoo = RunConfig::new("vgg16-cifar", "photos.zip", RecipeName::OneCycle).unwrap();
-        assert_eq!(of("vgg16-cifar_pruned").own_recipe().unwrap(), of_zoo.own_recipe().unwrap());
-        assert_eq!(of("vgg16-cifar_pruned").batch_size, of_zoo.batch_size);
+        assert_eq!(of(&graph).model, "vgg16-cifar_pruned");
+        assert_eq!(of(&graph).own_recipe().unwrap(), of_zoo.own_recipe().unwrap());
+        assert_eq!((of(&graph).batch_size, of(&graph).lr), (of_zoo.batch_size, of_zoo.lr));
+        // Without batch-norms its rate is low, too.
+        for node in &mut graph.nodes {
+            if let Op::BatchNorm { .. } = node.op {
+                node.op = Op::Activation { function: Activation::Relu };
+            }
+        }
+        assert_eq!(of(&graph).lr, of_zoo.lr * 0.03);
+        graph.name = "my-network".into();
+        assert_eq!(of(&graph).own_recipe().unwrap(), Recipe::further(RecipeName::OneCycle));
     }
 
     #[test]

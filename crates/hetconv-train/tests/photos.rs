@@ -107,6 +107,15 @@ fn a_share_is_held_out_only_where_it_can_be() {
     assert!(matches!(error, DataError::AlreadySplit { .. }), "{error}");
     let error = Dataset::open("synthetic", &options(20)).map(drop).unwrap_err();
     assert!(matches!(error, DataError::AlreadySplit { .. }), "{error}");
+    // Nor where a class of the training images is empty: its folder is no class itself.
+    split.push(("train/empty/".into(), Vec::new()));
+    zip(&path, &split);
+    let error = open(&path, &options(20)).map(drop).unwrap_err();
+    assert!(matches!(error, DataError::AlreadySplit { .. }), "{error}");
+    split.retain(|(name, _)| !name.starts_with("val/"));
+    zip(&path, &split);
+    let error = open(&path, &options(20)).map(drop).unwrap_err();
+    assert!(matches!(&error, DataError::EmptyClass { folder } if folder.ends_with("train/empty")), "{error}");
     // A class may be called so.
     let vehicles: Vec<_> =
         files().into_iter().map(|(name, bytes)| (name.replace("photos/n03/", "photos/train/"), bytes)).collect();

@@ -163,10 +163,16 @@ fn onnx_files_are_evaluated_and_asked_as_model_files_are() {
 
 /// Kills a run after its first checkpoint, and lets it go on.
 fn killed_and_resumed(folder: &Path, args: &[&str], out: &str) {
+    let checkpoints = folder.join(out).join("checkpoints");
+    let has_one = || {
+        let entries = std::fs::read_dir(&checkpoints).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+    };
     let mut run = command(folder, args).spawn().unwrap();
-    while !folder.join(out).join("checkpoints").exists() && run.try_wait().unwrap().is_none() {
+    while !has_one() && run.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_millis(1));
     }
+    assert!(run.try_wait().unwrap().is_none(), "the run ended before it was killed");
     run.kill().unwrap();
     run.wait().unwrap();
     let done = hetconv(folder, args);

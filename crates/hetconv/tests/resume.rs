@@ -94,6 +94,28 @@ fn killed_and_resumed_runs_end_with_the_same_bytes() {
     killed_and_resumed(&[], 30);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_asked_to_end_makes_a_checkpoint_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [whole, broken] = ["whole", "broken"].map(|name| folder.path().join(name));
+    assert!(finish(train(&whole, "2", &["--epochs", "3"])).status.success());
+    // Nothing but the signal makes a checkpoint within an epoch.
+    let more = ["--epochs", "3", "--resume"];
+    let mut run = train(&broken, "2", &more).spawn().expect("the program starts");
+    wait(&mut run, || broken.join("metrics.csv").exists());
+    let asked = Command::new("kill").args(["-INT", &run.id().to_string()]).status().expect("kill");
+    assert!(asked.success());
+    let ended = run.wait_with_output().expect("a child");
+    let error = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{error}");
+    assert!(error.contains("can go on, with --resume"), "{error}");
+    assert!(newest(&broken).is_some(), "a checkpoint");
+    assert!(!broken.join("model.safetensors").exists());
+    assert!(finish(train(&broken, "2", &more)).status.success());
+    assert!(model(&whole) == model(&broken));
+}
+
 #[test]
 fn so_do_those_that_accumulate_gradients_and_average_weights() {
     // Ten batches an epoch make three steps; the tenth is dropped, and the next epoch begins with its own first.

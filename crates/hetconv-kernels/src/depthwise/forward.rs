@@ -67,7 +67,7 @@ impl Task for Part<'_> {
         let padded = channels.next_multiple_of(S::LANES);
         assert!(bias.len() == padded && packed.len().is_multiple_of(padded));
         let weights_of_channel = packed.len() / padded.max(1);
-        let epilogue = Epilogue { residual: self.pass.residual, activation };
+        let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
         let mut moments = self.share.moments.is_some().then(|| ChannelMoments::new(padded));
         let lens = [source_pixels, target_pixels].map(|pixels| pixels * channels);
         let vectors = padded / S::LANES;

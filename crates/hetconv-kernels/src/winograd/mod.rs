@@ -352,7 +352,7 @@ impl Part<'_> {
         let block = &weights.layout.blocks[index];
         let most_rows = Tile::most_rows::<S>(block);
         let (width, products_len) = (pieces.room.width, pieces.room.products_len());
-        let epilogue = Epilogue { residual: self.pass.residual, activation };
+        let epilogue = Epilogue::new(self.pass.residual, self.pass.target, activation);
         let tiles: usize = pieces.places.iter().map(|place| place.targets().div_ceil(most_rows)).sum();
         let mut ahead = Ahead::new(ahead, tiles * weights.walks[index].steps);
         let mut moments = Moments::new();

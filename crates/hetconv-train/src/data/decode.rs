@@ -2,12 +2,12 @@
 
 use super::DataError;
 use super::view::MAX_SIZE;
-use image::{ImageDecoder, ImageReader, Limits, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use std::io::{BufRead, Cursor, Seek};
 
 /// The longest side of an image that is decoded, in pixels.
 const SIDE_LIMIT: u32 = 16_384;
-/// The most memory one decoder may ask for, in bytes.
+/// The most memory one image may take while it is decoded, in bytes.
 const MEMORY_LIMIT: u64 = 1 << 30;
 
 /// A decoded image.
@@ -22,12 +22,38 @@ pub(super) fn checked_size(size: usize) -> Result<usize, DataError> {
     if (1..=MAX_SIZE).contains(&size) { Ok(size) } else { Err(DataError::ImageSize { size, limit: MAX_SIZE as u32 }) }
 }
 
+/// Why a file was not decoded.
+pub(super) enum Undecoded {
+    NotAnImage(String),
+    /// Height and width are not those that were expected.
+    OtherSize([usize; 2]),
+}
+
 /// Decodes a JPEG, PNG or BMP, whatever its name says it is.
 pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, String> {
+    decode_at(bytes, None).map_err(|fault| match fault {
+        Undecoded::NotAnImage(reason) => reason,
+        Undecoded::OtherSize(_) => unreachable!("none was expected"),
+    })
+}
+
+/// The same of an image of this height and width: what its header says of them is looked at first.
+pub(super) fn decode_at(bytes: &[u8], expected: Option<[usize; 2]>) -> Result<Decoded, Undecoded> {
+    let fault = |reason: String| Undecoded::NotAnImage(reason);
     if is_cut_off(bytes) {
-        return Err("the JPEG ends before its image does".into());
+        return Err(fault("the JPEG ends before its image does".into()));
     }
-    let image = reader(bytes)?.decode().map_err(|e| e.to_string())?;
+    let decoder = reader(bytes).map_err(fault)?.into_decoder().map_err(|error| fault(error.to_string()))?;
+    let (width, height) = decoder.dimensions();
+    let found = [height, width].map(|side| side as usize);
+    if expected.is_some_and(|expected| expected != found) {
+        return Err(Undecoded::OtherSize(found));
+    }
+    let in_colours = if decoder.color_type() == ColorType::Rgb8 { 0 } else { 3 * u64::from(width) * u64::from(height) };
+    if decoder.total_bytes().saturating_add(in_colours) > MEMORY_LIMIT {
+        return Err(fault(format!("{height}×{width} pixels take more than {} MiB", MEMORY_LIMIT >> 20)));
+    }
+    let image = DynamicImage::from_decoder(decoder).map_err(|error| fault(error.to_string()))?;
     Ok(Decoded { is_grey: !image.color().has_color(), rgb: image.into_rgb8() })
 }
 

@@ -1,7 +1,7 @@
 //! Image files in class folders: `train/CLASS/IMAGE` and `test/CLASS/IMAGE` (or `val/`), in a folder or an archive,
 //! possibly below one folder that holds everything; or class folders without splits, of which a share is held out.
 
-use super::decode::{Decoded, decode, is_grey};
+use super::decode::{Decoded, Undecoded, decode_at, is_grey};
 use super::files::{Entry, Files};
 use super::photos::Photos;
 use super::{DataError, Dataset, Images, LoadOptions, Split, Watch, balanced};
@@ -90,7 +90,8 @@ fn unsplit<'a>(
     percent: u8,
 ) -> Result<(Vec<String>, Labelled<'a>, Labelled<'a>), DataError> {
     // A class may be called `train`, too: there are no class folders in it.
-    let holds_classes = |top: &String| split_classes(files, &format!("{top}train")).is_ok();
+    let holds_classes =
+        |top: &String| !matches!(split_classes(files, &format!("{top}train")), Err(DataError::NoClasses { .. }));
     let classes = match top(files.entries()).filter(holds_classes) {
         Some(top) => {
             for other in ["test", "val"] {
@@ -199,14 +200,19 @@ impl Pixels {
         items: &[(&Entry, u16)],
         watch: &mut dyn FnMut(usize),
     ) -> Result<(), DataError> {
-        let decoded = |entry: &Entry| {
+        let decoded = |entry: &Entry, expected| {
             let file = || files.display(&entry.path);
-            decode(&files.read(entry)?).map_err(|reason| DataError::NotAnImage { file: file(), reason })
+            decode_at(&files.read(entry)?, expected).map_err(|fault| match fault {
+                Undecoded::NotAnImage(reason) => DataError::NotAnImage { file: file(), reason },
+                Undecoded::OtherSize(found) => {
+                    DataError::SizeDiffers { file: file(), expected: expected.unwrap_or_default(), found }
+                }
+            })
         };
         let size = |image: &Decoded| [image.rgb.height() as usize, image.rgb.width() as usize];
         let expected = match (self.size, items.first()) {
             (Some(size), _) => size,
-            (None, Some((entry, _))) => size(&decoded(entry)?),
+            (None, Some((entry, _))) => size(&decoded(entry, None)?),
             (None, None) => return Ok(()),
         };
         self.size = Some(expected);
@@ -215,16 +221,9 @@ impl Pixels {
             let file = items.first().map_or_else(String::new, |(entry, _)| files.display(&entry.path));
             return Err(DataError::TooManyPixels { file, images: items.len(), size: expected, limit: LIMIT });
         }
-        // Images of any other size are not kept until their turn: nobody knows how large they are.
-        let fitting = |entry: &Entry| {
-            let image = decoded(entry)?;
-            let found = size(&image);
-            let file = || files.display(&entry.path);
-            if found == expected { Ok(image) } else { Err(DataError::SizeDiffers { file: file(), expected, found }) }
-        };
         let of_portion = (PORTION / (3 * expected[0] * expected[1]).max(1)).max(1);
         for portion in items.chunks(of_portion) {
-            let images: Vec<_> = portion.par_iter().map(|(entry, _)| fitting(entry)).collect();
+            let images: Vec<_> = portion.par_iter().map(|(entry, _)| decoded(entry, Some(expected))).collect();
             // One after another, so that of several faults always the first is reported.
             for image in images {
                 let image = image?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hetconv_burn::GraphModule;
-use hetconv_graph::{ModelFile, Normalisation, Weights};
+use hetconv_graph::{ModelFile, Normalisation, Weights, remove_unfinished};
 use hetconv_kernels::measure::cpu_name;
 
 use super::learner::Learner;
@@ -83,6 +83,10 @@ impl<'a> Run<'a> {
         // Nothing is written before nothing can be wrong with the run.
         std::fs::create_dir_all(out).map_err(|source| TrainError::Io { path: out.to_path_buf(), source })?;
         let lock = lock(out)?;
+        if lock.is_some() {
+            // Of a run that was killed while it wrote.
+            remove_unfinished(&checkpoints);
+        }
         // Another process may have been at work until now.
         let has_moved = Checkpoint::latest(&checkpoints)?.map(|(path, _)| path) != newest;
         if has_moved || (!goes_on && holds_results(out)) {

@@ -21,8 +21,8 @@ use super::{files, timing};
 /// Train one network with several convolutions and set them side by side: the main job
 #[derive(clap::Args)]
 #[command(after_help = "\
-Without arguments it takes a few minutes on two cores: a small network on generated images. Every network gets the same
-recipe, data and seeds. Each run is a folder OUT/runs/NAME-seedS; when a comparison that was stopped is started again,
+Without arguments it takes a few minutes on two cores: a small network on generated images. Every network gets the same \
+recipe, data and seeds. Each run is a folder OUT/runs/NAME-seedS; when a comparison that was stopped is started again, \
 finished runs are kept and an unfinished one goes on where it was.
 
 Writes OUT/compare.csv (accuracies as shares from 0 to 1) and OUT/report.html.

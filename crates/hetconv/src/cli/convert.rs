@@ -31,13 +31,13 @@ use super::usage::{bad_usage, keep_apart};
 /// Put HetConv in place of the convolutions of an ONNX file or a model file
 #[derive(clap::Args)]
 #[command(after_help = "\
-Convolutions without groups and with an odd square kernel of more than one tap are converted, but for the first. Of an ONNX
-file everything else keeps its very bytes, so networks that cannot be run here are converted, too; external data is taken
+Convolutions without groups and with an odd square kernel of more than one tap are converted, but for the first. Of an ONNX \
+file everything else keeps its very bytes, so networks that cannot be run here are converted, too; external data is taken \
 into the new file if that is in another folder.
 
-`--init project` keeps the taps that HetConv has, too. With --calibrate images are run through the network, channels are
-assigned to classes by what their off-centre taps carry, and every layer is fitted by least squares to what the convolution
-computed; the network must be one that can be run here. Training afterwards regains more. --mean and --std are written
+`--init project` keeps the taps that HetConv has, too. With --calibrate images are run through the network, channels are \
+assigned to classes by what their off-centre taps carry, and every layer is fitted by least squares to what the convolution \
+computed; the network must be one that can be run here. Training afterwards regains more. --mean and --std are written \
 into the new file, so that every other command knows how its images are normalised.
 
 Examples:
@@ -47,7 +47,8 @@ Examples:
   hetconv convert model.safetensors -p 4 -o p4.safetensors --parts 'layer4.*=8' --exclude '^stem'
   hetconv convert network.onnx -p 4 --dry-run")]
 pub struct Args {
-    /// An ONNX file or a model file
+    /// An ONNX file, a model file, or the folder of its run
+    #[arg(value_parser = model::file_argument())]
     file: PathBuf,
 
     /// The paper's P; less where it does not fit a layer
@@ -152,10 +153,23 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if args.seed.is_some() && args.init != InitName::Random {
         bad_usage!("--seed is for fresh weights, --init random");
     }
-    if args.calibrate.is_none() && args.image_size.is_given() {
-        bad_usage!("--image-size is about the images of --calibrate");
-    }
     let source = Source::open(&args.file, &args.normalise)?;
+    let image_size = args.image_size.get();
+    match &source {
+        Source::Model { .. } if args.calibrate.is_none() && args.image_size.is_given() => {
+            bad_usage!(
+                "--image-size is about the images of --calibrate, or of an ONNX file that leaves their size open"
+            )
+        }
+        Source::Onnx { path, bytes } if args.image_size.is_given() => {
+            let options = ImportOptions { image_size: image_size.if_open(), ..ImportOptions::default() };
+            // What cannot be read is converted as well.
+            if let Ok(imported) = onnx::import(bytes, Some(folder_of(path)), &options) {
+                model::has_size(path, &imported.model.graph, image_size)?;
+            }
+        }
+        _ => {}
+    }
     if let Some(output) = args.output.as_deref().filter(|output| !source.is_kind_of(output)) {
         let (from, to) = (args.file.display(), output.display());
         match source {
@@ -227,6 +241,7 @@ fn options(args: &Args) -> ConvertOptions {
             InitName::Random => Init::Random { seed: args.seed.unwrap_or(0) },
             InitName::Project => Init::Project,
         },
+        image_size: args.image_size.get().if_open(),
         selection: Selection {
             exclude: args.exclude.as_ref().map(filter),
             parts_by_name: args.parts.iter().map(|(regex, parts)| (filter(regex), *parts)).collect(),
@@ -386,6 +401,10 @@ fn text(done: &Done) -> String {
         Some(file) => format!("Written to {file}"),
         None => "Nothing was written".to_owned(),
     };
+    let unknown = match before.macs {
+        Some(_) => "",
+        None => "MACs need the images' size: where the file leaves it open, --image-size says it. ",
+    };
     let calibrated = match done.calibration_images {
         0 => String::new(),
         images => format!(", fitted on {} images", grouped(images as u64)),
@@ -394,7 +413,7 @@ fn text(done: &Done) -> String {
         "{}: {} of {} convolutions become HetConv{calibrated}\n\n{rows}\n\n\
          Parameters  {} → {}\n\
          MACs        {} → {}{fewer}\n\n\
-         Counted: convolutions, for one image. {written}.",
+         Counted: convolutions, for one image. {unknown}{written}.",
         done.model,
         done.report.converted().count(),
         layers.len(),

@@ -34,8 +34,8 @@ enum Command {
     List,
     /// Decode a whole data set and say what is in it, or what is wrong with it
     #[command(after_help = "\
-A data set is `synthetic`, a known name, a folder or .zip of class folders (train/CLASS/IMAGE and test/CLASS/IMAGE or
-val/; or CLASS/IMAGE, with --hold-out), a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files (MNIST
+A data set is `synthetic`, a known name, a folder or .zip of class folders (train/CLASS/IMAGE and test/CLASS/IMAGE or \
+val/; or CLASS/IMAGE, with --hold-out), a folder of CIFAR-10 or CIFAR-100 binary batches, or a folder of IDX files (MNIST \
 family).
 
 Examples:
@@ -53,7 +53,7 @@ Examples:
     },
     /// Say where a known data set is; if it isn't here, how to get it
     #[command(after_help = "\
-Nothing is downloaded: the answer names the place it comes from and the folders it may be put into. The exit status is 0
+Nothing is downloaded: the answer names the place it comes from and the folders it may be put into. The exit status is 0 \
 if the data set is there and 1 if it is not.
 
 Example:
@@ -155,8 +155,8 @@ struct Prepared {
     memory_mib: f64,
 }
 
-/// How many images are looked at before their digest is taken.
-const PORTION: usize = 256;
+/// Bytes of images that are looked at before their digest is taken, and of one more.
+const PORTION: usize = 64 << 20;
 
 #[derive(Serialize)]
 struct Half {
@@ -168,12 +168,13 @@ struct Half {
 }
 
 impl Half {
-    /// Looks at every image, in parallel, but never at more than some hundred at a time; `watch` is told how many are done.
+    /// Looks at every image, in parallel, a few at a time; `watch` is told how many are done.
     fn new(split: &Split, classes: usize, watch: &mut dyn FnMut(usize)) -> Result<Self> {
         let mut per_class = vec![0; classes];
         let mut digest = Sha256::new();
-        for first in (0..split.len()).step_by(PORTION) {
-            let last = (first + PORTION).min(split.len());
+        let together = (PORTION / split.shape().iter().product::<usize>().max(1)).clamp(1, 256);
+        for first in (0..split.len()).step_by(together) {
+            let last = (first + together).min(split.len());
             let images: Vec<_> = (first..last).into_par_iter().map(|index| split.image(index)).collect();
             // One after another, so that of several faults always the first is reported.
             images.into_iter().try_for_each(|image| image.map(|image| digest.update(image)))?;

@@ -21,14 +21,15 @@ use super::usage::bad_usage;
 /// Measure a trained network on the held-out images of a data set
 #[derive(clap::Args)]
 #[command(after_help = "\
-Image files of another size than the network takes are seen as seven eighths of their middle square, scaled to it.
+Image files of another size than the network takes are seen as seven eighths of their middle square, scaled to it. \
 In JSON top1 and top5 are shares from 0 to 1, and the loss is in nats. Convolutions sum directly unless --fast is given.
 
 Examples:
   hetconv eval runs/resnet20_p4/model.safetensors --data cifar10
   hetconv eval resnet18.onnx --data photos --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225")]
 pub struct Args {
-    /// A model file or an ONNX file
+    /// A model file, the folder of its run, or an ONNX file
+    #[arg(value_parser = model::file_argument())]
     file: PathBuf,
 
     /// The data set: a path or a known name (see `hetconv data list`)

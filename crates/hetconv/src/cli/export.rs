@@ -15,15 +15,16 @@ use super::usage::{bad_usage, keep_apart};
 /// Write a network as an ONNX file
 #[derive(clap::Args)]
 #[command(after_help = "\
-Styles: `standard` has every HetConv layer as a grouped convolution, a 1×1 convolution and their sum, which any runtime
-executes; `dense` as one convolution with zeros; `function` as a call of a function that the file brings along. Batch-norm
+Styles: `standard` has every HetConv layer as a grouped convolution, a 1×1 convolution and their sum, which any runtime \
+executes; `dense` as one convolution with zeros; `function` as a call of a function that the file brings along. Batch-norm \
 becomes part of the convolution before it unless --keep-batch-norm is given.
 
 Examples:
   hetconv export runs/p4/model.safetensors -o p4.onnx
   hetconv export vgg16-cifar_p4 --seed 1 --style dense -o fresh.onnx")]
 pub struct Args {
-    /// A model file, an ONNX file, or a network's name (see `hetconv list`) for fresh weights
+    /// A model file, the folder of its run, an ONNX file, or a network's name (see `hetconv list`) for fresh weights
+    #[arg(value_parser = model::name_argument())]
     model: String,
 
     /// The file to write

@@ -1,11 +1,15 @@
 //! Files that commands read and write, and where they are.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hetconv::graph::atomic_write;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::usage::bad_usage;
 
 /// Where a path leads, however it is spelled, or would if something were there.
 pub fn place(path: impl AsRef<Path>) -> PathBuf {
@@ -23,6 +27,23 @@ pub fn folder_of(path: &Path) -> &Path {
 pub fn write_text(path: &Path, text: &str) -> Result<()> {
     atomic_write(path, |file| file.write_all(text.as_bytes()))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Whether a page may be written here: nothing is there, or what is there is one.
+pub fn is_page_or_new(path: &Path) -> Result<()> {
+    const BEGINNING: &[u8] = b"<!doctype html";
+    let mut start = Vec::new();
+    if path.is_file() {
+        let read = File::open(path).and_then(|file| file.take(BEGINNING.len() as u64).read_to_end(&mut start));
+        read.with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    if !start.is_empty() && !start.eq_ignore_ascii_case(BEGINNING) {
+        bad_usage!(
+            "{} is there already and is no page, which would take its place; choose another name",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// Writes lines of a CSV file under the names of their fields.

@@ -63,6 +63,12 @@ impl Normalise {
                 "--mean {mean} --std {std}: a finite number for each of the {channels} channels is needed, std more than 0"
             );
         }
+        if given.mean.iter().any(|mean| mean.abs() > 1.5) {
+            let mean = join(&given.mean);
+            tracing::warn!(
+                "--mean {mean}: pixels are numbers from 0 to 1; what is given for 0 to 255 has to be divided by 255"
+            );
+        }
         Ok(Some(given))
     }
 }

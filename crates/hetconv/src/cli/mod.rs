@@ -10,6 +10,7 @@ mod eval;
 mod export;
 mod files;
 mod images;
+mod interrupt;
 mod list;
 mod model;
 mod npy;

@@ -1,10 +1,13 @@
 //! What a person means by MODEL: a network's name, a model file or an ONNX file.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
 use hetconv::graph::{FileError, FileFault, Graph, ModelFile, ModelName, Substitution, Weights, zoo};
 use hetconv::onnx::{self, ImportOptions, OnnxError};
+use hetconv::train::run_files;
 
 use super::usage::bad_usage;
 
@@ -42,6 +45,25 @@ impl Size {
     }
 }
 
+/// An argument that names a file: a run's folder stands for its model file.
+pub fn file_argument() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(|given| of_run(&given).unwrap_or_else(|| given.into()))
+}
+
+/// As [`file_argument`], of one that may name a network as well, or is kept as it was written.
+pub fn name_argument() -> impl TypedValueParser<Value = String> {
+    StringValueParser::new().map(|given| {
+        let is_name = given.parse::<ModelName>().is_ok();
+        let of_run = of_run(given.as_ref()).filter(|_| !is_name);
+        of_run.and_then(|model| Some(model.to_str()?.to_owned())).unwrap_or(given)
+    })
+}
+
+/// The model file of a run's folder.
+fn of_run(folder: &OsStr) -> Option<PathBuf> {
+    Some(Path::new(folder).join(run_files::MODEL)).filter(|model| model.is_file())
+}
+
 /// Reads the argument MODEL; a name's size is left to whoever builds it.
 pub fn open(model: &str, size: Size) -> Result<Model> {
     let path = Path::new(model);
@@ -50,7 +72,10 @@ pub fn open(model: &str, size: Size) -> Result<Model> {
     if is_file || path.is_file() || path.components().count() > 1 {
         return open_file(path, size).map(|opened| Model::File(Box::new(opened)));
     }
-    Ok(Model::Name(model.parse()?))
+    match model.parse() {
+        Err(_) if path.is_dir() => open_file(path, size).map(|opened| Model::File(Box::new(opened))),
+        name => Ok(Model::Name(name?)),
+    }
 }
 
 /// Reads a model file or an ONNX file.
@@ -83,8 +108,14 @@ pub fn has_size(path: &Path, graph: &Graph, asked: Size) -> Result<()> {
     Ok(())
 }
 
-/// Whether nobody has given a network's name for a file.
+/// Whether nobody has given a network's name for a file, or a folder.
 pub fn is_no_name(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        let (folder, file) = (path.display(), run_files::MODEL);
+        bad_usage!(
+            "{folder} is a folder, without the {file} of a finished run; a model file or an ONNX file is needed"
+        );
+    }
     if !path.is_file() && path.to_str().is_some_and(|name| name.parse::<ModelName>().is_ok()) {
         bad_usage!("{} is a network's name; a model file or an ONNX file is needed", path.display());
     }
@@ -97,6 +128,12 @@ pub fn load(path: &Path) -> Result<ModelFile> {
     let is_checkpoint =
         path.extension().is_some_and(|of| ["pt", "pth", "ckpt"].iter().any(|checkpoint| of == *checkpoint));
     let is_named = path.extension().is_some_and(|extension| extension == "safetensors");
+    if onnx::is_onnx(path) {
+        let file = path.display();
+        bad_usage!(
+            "{file} is an ONNX file, and a model file (.safetensors) is needed; hetconv train --from {file} makes one"
+        );
+    }
     ModelFile::load(path).map_err(|error| match error {
         _ if is_checkpoint => anyhow::Error::new(error).context(
             "PyTorch's checkpoints hold no network: export the model to ONNX, by torch.onnx.export or hetconv.torch.export_onnx",

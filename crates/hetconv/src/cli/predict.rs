@@ -18,13 +18,14 @@ use super::usage::bad_usage;
 /// Say what a trained network sees in images
 #[derive(clap::Args)]
 #[command(after_help = "\
-Each image (JPEG, PNG or BMP) is seen as evaluation sees it: if it has not the size the network takes, seven eighths of the
+Each image (JPEG, PNG or BMP) is seen as evaluation sees it: if it has not the size the network takes, seven eighths of the \
 middle square are scaled to it.
 
 Example:
   hetconv predict runs/resnet20_p4/model.safetensors cat.jpg dog.png --top 3")]
 pub struct Args {
-    /// A model file or an ONNX file
+    /// A model file, the folder of its run, or an ONNX file
+    #[arg(value_parser = model::file_argument())]
     file: PathBuf,
 
     /// The images

@@ -7,6 +7,7 @@ use hetconv::train::{EpochMetrics, StepReport, TrainObserver};
 use hetconv::units::{duration, grouped, rate};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::interrupt;
 use super::output::{printable, say};
 
 /// Time between two plain lines.
@@ -100,7 +101,7 @@ fn steps(done: u64, total: u64, things: &str, seconds: f64) -> String {
     format!("{} of {} {things}  {rate} {things}/s  {left} left", grouped(done), grouped(total))
 }
 
-/// Shows a training run, until it is dropped.
+/// Shows a training run, until it is dropped, and stops it if the process is asked to end.
 pub struct TrainingProgress {
     bar: Bar,
     /// Where this process began, which after resuming is not the first step.
@@ -110,6 +111,7 @@ pub struct TrainingProgress {
 impl TrainingProgress {
     /// The name stands before everything said.
     pub fn new(name: impl Into<String>) -> Self {
+        interrupt::notice();
         Self { bar: Bar::new(name), started: None }
     }
 }
@@ -148,6 +150,10 @@ impl TrainObserver for TrainingProgress {
             rate(metrics.images_per_second),
             duration(metrics.seconds),
         ));
+    }
+
+    fn stops(&mut self) -> bool {
+        interrupt::is_asked()
     }
 }
 

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hetconv::graph::{Classifier, ModelFile, PruneAmount, Pruned, atomic_write, prune, pruned_name};
-use hetconv::train::{Dataset, PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, run_files};
+use hetconv::train::{
+    Dataset, PrunedFrom, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, is_same_data, run_files,
+};
 use hetconv::units::{count, duration};
 use serde::{Deserialize, Serialize};
 
@@ -19,11 +21,11 @@ use super::{model, summary::reduction};
 /// Remove the filters with the smallest L1 norms from a trained network, and train it further
 #[derive(clap::Args)]
 #[command(after_help = "\
-In every convolution the same share of filters is removed, with everything that depends on them (Li et al., 2017). Filters
+In every convolution the same share of filters is removed, with everything that depends on them (Li et al., 2017). Filters \
 whose channels meet in an addition stay, so that of a residual block only the inner convolutions are pruned.
 
-The run's folder gets what `hetconv train` writes, and pruned.json: what was removed, and what training cost before and
-after, as far as FILE lies in its own run's folder. FILE is needed until the
+The run's folder gets what `hetconv train` writes, and pruned.json: what was removed, and what training cost before and \
+after, as far as FILE lies in its own run's folder. FILE is needed until the \
 run has come to its end, and again if its model was lost.
 
 Examples:
@@ -31,8 +33,8 @@ Examples:
   hetconv prune runs/vgg16-cifar/model.safetensors --match vgg16-cifar_p4 --data cifar10 --recipe onecycle --epochs 10
   hetconv prune --resume --out runs/vgg16-cifar_pruned")]
 pub struct Args {
-    /// The trained network's model file
-    #[arg(required_unless_present = "resume")]
+    /// The trained network's model file, or the folder of its run
+    #[arg(required_unless_present = "resume", value_parser = model::name_argument())]
     file: Option<String>,
 
     #[command(flatten)]
@@ -164,7 +166,7 @@ impl Pruning {
         let Classifier { classes, .. } = graph.classifier().with_context(|| file.display().to_string())?;
         same_classes(&file, &whole.classes, classes, data)?;
         // Before hours are spent: a run that cannot be read would leave them without a report, and so would somebody else's.
-        let (training, top1_before) = history(&file)?;
+        let (training, top1_before) = history(&file, config)?;
         if out.join(REPORT).exists() {
             load_report(&out.join(REPORT))?;
         }
@@ -235,13 +237,13 @@ fn configure(args: &Args) -> Result<(RunConfig, PathBuf)> {
     if let Some(config) = args.run.stored(&out, &given)? {
         return Ok((config, out));
     }
-    let (Some(file), Some(name)) = (file, name) else {
+    let (Some(file), Some(whole)) = (file, whole) else {
         bad_usage!("there is no run in {} to go on with; to begin one, give a model file", out.display());
     };
     let from = PrunedFrom { file, ratio: args.amount.ratio, macs };
     amount(&from)?;
     let file = PathBuf::from(&from.file);
-    let own = |data: &str, recipe| Ok(RunConfig::of_pruned(from, &name, data, recipe));
+    let own = |data: &str, recipe| Ok(RunConfig::of_pruned(from, &whole.graph, data, recipe));
     Ok((as_trained(args.run.config(RecipeName::FineTune, own)?, &file)?, out))
 }
 
@@ -254,13 +256,16 @@ fn amount(from: &PrunedFrom) -> Result<PruneAmount> {
     }
 }
 
-/// What it took to train a model file, and its accuracy, as far as the files of its run say so.
-fn history(file: &Path) -> Result<(Option<TrainingCost>, Option<f64>)> {
+/// What it took to train a model file, and its accuracy on the images that are held out from this run, too, as far as the
+/// files of its own say so.
+fn history(file: &Path, pruned: &RunConfig) -> Result<(Option<TrainingCost>, Option<f64>)> {
     let Some(folder) = runs::folder_of(file).filter(|folder| runs::is_finished(folder)) else {
         return Ok((None, None));
     };
     let run = runs::load(folder)?;
-    Ok((whole_cost(&run)?, Some(run.summary.eval_top1)))
+    let own = &run.config;
+    let is_same = is_same_data(&own.data, &pruned.data) == Some(true) && own.hold_out == pruned.hold_out;
+    Ok((whole_cost(&run)?, is_same.then_some(run.summary.eval_top1)))
 }
 
 /// What all training of a run's network took, what came before it was pruned included; nothing if that is not known.

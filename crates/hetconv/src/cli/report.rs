@@ -58,11 +58,12 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         let all: Vec<String> = args.folders.iter().map(|folder| folder.display().to_string()).collect();
         bail!("no finished run (a folder with a {}) in {}", run_files::SUMMARY, all.join(", "));
     }
+    files::is_page_or_new(&args.out)?;
     let runs: Vec<FinishedRun> = folders.iter().map(|folder| runs::load(folder)).collect::<Result<_>>()?;
+    files::write_text(&args.out, &report(&runs, (!args.no_timing).then_some(args.batch as usize))?.page())?;
     if let Some(folder) = &args.results {
         results::add(folder, &runs)?;
     }
-    files::write_text(&args.out, &report(&runs, (!args.no_timing).then_some(args.batch as usize))?.page())?;
     output.result(&Written { report: args.out.display().to_string(), runs: runs.len() }, |written| {
         let runs = if written.runs == 1 { "run" } else { "runs" };
         format!("{} {runs} in {}", written.runs, written.report)

@@ -16,7 +16,7 @@ use super::usage::{bad_usage, keep_apart};
 /// Run a network once on arrays from files
 #[derive(clap::Args)]
 #[command(after_help = "\
-Arrays are NumPy's .npy files of f32: images, channels, height, width. Nothing is normalised: the network gets the numbers
+Arrays are NumPy's .npy files of f32: images, channels, height, width. Nothing is normalised: the network gets the numbers \
 as they are. Where an ONNX file leaves height and width of its images open, they are those of the first array.
 
 Examples:
@@ -24,7 +24,8 @@ Examples:
   hetconv run network.onnx --input x.npy --output y.npy
   hetconv run two_inputs.safetensors --input left=l.npy --input right=r.npy --output y.npy")]
 pub struct Args {
-    /// A model file or an ONNX file
+    /// A model file, the folder of its run, or an ONNX file
+    #[arg(value_parser = model::file_argument())]
     file: PathBuf,
 
     /// An array for each of the network's inputs, by its name if there are several

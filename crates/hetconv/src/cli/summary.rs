@@ -15,7 +15,7 @@ use super::usage::bad_usage;
 /// Count a network layer by layer: parameters, MACs, stages
 #[derive(clap::Args)]
 #[command(after_help = "\
-MACs are multiply-accumulates of convolutions and linear layers, which the HetConv paper calls FLOPs; biases and
+MACs are multiply-accumulates of convolutions and linear layers, which the HetConv paper calls FLOPs; biases and \
 batch-norm are not counted. FLOPs here are 2 · MACs. Stages are convolutions that have to run one after another.
 
 Examples:
@@ -24,7 +24,8 @@ Examples:
   hetconv summary runs/p4/model.safetensors
   hetconv summary network.onnx")]
 pub struct Args {
-    /// A network's name (see `hetconv list`), a model file or an ONNX file
+    /// A network's name (see `hetconv list`), a model file, the folder of its run, or an ONNX file
+    #[arg(value_parser = model::name_argument())]
     model: String,
 
     /// Images, channels, height, width; MACs and FLOPs are those of so many images

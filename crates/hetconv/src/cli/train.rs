@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hetconv::graph::{Classifier, Graph, ModelFile};
 use hetconv::train::{
-    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainJob, TrainObserver, fine_tune, is_same_data,
-    name_of, run_files, train,
+    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainError, TrainJob, TrainObserver, fine_tune,
+    is_same_data, name_of, run_files, train,
 };
 use hetconv::units::{count, duration, grouped, rate};
 
@@ -22,16 +22,16 @@ use super::usage::bad_usage;
 /// Train a network
 #[derive(clap::Args)]
 #[command(after_help = "\
-The run's folder gets config.toml, metrics.csv (a line an epoch), checkpoints/, and at the end summary.json and
-model.safetensors. A run that was stopped, however roughly, goes on with --resume and ends with the very same weights.
+The run's folder gets config.toml, metrics.csv (a line an epoch), checkpoints/, and at the end summary.json and \
+model.safetensors. A run that was stopped, however roughly, goes on with --resume and ends with the very same weights. Ctrl-C makes a checkpoint first.
 
-Photos of any size, with --image-size: training sees a random part of each (8 to 100 % of its area), mirrored every other
+Photos of any size, with --image-size: training sees a random part of each (8 to 100 % of its area), mirrored every other \
 time, evaluation seven eighths of the middle; a step learns from --batch-size times --accumulate of them.
 
-With --from the network of a file is trained further, such as one that `hetconv convert` has made cheaper: its weights are
-where the run begins, and images are normalised as they were for them. Batches are smaller then, of 64 images, and rates
-lower. FILE is needed until the run has come to its end, and has its model. Of the model file of a run, what was held out and whether images were
-mirrored is known; after a conversion, give the same --hold-out and --no-flip again. Networks without batch-norms, which
+With --from the network of a file is trained further, such as one that `hetconv convert` has made cheaper: its weights are \
+where the run begins, and images are normalised as they were for them. Batches are smaller then, of 64 images, and rates \
+lower. FILE is needed until the run has come to its end, and has its model. Of the model file of a run, what was held out and whether images were \
+mirrored is known; after a conversion, give the same --hold-out and --no-flip again. Networks without batch-norms, which \
 exporters fold into convolutions, are trained at a 33rd of the rate.
 
 Examples:
@@ -44,8 +44,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME", required_unless_present_any = ["resume", "from"])]
     model: Option<String>,
 
-    /// Begin with the network and the weights of a model file or an ONNX file
-    #[arg(long, value_name = "FILE", conflicts_with = "model", requires = "out")]
+    /// Begin with the network and the weights of a model file, of a run's folder or of an ONNX file
+    #[arg(long, value_name = "FILE", conflicts_with = "model", requires = "out", value_parser = model::name_argument())]
     from: Option<String>,
 
     #[command(flatten)]
@@ -229,7 +229,14 @@ pub fn train_watched(
         None => train(job, observer),
         Some(start) => fine_tune(job, start, observer),
     };
-    summary.with_context(|| format!("training {name} in {} failed", out.display()))
+    summary.map_err(|error| {
+        let out = out.display();
+        let context = match error {
+            TrainError::Stopped { .. } => format!("{name} was interrupted; its run in {out} can go on, with --resume"),
+            _ => format!("training {name} in {out} failed"),
+        };
+        anyhow::Error::new(error).context(context)
+    })
 }
 
 /// A run to do.

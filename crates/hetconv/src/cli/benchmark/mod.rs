@@ -14,19 +14,20 @@ use serde::Serialize;
 
 use super::checks::peak_memory_mib;
 use super::images::ImageSize;
+use super::model;
 use super::output::Output;
 use super::usage::bad_usage;
 
 /// Measure a network, its training or single kernels against the peak of this machine
 #[derive(clap::Args)]
 #[command(after_help = "\
---model alone measures inference of whole batches, from images in memory to results in memory; the layers' algorithms are
-chosen by a fixed cost, among those without Winograd's with --exact, by timed trials with --tune. --layers adds every layer's
+--model alone measures inference of whole batches, from images in memory to results in memory; the layers' algorithms are \
+chosen by a fixed cost, among those without Winograd's with --exact, by timed trials with --tune. --layers adds every layer's \
 time and its limit: the time of its executed MACs at the peak or of reading its weights from memory, whichever is longer.
 
---kernels measures forward, grad-input and grad-weight of single layers, from one activation to the other; weights are
+--kernels measures forward, grad-input and grad-weight of single layers, from one activation to the other; weights are \
 packed beforehand, as a training step does once for all images. --training measures whole steps on random images:
-forward, backward and optimizer. Executed MACs leave out taps that fall on padding; fractions of the peak count those.
+forward, backward and optimizer. Executed MACs leave out taps that fall on padding; fractions of the peak count those. \
 The peak is that of all threads, measured just before.
 
 Examples:
@@ -47,7 +48,7 @@ pub struct Args {
     training: bool,
 
     /// The network: a name (see `hetconv list`), a model file or an ONNX file
-    #[arg(long, value_name = "NAME or FILE", group = "what")]
+    #[arg(long, value_name = "NAME or FILE", group = "what", value_parser = model::name_argument())]
     model: Option<String>,
 
     /// Images in a batch [default: 1, in training 128]

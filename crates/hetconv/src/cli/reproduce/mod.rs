@@ -31,10 +31,10 @@ use train::Order;
 /// Set the paper's tables and figures beside what this program counts, measures and trains
 #[derive(clap::Args)]
 #[command(after_help = "\
-Parameters, MACs and stages are counted from the networks. Accuracies come from finished runs in folders below --runs and
-from RESULTS/runs.csv; times from OUT/measurements.csv and RESULTS/measurements.csv. OUT/NAME.csv and the page say
-where the figures of each row stand; a row that has no run says so. --run trains what is missing, with --epochs, --seeds
-and --time as limits, and goes on with what was interrupted; --measure measures times on this machine. Writes
+Parameters, MACs and stages are counted from the networks. Accuracies come from finished runs in folders below --runs and \
+from RESULTS/runs.csv; times from OUT/measurements.csv and RESULTS/measurements.csv. OUT/NAME.csv and the page say \
+where the figures of each row stand; a row that has no run says so. --run trains what is missing, with --epochs, --seeds \
+and --time as limits, and goes on with what was interrupted; --measure measures times on this machine. Writes \
 OUT/NAME.csv and OUT/NAME-*.svg.
 
 Examples:
@@ -145,6 +145,7 @@ struct Reproduced {
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
     let items = items(&args.items)?;
+    args.html.iter().try_for_each(|page| files::is_page_or_new(page))?;
     let bank = match args.bank.as_slice() {
         [] => [16, 8, 4],
         _ if !items.contains(&"fig3") => bad_usage!("--bank is what fig3 draws, which is not asked for"),

@@ -135,8 +135,9 @@ fn fill(spec: &Table, row: &Row, results: &Results, measured: &Measurements) -> 
             let name: ModelName = of.parse()?;
             let standard = model::build(&name, name.usual_classes(), None)?.cost()?.macs;
             // With other classes or image sizes it was another network.
-            let is_pruned =
-                |line: &RunLine| line.model == pruned_name(of) && line.macs_before_pruning == Some(standard);
+            let is_pruned = |line: &RunLine| {
+                line.model == pruned_name(of) && line.macs_before_pruning == Some(standard) && line.is_whole()
+            };
             let label = format!("{of}, pruned");
             let groups = groups(results.runs.iter().filter(|run| is_pruned(&run.line)));
             if groups.is_empty() {

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use hetconv::graph::pruned_name;
 use hetconv::train::{
     Dataset, EpochMetrics, PrunedFrom, RecipeName, RunConfig, StepReport, TrainError, TrainJob, TrainObserver, name_of,
     run_files,
@@ -13,6 +12,7 @@ use hetconv::train::{
 use super::paper::{Network, Table};
 use super::results::{self, Results, RunLine, StoredRun};
 use crate::cli::files::place;
+use crate::cli::interrupt;
 use crate::cli::output::say;
 use crate::cli::progress::TrainingProgress;
 use crate::cli::prune::{self, Pruning};
@@ -111,10 +111,12 @@ impl Order<'_> {
 
     /// The settings of the run of a network pruned to the MACs of another one.
     fn config_of_pruned(&self, of: &str, like: &str, seed: u64, data: &Dataset) -> Result<RunConfig> {
-        let file = self.folder_of(&self.config(of, seed)?).join(run_files::MODEL);
+        let whole = self.config(of, seed)?;
+        let file = self.folder_of(&whole).join(run_files::MODEL);
+        let whole = network(&whole, data)?;
         let macs = network(&self.config(like, seed)?, data)?.cost()?.macs;
         let from = PrunedFrom { file: file.display().to_string(), ratio: None, macs: Some(macs) };
-        let own = |recipe| Ok(RunConfig::of_pruned(from, &pruned_name(of), self.data, recipe));
+        let own = |recipe| Ok(RunConfig::of_pruned(from, &whole, self.data, recipe));
         let mut config = self.completed(seed, own)?;
         // The same file may have been called otherwise when the run began.
         let stored = RunConfig::load(&self.folder_of(&config).join(run_files::CONFIG)).ok();
@@ -159,7 +161,9 @@ fn one(config: &RunConfig, folder: &Path, data: &Dataset, name: &str, until: Opt
         _ => Ok(()),
     };
     match trained {
-        Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped { .. })) => Ok(false),
+        Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped { .. })) && !interrupt::is_asked() => {
+            Ok(false)
+        }
         trained => trained.map(|()| true),
     }
 }
@@ -184,6 +188,6 @@ impl TrainObserver for Until {
     }
 
     fn stops(&mut self) -> bool {
-        self.until.is_some_and(|until| Instant::now() >= until)
+        self.progress.stops() || self.until.is_some_and(|until| Instant::now() >= until)
     }
 }
