@@ -239,10 +239,10 @@ mod tests {
     fn sums_stand_where_their_residual_stood_in_chunks_too() {
         let graph = zoo::build(&"resnet20_p4".parse().unwrap(), 10).unwrap();
         let plan = Plan::compile(&graph, &Weights::init(&graph, 1).unwrap(), &Options::default()).unwrap();
-        let schedule = Schedule::new(&plan, 128).unwrap();
+        let schedule = Schedule::new(&plan, 64).unwrap();
         let chunked = schedule.groups.iter().filter(|group| group.chunk.is_some());
         let in_place = chunked.flat_map(|group| group.steps.clone()).filter(|&step| schedule.in_place[step]).count();
-        // Of nine blocks those whose shortcut changes nothing, seven.
-        assert_eq!(in_place, 7);
+        // Of the first stage's blocks, whose shortcuts change nothing and whose values are large, all.
+        assert!(in_place >= 3, "{in_place}");
     }
 }
