@@ -16,7 +16,7 @@ use crate::prefetch::{Ahead, Prefetch};
 use crate::prepared::Residual;
 use crate::simd::{Simd, Task};
 use crate::taps::{Place, Region};
-use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, TileSums};
+use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Start, Tile, TileSums};
 use crate::walk::Walk;
 
 /// A layer's weights, and what each block reads for the pixels of each region.
@@ -245,7 +245,7 @@ impl Part<'_> {
             rows: 0,
             sources: [self.pass.source.as_ptr(); MAX_ROWS],
             targets: [self.pass.target.0; MAX_ROWS],
-            starts: None,
+            start: Start::Zero,
             // What stands where the sums will is added before it is lost.
             epilogue: Epilogue::new(self.pass.residual.filter(Residual::is_target), self.pass.target, None),
             ahead: *ahead,
@@ -309,7 +309,7 @@ impl Part<'_> {
             rows: 0,
             sources: [self.pass.source.as_ptr(); MAX_ROWS],
             targets: [self.pass.target.0; MAX_ROWS],
-            starts: None,
+            start: if begun { Start::Targets } else { Start::Zero },
             epilogue: Epilogue::new(residual, self.pass.target, activation),
             ahead: *ahead,
         };
@@ -342,7 +342,6 @@ impl Part<'_> {
                 }
                 (row, in_run) = (row + pixels.len(), rest);
             }
-            tile.starts = begun.then(|| tile.targets.map(<*mut f32>::cast_const));
             match spreads {
                 true => tile.ahead = near.spread(walk.steps),
                 false => near.advance(simd),

@@ -39,6 +39,7 @@ mod parallel;
 mod prefetch;
 mod prepared;
 mod reading;
+mod registers;
 mod reorder;
 mod scratch;
 mod simd;

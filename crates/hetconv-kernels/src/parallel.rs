@@ -55,6 +55,13 @@ pub(crate) fn parts_of_blocks(images: usize, blocks: usize, floats: usize) -> us
     PARTS.div_ceil(blocks.max(1)).min(SCRATCH / floats.max(1)).clamp(1, images.max(1))
 }
 
+/// A range in pieces of at most `most` and nearly equal length.
+pub(crate) fn even_ranges(range: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let count = range.len().div_ceil(most);
+    let (start, len) = (range.start, range.len());
+    (0..count).map(move |piece| start + piece * len / count..start + (piece + 1) * len / count)
+}
+
 /// One of several nearly equal stretches.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Band {

@@ -17,6 +17,7 @@ use crate::pack::{Block, partner};
 use crate::parallel::Target;
 use crate::prefetch::Ahead;
 use crate::prepared::Residual;
+use crate::registers::Register;
 use crate::simd::{Simd, Task, constant};
 use crate::walk::{OwnSegment, Segment, Spread, Turn, Walk};
 
@@ -36,11 +37,21 @@ pub(crate) struct Tile<'a> {
     pub rows: usize,
     pub sources: [*const f32; MAX_ROWS],
     pub targets: [*mut f32; MAX_ROWS],
-    /// Where each pixel's sums start, if not at 0: a vector of the block's outputs, padded to whole ones.
-    pub starts: Option<[*const f32; MAX_ROWS]>,
+    pub start: Start,
     pub epilogue: Epilogue,
     /// What is brought near meanwhile.
     pub ahead: Ahead,
+}
+
+/// What a tile's sums begin with, besides the bias: a vector of the block's outputs for each pixel, padded to whole ones.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Zeros.
+    Zero,
+    /// What stands in the targets.
+    Targets,
+    /// Rows of [`MAX_STRIDE`] values.
+    Rows(*const f32),
 }
 
 /// What happens to a sum and its bias before it is written.
@@ -94,20 +105,23 @@ impl Epilogue {
         matches!(self.activation, None | Some(Activation::Relu))
     }
 
-    /// Brings near the vectors that will be written at some targets, and what will be added.
+    /// Brings near the one or two vectors that will be written at some targets, and what will be added.
     #[inline(always)]
     pub fn prefetch<S: Simd>(&self, simd: S, targets: &[*mut f32], vectors: usize) {
-        for target in targets {
-            for vector in 0..vectors {
-                simd.prefetch_to_write(target.wrapping_add(vector * S::LANES));
+        let second = (vectors > 1).then_some(S::LANES);
+        for &target in targets {
+            simd.prefetch_to_write(target);
+            if let Some(second) = second {
+                simd.prefetch_to_write(target.wrapping_add(second));
             }
         }
         // What is added where it is written is asked for already.
         let Some(apart) = self.residual.filter(|residual| residual.values != residual.target) else { return };
         for &target in targets {
             let residual = apart.values.wrapping_byte_offset((target as isize).wrapping_sub(apart.target as isize));
-            for vector in 0..vectors {
-                simd.prefetch(residual.wrapping_add(vector * S::LANES));
+            simd.prefetch(residual);
+            if let Some(second) = second {
+                simd.prefetch(residual.wrapping_add(second));
             }
         }
     }
@@ -129,13 +143,13 @@ impl Epilogue {
     }
 }
 
-/// Room for the sums of a tile, such as those of its turned vectors.
+/// Room for the sums of some pixels, such as those of a tile's turned vectors.
 #[repr(align(64))]
-pub(crate) struct TileSums([f32; MAX_ROWS * MAX_STRIDE]);
+pub(crate) struct TileSums<const ROWS: usize = MAX_ROWS>(pub [[f32; MAX_STRIDE]; ROWS]);
 
-impl TileSums {
+impl<const ROWS: usize> TileSums<ROWS> {
     pub fn new() -> Self {
-        Self([0.0; MAX_ROWS * MAX_STRIDE])
+        Self([[0.0; MAX_STRIDE]; ROWS])
     }
 }
 
@@ -163,17 +177,16 @@ impl Tile<'_> {
                 plain: self.walk.plain,
                 sources: &self.sources[..self.rows],
                 packed: self.packed,
-                sums: turned.0[vector * S::LANES..].as_mut_ptr(),
+                sums: turned.0.as_flattened_mut()[vector * S::LANES..].as_mut_ptr(),
             };
             // SAFETY: the caller's; `turned` has a row of `MAX_STRIDE` sums for every pixel.
             unsafe { turns.compute(simd, self.walk.size) };
         }
-        debug_assert!(self.starts.is_none(), "turned sums start at 0");
-        let turned = turned.0.as_ptr();
-        self.starts = Some(std::array::from_fn(|row| turned.wrapping_add(row * MAX_STRIDE)));
+        debug_assert!(matches!(self.start, Start::Zero), "turned sums start at 0");
+        self.start = Start::Rows(turned.0.as_flattened().as_ptr());
         // SAFETY: the caller's.
         unsafe { self.ranges(simd, moments) };
-        self.starts = None;
+        self.start = Start::Zero;
     }
 
     /// Lanes of one of `V` vectors that hold outputs.
@@ -235,12 +248,10 @@ impl<const R: usize, const V: usize, const HALF: bool> Ranges<'_, '_, R, V, HALF
                 simd.load_lanes(tile.bias.as_ptr().wrapping_add(v * S::LANES), tile.lanes::<S, V>(v))
             });
             let mut sums = [bias; R];
-            if let Some(starts) = &tile.starts {
-                for r in 0..R {
-                    for v in 0..V {
-                        sums[r][v] = simd.add(sums[r][v], simd.load(starts[r].add(v * S::LANES)));
-                    }
-                }
+            match tile.start {
+                Start::Zero => {}
+                Start::Targets => add_rows(simd, |r| tile.targets[r].cast_const(), &mut sums),
+                Start::Rows(first) => add_rows(simd, |r| first.wrapping_add(r * MAX_STRIDE), &mut sums),
             }
             let mut ahead = tile.ahead;
             for segment in &tile.walk.both {
@@ -251,6 +262,50 @@ impl<const R: usize, const V: usize, const HALF: bool> Ranges<'_, '_, R, V, HALF
                 add_own::<S, R, V>(simd, tile.packed, &sources, segment, &mut sums);
             }
             finish(simd, tile, sums, moments);
+        }
+    }
+}
+
+/// Adds the vectors that stand at `at(row)`.
+///
+/// # Safety
+/// They are readable.
+#[inline(always)]
+unsafe fn add_rows<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    at: impl Fn(usize) -> *const f32,
+    sums: &mut [[S::V; V]; R],
+) {
+    for r in 0..R {
+        for v in 0..V {
+            // SAFETY: the caller's.
+            sums[r][v] = unsafe { simd.add(sums[r][v], simd.load(at(r).wrapping_add(v * S::LANES))) };
+        }
+    }
+}
+
+/// Adds the products of `P` neighbouring positions, of which row `r` reads position `p` at `at(r, p)`.
+///
+/// # Safety
+/// Every row's values are readable, and a row of weights for each position.
+#[inline(always)]
+pub(crate) unsafe fn add_positions<S: Simd, const R: usize, const V: usize, const P: usize>(
+    simd: S,
+    at: impl Fn(usize, usize) -> *const f32,
+    weights: *const f32,
+    sums: &mut [[S::V; V]; R],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let weight: [[S::V; V]; P] =
+            std::array::from_fn(|p| std::array::from_fn(|v| simd.load(weights.add((p * V + v) * S::LANES))));
+        for p in 0..P {
+            for r in 0..R {
+                let value = simd.splat(*at(r, p));
+                for v in 0..V {
+                    sums[r][v] = simd.mul_add(value, weight[p][v], sums[r][v]);
+                }
+            }
         }
     }
 }
@@ -273,59 +328,34 @@ unsafe fn add_segment<S: Simd, const R: usize, const V: usize>(
         let mut weights = packed.add(segment.weights);
         let mut index = segment.source;
         let end = segment.source + segment.len as isize;
-        if R * V <= 4 {
-            // Few sums: every other position has its own, to hide the latency of a product.
-            let mut others = [[simd.splat(0.0); V]; R];
-            while index + 2 <= end {
-                for v in 0..V {
-                    let weight = simd.load(weights.add(v * S::LANES));
-                    let next = simd.load(weights.add((V + v) * S::LANES));
-                    for r in 0..R {
-                        sums[r][v] = simd.mul_add(simd.splat(*sources[r].offset(index)), weight, sums[r][v]);
-                        others[r][v] = simd.mul_add(simd.splat(*sources[r].offset(index + 1)), next, others[r][v]);
-                    }
-                }
-                ahead.advance(simd, 1);
-                ahead.advance(simd, 1);
-                weights = weights.add(2 * V * S::LANES);
-                index += 2;
+        // Where sums are few, every other position has its own, to hide the latency of a product.
+        let few = R * V <= 4;
+        let mut others = [[simd.splat(0.0); V]; R];
+        while index + 2 <= end {
+            let at = |r: usize, p: usize| sources[r].offset(index + p as isize);
+            if few {
+                add_positions::<S, R, V, 1>(simd, at, weights, sums);
+                add_positions::<S, R, V, 1>(simd, |r, _| at(r, 1), weights.add(V * S::LANES), &mut others);
+            } else {
+                add_positions::<S, R, V, 2>(simd, at, weights, sums);
             }
+            ahead.advance(simd, 1);
+            ahead.advance(simd, 1);
+            weights = weights.add(2 * V * S::LANES);
+            index += 2;
+        }
+        if few {
             for r in 0..R {
                 for v in 0..V {
                     sums[r][v] = simd.add(sums[r][v], others[r][v]);
                 }
             }
         }
-        while index < end {
-            let weight: [S::V; V] = std::array::from_fn(|v| simd.load(weights.add(v * S::LANES)));
-            for r in 0..R {
-                let value = simd.splat(*sources[r].offset(index));
-                for v in 0..V {
-                    sums[r][v] = simd.mul_add(value, weight[v], sums[r][v]);
-                }
-            }
+        if index < end {
+            add_positions::<S, R, V, 1>(simd, |r, _| sources[r].offset(index), weights, sums);
             ahead.advance(simd, 1);
-            weights = weights.add(V * S::LANES);
-            index += 1;
         }
     }
-}
-
-/// The same number, of which the compiler knows nothing: otherwise it adds it to each pointer that it is an offset of, and
-/// has no registers for so many pointers.
-#[inline(always)]
-#[cfg(target_arch = "x86_64")]
-fn in_a_register(mut number: isize) -> isize {
-    // SAFETY: no instruction.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) number, options(pure, nomem, preserves_flags, nostack)) };
-    number
-}
-
-/// The same number: with registers enough.
-#[inline(always)]
-#[cfg(not(target_arch = "x86_64"))]
-fn in_a_register(number: isize) -> isize {
-    number
 }
 
 /// Adds the products of a segment that each vector reads elsewhere.
@@ -350,7 +380,7 @@ unsafe fn add_own<S: Simd, const R: usize, const V: usize>(
                 for r in 0..R {
                     sums[r][v] = simd.mul_add(simd.splat(*sources[r].offset(indices[v])), weight, sums[r][v]);
                 }
-                indices[v] = in_a_register(indices[v] + 1);
+                indices[v] = (indices[v] + 1).in_a_register();
             }
             weights = weights.add(V * S::LANES);
         }
@@ -402,7 +432,7 @@ unsafe fn finish<S: Simd, const R: usize, const V: usize>(
         let mut values = TileSums::new();
         for r in 0..R {
             for v in 0..V {
-                simd.store(values.0.as_mut_ptr().add(r * MAX_STRIDE + v * S::LANES), sums[r][v]);
+                simd.store(values.0[r].as_mut_ptr().add(v * S::LANES), sums[r][v]);
             }
         }
         simd.apart(Rest { tile, values: &values });
@@ -421,7 +451,7 @@ impl Task for Rest<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { tile, values } = self;
-        for (&target, values) in tile.targets[..tile.rows].iter().zip(values.0.chunks_exact(MAX_STRIDE)) {
+        for (&target, values) in tile.targets[..tile.rows].iter().zip(&values.0) {
             for first in (0..tile.bias.len()).step_by(S::LANES) {
                 let lanes = S::LANES.min(tile.bias.len() - first);
                 let target = target.wrapping_add(first);

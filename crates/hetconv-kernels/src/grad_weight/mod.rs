@@ -31,7 +31,7 @@ use crate::isa::Isa;
 use crate::kernel::Along;
 use crate::moments::SumsOfParts;
 use crate::pack::{Block, Classes, Layout, Ring, Rows, partner, rows_of_blocks, unpack};
-use crate::parallel::{PARTS, parts_of_blocks};
+use crate::parallel::{PARTS, even_ranges, parts_of_blocks};
 use crate::prefetch::Prefetch;
 use crate::reading::Reading;
 use crate::simd::{Simd, Task};
@@ -338,13 +338,6 @@ impl Part<'_> {
             }
         }
     }
-}
-
-/// A range in pieces of at most `most` and nearly equal length.
-fn even_ranges(range: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-    let count = range.len().div_ceil(most);
-    let (start, len) = (range.start, range.len());
-    (0..count).map(move |piece| start + piece * len / count..start + (piece + 1) * len / count)
 }
 
 /// Copies a few values to the front of a row.

@@ -9,13 +9,13 @@
 
 use std::ops::Range;
 
+use super::GradWeight;
 use super::tile::{ROWS, Tile};
-use super::{GradWeight, even_ranges};
 use crate::aligned::Aligned;
 use crate::cache::{self, LINE};
 use crate::isa::Isa;
 use crate::pack::{Block, Layout};
-use crate::parallel::parts_of_blocks;
+use crate::parallel::{even_ranges, parts_of_blocks};
 use crate::prefetch::Prefetch;
 use crate::simd::Simd;
 use crate::winograd::{self, Grid, IN, OUT, POINTS, target_points, transform_source, weight_taps};

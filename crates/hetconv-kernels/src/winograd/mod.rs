@@ -27,9 +27,10 @@ use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
 use crate::moments::Moments;
 use crate::pack::{Block, Layout};
+use crate::parallel::even_ranges;
 use crate::prefetch::Ahead;
 use crate::simd::{Simd, Task};
-use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Tile, TileSums};
+use crate::tile::{Epilogue, MAX_ROWS, Start, Tile, TileSums};
 
 pub(crate) use pieces::{Grid, transform_source};
 use product::Product;
@@ -336,12 +337,11 @@ impl Part<'_> {
         let (points_len, products_len) = (pieces.room.points_len(), pieces.room.products_len());
         let of_point = weights.of_point(index, point);
         let mut ahead = Ahead::new(ahead, pieces.places.len() * of_point.len() / S::LANES);
-        for first in (0..pieces.places.len()).step_by(most_rows) {
-            let points = &pieces.points[first * points_len + point * depth..];
-            let products = &mut pieces.products[first * products_len + point * width + column..];
-            let rows = most_rows.min(pieces.places.len() - first);
+        for rows in even_ranges(&(0..pieces.places.len()), most_rows) {
+            let points = &pieces.points[rows.start * points_len + point * depth..];
+            let products = &mut pieces.products[rows.start * products_len + point * width + column..];
             Product { weights: of_point, ahead: &mut ahead, points, points_len, products, products_len }
-                .compute::<S, V>(simd, rows);
+                .compute::<S, V>(simd, rows.len());
         }
     }
 
@@ -357,13 +357,21 @@ impl Part<'_> {
         let mut ahead = Ahead::new(ahead, tiles * weights.walks[index].steps);
         let mut moments = Moments::new();
         let mut turned = TileSums::new();
-        let mut results = [[0.0f32; MAX_STRIDE]; OUT * OUT];
+        let mut results = TileSums::<{ OUT * OUT }>::new();
         for (place, products) in pieces.places.iter().zip(pieces.products.chunks_exact(products_len)) {
+            let columns = place.size[1].min(OUT);
             let target = self.pass.target.0.wrapping_add(place.target * target_channels + block.outputs.start);
-            for y in 0..place.size[0] {
-                let of_row: [_; OUT] = std::array::from_fn(|x| target.wrapping_add((y * row + x) * target_channels));
-                epilogue.prefetch(simd, &of_row[..place.size[1]], block.vectors);
+            // The piece's own pixels, one after another: what a row has too much is overwritten by the next one.
+            let mut sources = [place.pixels[0]; OUT * OUT];
+            let mut targets = [target; OUT * OUT];
+            for y in 0..OUT {
+                for x in 0..OUT {
+                    // The centre of the window is one pixel further.
+                    sources[y * columns + x] = place.pixels[(y + 1) * IN + x + 1];
+                    targets[y * columns + x] = target.wrapping_add((y * row + x) * target_channels);
+                }
             }
+            epilogue.prefetch(simd, &targets[..place.targets()], block.vectors);
             for lane in (0..block.stride).step_by(S::LANES) {
                 // SAFETY: there are `width` products a point, this block's from `column` on, and `MAX_STRIDE` results a
                 // pixel, which is no less than the block has.
@@ -378,12 +386,11 @@ impl Part<'_> {
                     }
                     for (y, &row) in rows.iter().enumerate() {
                         for (x, &value) in target_pixels(simd, row).iter().enumerate() {
-                            simd.store(results[y * OUT + x].as_mut_ptr().add(lane), value);
+                            simd.store(results.0[y * columns + x].as_mut_ptr().add(lane), value);
                         }
                     }
                 }
             }
-            let mut starts = [results[0].as_ptr(); MAX_ROWS];
             let mut tile = Tile {
                 walk: &weights.walks[index],
                 block,
@@ -392,29 +399,18 @@ impl Part<'_> {
                 rows: 0,
                 sources: [place.pixels[0]; MAX_ROWS],
                 targets: [target; MAX_ROWS],
-                starts: None,
+                start: Start::Zero,
                 epilogue,
                 ahead,
             };
-            let mut left = place.targets();
-            let rows = left.div_ceil(left.div_ceil(most_rows));
-            for y in 0..place.size[0] {
-                for x in 0..place.size[1] {
-                    // The centre of the window is one pixel further.
-                    tile.sources[tile.rows] = place.pixels[(y + 1) * IN + x + 1];
-                    tile.targets[tile.rows] = target.wrapping_add((y * row + x) * target_channels);
-                    starts[tile.rows] = results[y * OUT + x].as_ptr();
-                    tile.rows += 1;
-                    if tile.rows < rows.min(left) {
-                        continue;
-                    }
-                    tile.starts = Some(starts);
-                    let moments = self.share.moments.is_some().then_some(&mut moments);
-                    // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
-                    unsafe { tile.compute(simd, &mut turned, moments) };
-                    left -= tile.rows;
-                    tile.rows = 0;
-                }
+            for pixels in even_ranges(&(0..place.targets()), most_rows) {
+                tile.rows = pixels.len();
+                tile.sources[..pixels.len()].copy_from_slice(&sources[pixels.clone()]);
+                tile.targets[..pixels.len()].copy_from_slice(&targets[pixels.clone()]);
+                tile.start = Start::Rows(results.0[pixels.start].as_ptr());
+                let moments = self.share.moments.is_some().then_some(&mut moments);
+                // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
+                unsafe { tile.compute(simd, &mut turned, moments) };
             }
             ahead = tile.ahead;
         }

@@ -4,7 +4,9 @@
 #![allow(clippy::needless_range_loop)]
 
 use crate::prefetch::Ahead;
+use crate::registers::Register;
 use crate::simd::{Simd, Task, constant};
+use crate::tile::add_positions;
 
 /// One point of some pieces times a block's weights.
 pub(super) struct Product<'a> {
@@ -44,22 +46,25 @@ impl<const R: usize, const V: usize> Task for Rows<'_, R, V> {
         // SAFETY: as was just checked.
         unsafe {
             // Every third row has a pointer, the others lie one and two strides on: as many as there are registers.
-            let mut rows: [*const f32; 4] = std::array::from_fn(|i| points.as_ptr().wrapping_add(3 * i * points_len));
+            let stride = points_len.in_a_register();
+            let mut rows: [*const f32; 4] =
+                std::array::from_fn(|i| points.as_ptr().wrapping_add(3 * i * points_len).in_a_register());
             let mut asked = *ahead;
             let mut weights = weights.as_ptr();
-            for _ in 0..inputs {
-                let of_input: [S::V; V] = std::array::from_fn(|v| simd.load(weights.add(v * S::LANES)));
-                for r in 0..R {
-                    let value = simd.splat(*rows[r / 3].add(r % 3 * points_len));
-                    for v in 0..V {
-                        sums[r][v] = simd.mul_add(value, of_input[v], sums[r][v]);
-                    }
+            for _ in 0..inputs / 2 {
+                let at = |r: usize, input: usize| rows[r / 3].add(r % 3 * stride + input);
+                add_positions::<S, R, V, 2>(simd, at, weights, &mut sums);
+                rows = rows.map(|row| row.wrapping_add(2).in_a_register());
+                for _ in 0..2 * V {
+                    asked.advance(simd, R);
                 }
-                rows = rows.map(|row| row.wrapping_add(1));
+                weights = weights.add(2 * V * S::LANES);
+            }
+            if inputs % 2 == 1 {
+                add_positions::<S, R, V, 1>(simd, |r, _| rows[r / 3].add(r % 3 * stride), weights, &mut sums);
                 for _ in 0..V {
                     asked.advance(simd, R);
                 }
-                weights = weights.add(V * S::LANES);
             }
             *ahead = asked;
             for (r, row) in sums.iter().enumerate() {

@@ -103,6 +103,7 @@ impl Weights {
     }
 
     /// A block's weights of one point, `[input, stride]`.
+    #[inline(always)]
     pub fn of_point(&self, index: usize, point: usize) -> &[f32] {
         let block = &self.layout.blocks[index];
         let from = self.starts[index][0] + point * point_len(block);
