@@ -152,7 +152,7 @@ impl Prepared {
     /// Brings the weights of several convolutions together in memory, in the order in which they are run: in large pages,
     /// of which the CPU looks up fewer, many layers share one.
     pub fn gather<'a>(convolutions: impl Iterator<Item = &'a mut Self>) {
-        Shared::gather(&mut convolutions.flat_map(|prepared| prepared.form.values()).collect::<Vec<_>>());
+        Shared::gather(&mut convolutions.map(|prepared| prepared.form.values()).collect::<Vec<_>>());
     }
 
     fn with_pitches(mut self, pitches: [usize; 2], first: usize) -> Self {

@@ -14,8 +14,9 @@ macro_rules! register {
         $(impl Register for $type {
             #[inline(always)]
             #[cfg(target_arch = "x86_64")]
+            #[allow(clippy::pointers_in_nomem_asm_block)]
             fn in_a_register(mut self) -> Self {
-                // SAFETY: no instruction.
+                // SAFETY: no instruction, so none that reads where an address points to.
                 unsafe { std::arch::asm!("/* {0} */", inout(reg) self, options(pure, nomem, preserves_flags, nostack)) };
                 self
             }

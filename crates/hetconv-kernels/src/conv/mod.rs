@@ -231,7 +231,7 @@ impl Conv {
     /// As [`Conv::fastest`], in a batch of so many images: all of them share the reading of weights that no cache holds.
     pub fn fastest_for(&self, isa: Isa, direction: Direction, images: usize) -> Algorithm {
         /// What it costs to read a vector of weights from far, in products.
-        const READ: f64 = 10.0;
+        const READ: f64 = 9.5;
         if !self.algorithms().contains(&Algorithm::Winograd) {
             return self.exact();
         }
@@ -414,11 +414,11 @@ pub(crate) enum PackedForm {
 
 impl PackedForm {
     /// All that is read anew for every image.
-    pub fn values(&mut self) -> Vec<&mut Shared> {
+    pub fn values(&mut self) -> &mut Shared {
         match self {
-            Self::Depthwise(packed) => vec![packed],
-            Self::Direct(weights) => vec![&mut weights.packed],
-            Self::Winograd(weights) => vec![&mut weights.transformed, &mut weights.centers],
+            Self::Depthwise(packed) => packed,
+            Self::Direct(weights) => &mut weights.packed,
+            Self::Winograd(weights) => &mut weights.packed,
         }
     }
 }

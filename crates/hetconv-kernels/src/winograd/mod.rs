@@ -27,7 +27,7 @@ use crate::isa::Isa;
 use crate::kernel::{Pass, Share};
 use crate::moments::Moments;
 use crate::pack::{Block, Layout};
-use crate::parallel::even_ranges;
+use crate::parallel::{Band, even_ranges};
 use crate::prefetch::Ahead;
 use crate::simd::{Simd, Task};
 use crate::tile::{Epilogue, MAX_ROWS, Start, Tile, TileSums};
@@ -249,25 +249,27 @@ impl Task for Part<'_> {
                 let alike = weights.alike(left.clone());
                 left.start = alike.end;
                 self.transform(simd, &weights.layout.blocks[alike.start].range(), &mut pieces);
-                // What comes next is brought near while this is computed: another point's weights or another block's, then
-                // the centre taps, then what is multiplied after that.
-                let after = match left.is_empty() {
-                    true if is_last => self.pass.ahead,
-                    true => weights.first(&self.share.blocks),
-                    false => weights.first(&left),
-                };
-                let centers = |index: usize| {
-                    let centers = if index < alike.end { weights.centers(index) } else { &[] };
-                    if centers.is_empty() { after } else { centers }
+                // What comes next is brought near while this is computed: the rest of a block while its points are
+                // multiplied, and the beginning of what is multiplied after it while its results are finished.
+                let (blocks, following) = (self.share.blocks.clone(), self.pass.ahead);
+                let after = |index: usize| match left.is_empty() {
+                    true if is_last => {
+                        let share = Band { index: index - alike.start, count: alike.len() };
+                        &following[share.of(following.len())]
+                    }
+                    is_empty => {
+                        let next = weights.alike(if is_empty { blocks.clone() } else { left.clone() });
+                        let next = next.start + (index - alike.start)..next.end;
+                        weights.first(&next)
+                    }
                 };
                 for point in 0..POINTS {
                     let mut column = 0;
                     for index in alike.clone() {
                         let block = &weights.layout.blocks[index];
-                        let ahead = match (index + 1 < alike.end, point + 1 < POINTS) {
-                            (true, _) => weights.of_point(index + 1, point),
-                            (false, true) => weights.of_point(alike.start, point + 1),
-                            (false, false) => centers(alike.start),
+                        let ahead = match point + 1 < POINTS || weights.has_centers(index) {
+                            true => weights.later(index, point),
+                            false => after(index),
                         };
                         match block.vectors {
                             2 => self.multiply::<S, 2>(simd, index, point, column, ahead, &mut pieces),
@@ -278,7 +280,7 @@ impl Task for Part<'_> {
                 }
                 let mut column = 0;
                 for index in alike.clone() {
-                    self.finish(simd, index, column, centers(index + 1), &pieces);
+                    self.finish(simd, index, column, after(index), &pieces);
                     column += weights.layout.blocks[index].stride;
                 }
             }
@@ -394,7 +396,7 @@ impl Part<'_> {
             let mut tile = Tile {
                 walk: &weights.walks[index],
                 block,
-                packed: weights.centers.as_ptr(),
+                packed: weights.packed.as_ptr(),
                 bias: &bias[block.outputs.clone()],
                 rows: 0,
                 sources: [place.pixels[0]; MAX_ROWS],

@@ -6,9 +6,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::transforms::weight_points;
-use super::{IN, POINTS};
+use super::{IN, OUT, POINTS};
 use crate::aligned::{Aligned, Shared};
-use crate::cache::LINE;
+use crate::cache::{self, LINE};
 use crate::conv::{ConvSpec, ConvWeights};
 use crate::isa::Isa;
 use crate::pack::{Block, Classes, Direction, Layout, pack};
@@ -19,14 +19,23 @@ use crate::walk::Walk;
 #[derive(Debug)]
 pub(crate) struct Weights {
     pub layout: Layout,
-    /// HetConv's centre taps of channels outside each block's range, `[block, input, stride]`.
-    pub centers: Shared,
-    /// What is left for the direct domain of each block: those centre taps.
+    /// What is left for the direct domain of each block: HetConv's centre taps of channels outside its range.
     pub(super) walks: Vec<Walk>,
-    /// `[block, point, input of the block's range, stride]`.
-    pub transformed: Shared,
-    /// Where each block starts in `transformed` and in `centers`.
-    starts: Vec<[usize; 2]>,
+    /// In the order in which they are read: for each block `[point, input of its range, stride]`, then the centre taps
+    /// `[input, stride]`.
+    pub packed: Shared,
+    places: Vec<Place>,
+}
+
+/// Where a block's weights are.
+#[derive(Debug)]
+struct Place {
+    /// All of them.
+    weights: Range<usize>,
+    /// How many are brought near while the results of a block before are finished, and how many while one of its own
+    /// points is multiplied.
+    early: usize,
+    later: usize,
 }
 
 /// Values from one point of a block to the next; a line more than there are, so that points do not share a set of the cache.
@@ -43,9 +52,28 @@ fn outside(block: &Block, center: Option<usize>) -> [Range<usize>; 2] {
     }
 }
 
-/// Values of all transformed weights.
+/// Values of a block: those of all points, and centre taps.
+fn block_len(block: &Block, center: Option<usize>) -> usize {
+    let centers: usize = outside(block, center).iter().map(Range::len).sum();
+    POINTS * point_len(block) + (centers * block.stride).next_multiple_of(LINE)
+}
+
+/// Values of all weights.
 pub(crate) fn weights_len(layout: &Layout) -> usize {
-    layout.blocks.iter().map(|block| POINTS * point_len(block)).sum()
+    layout.blocks.iter().map(|block| block_len(block, layout.center)).sum()
+}
+
+/// How many of a block's values are brought near before it is begun: as large a share as finishing the results of one
+/// before takes of the time. What its first point reads, if `all` weights stay near.
+fn early_len(block: &Block, center: Option<usize>, all: usize) -> usize {
+    /// Blocks that read alike are finished together; with their sources they stay in the second level.
+    const MOST: usize = cache::SECOND / 8;
+    let most = if all > cache::SECOND / 2 { MOST } else { 0 };
+    let centers: usize = outside(block, center).iter().map(Range::len).sum();
+    let [finishing, multiplying] = [centers * OUT * OUT, block.range().len() * POINTS];
+    let len = block_len(block, center);
+    let share = len * finishing / (finishing + multiplying).max(1);
+    share.min(most).next_multiple_of(LINE).max(point_len(block)).min(len)
 }
 
 impl Weights {
@@ -60,65 +88,82 @@ impl Weights {
     ) -> Self {
         let packed = pack(spec, classes, &layout, direction, weights);
         let center = layout.center;
-        let mut starts = Vec::with_capacity(layout.blocks.len());
+        let mut places = Vec::with_capacity(layout.blocks.len());
         let mut walks = Vec::with_capacity(layout.blocks.len());
-        let (mut len, mut centers_len) = (0, 0);
+        let all = weights_len(&layout);
+        let mut len = 0;
         for block in &layout.blocks {
-            starts.push([len, centers_len]);
-            len += POINTS * point_len(block);
             let mut walk = Walk::default();
+            let mut centers = len + POINTS * point_len(block);
             for part in outside(block, center) {
-                walk.read(block.stride, 0, &part, centers_len);
-                centers_len += part.len() * block.stride;
+                walk.read(block.stride, 0, &part, centers);
+                centers += part.len() * block.stride;
             }
             walks.push(walk);
+            let weights = len..len + block_len(block, center);
+            len = weights.end;
+            let early = early_len(block, center, all);
+            places.push(Place { early, later: (weights.len() - early).div_ceil(POINTS), weights });
         }
-        let mut centers = Aligned::zeroed(centers_len);
-        let mut rest_of_centers = &mut centers[..];
         let fill = |mut rest: &mut [MaybeUninit<f32>]| {
             let mut work = Vec::with_capacity(layout.blocks.len());
             for block in &layout.blocks {
-                let (out, others) = rest.split_at_mut(POINTS * point_len(block));
-                let of_centers = outside(block, center).map(|part| part.len() * block.stride);
-                work.push((block, out, of_centers.map(|len| rest_of_centers.split_off_mut(..len).unwrap_or_default())));
+                let (out, others) = rest.split_at_mut(block_len(block, center));
+                work.push((block, out.split_at_mut(POINTS * point_len(block))));
                 rest = others;
             }
-            work.into_par_iter().for_each(|(block, out, of_centers)| {
-                for (part, out) in outside(block, center).iter().zip(of_centers) {
-                    let first = center.map_or(0, |center| block.taps[center]) + part.start * block.stride;
-                    out.copy_from_slice(&packed[first..][..out.len()]);
+            work.into_par_iter().for_each(|(block, (points, centers))| {
+                let first = center.map_or(0, |center| block.taps[center]);
+                let of_center =
+                    |part: Range<usize>| &packed[first..][part.start * block.stride..part.end * block.stride];
+                let values = outside(block, center).map(of_center);
+                let zeros = std::iter::repeat(&0.0);
+                for (out, &value) in centers.iter_mut().zip(values.into_iter().flatten().chain(zeros)) {
+                    out.write(value);
                 }
                 let flip = direction == Direction::GradInput;
-                isa.run(TransformWeights { block, center, flip, packed: &packed, out });
+                isa.run(TransformWeights { block, center, flip, packed: &packed, out: points });
             });
         };
-        // SAFETY: every point of every block is written, and the line behind it.
-        let transformed = unsafe { Aligned::fresh(len, fill) };
-        Self { layout, centers: centers.into(), walks, transformed: transformed.into(), starts }
+        // SAFETY: every point of every block is written, with the line behind it, and all that is behind the points.
+        let packed = unsafe { Aligned::fresh(len, fill) };
+        Self { layout, walks, packed: packed.into(), places }
     }
 
     /// Number of weights, zeros of the layout included.
     pub fn len(&self) -> usize {
-        self.centers.len() + self.transformed.len()
+        self.packed.len()
     }
 
     /// A block's weights of one point, `[input, stride]`.
     #[inline(always)]
     pub fn of_point(&self, index: usize, point: usize) -> &[f32] {
         let block = &self.layout.blocks[index];
-        let from = self.starts[index][0] + point * point_len(block);
-        &self.transformed[from..from + block.range().len() * block.stride]
+        let from = self.places[index].weights.start + point * point_len(block);
+        &self.packed[from..from + block.range().len() * block.stride]
     }
 
-    /// A block's centre taps of channels outside its range.
-    pub fn centers(&self, index: usize) -> &[f32] {
-        let end = self.starts.get(index + 1).map_or(self.centers.len(), |starts| starts[1]);
-        &self.centers[self.starts[index][1]..end]
+    /// Whether a block has products in the direct domain.
+    pub fn has_centers(&self, index: usize) -> bool {
+        self.walks[index].steps > 0
+    }
+
+    /// What of a block is brought near before it is begun.
+    pub fn early(&self, index: usize) -> &[f32] {
+        let place = &self.places[index];
+        &self.packed[place.weights.start..][..place.early]
+    }
+
+    /// What of a block is brought near while one of its points is multiplied.
+    pub fn later(&self, index: usize, point: usize) -> &[f32] {
+        let Place { weights, early, later } = &self.places[index];
+        let [from, to] = [point, point + 1].map(|point| (weights.start + early + point * later).min(weights.end));
+        &self.packed[from..to]
     }
 
     /// What a part of these blocks reads first.
     pub fn first(&self, blocks: &Range<usize>) -> &[f32] {
-        if blocks.is_empty() { &[] } else { self.of_point(blocks.start, 0) }
+        if blocks.is_empty() { &[] } else { self.early(blocks.start) }
     }
 
     /// Blocks that read the same range, and so the same transformed source.
