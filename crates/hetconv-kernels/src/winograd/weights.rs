@@ -24,12 +24,12 @@ pub(crate) struct Weights {
     /// In the order in which they are read: for each block `[point, input of its range, stride]`, then the centre taps
     /// `[input, stride]`.
     pub packed: Shared,
-    places: Vec<Place>,
+    extents: Vec<Extent>,
 }
 
 /// Where a block's weights are.
 #[derive(Debug)]
-struct Place {
+struct Extent {
     /// All of them.
     weights: Range<usize>,
     /// How many are brought near while the results of a block before are finished, and how many while one of its own
@@ -88,7 +88,7 @@ impl Weights {
     ) -> Self {
         let packed = pack(spec, classes, &layout, direction, weights);
         let center = layout.center;
-        let mut places = Vec::with_capacity(layout.blocks.len());
+        let mut extents = Vec::with_capacity(layout.blocks.len());
         let mut walks = Vec::with_capacity(layout.blocks.len());
         let all = weights_len(&layout);
         let mut len = 0;
@@ -103,7 +103,7 @@ impl Weights {
             let weights = len..len + block_len(block, center);
             len = weights.end;
             let early = early_len(block, center, all);
-            places.push(Place { early, later: (weights.len() - early).div_ceil(POINTS), weights });
+            extents.push(Extent { early, later: (weights.len() - early).div_ceil(POINTS), weights });
         }
         let fill = |mut rest: &mut [MaybeUninit<f32>]| {
             let mut work = Vec::with_capacity(layout.blocks.len());
@@ -127,7 +127,7 @@ impl Weights {
         };
         // SAFETY: every point of every block is written, with the line behind it, and all that is behind the points.
         let packed = unsafe { Aligned::fresh(len, fill) };
-        Self { layout, walks, packed: packed.into(), places }
+        Self { layout, walks, packed: packed.into(), extents }
     }
 
     /// Number of weights, zeros of the layout included.
@@ -139,7 +139,7 @@ impl Weights {
     #[inline(always)]
     pub fn of_point(&self, index: usize, point: usize) -> &[f32] {
         let block = &self.layout.blocks[index];
-        let from = self.places[index].weights.start + point * point_len(block);
+        let from = self.extents[index].weights.start + point * point_len(block);
         &self.packed[from..from + block.range().len() * block.stride]
     }
 
@@ -150,13 +150,13 @@ impl Weights {
 
     /// What of a block is brought near before it is begun.
     pub fn early(&self, index: usize) -> &[f32] {
-        let place = &self.places[index];
-        &self.packed[place.weights.start..][..place.early]
+        let Extent { weights, early, .. } = &self.extents[index];
+        &self.packed[weights.start..][..*early]
     }
 
     /// What of a block is brought near while one of its points is multiplied.
     pub fn later(&self, index: usize, point: usize) -> &[f32] {
-        let Place { weights, early, later } = &self.places[index];
+        let Extent { weights, early, later } = &self.extents[index];
         let [from, to] = [point, point + 1].map(|point| (weights.start + early + point * later).min(weights.end));
         &self.packed[from..to]
     }
