@@ -39,13 +39,15 @@ pub(crate) struct Pass<'a> {
     pub target: Target,
     /// Weights that are most likely read next: they are brought near.
     pub ahead: &'a [f32],
+    /// Whether the weights that are read first have been brought near in this way.
+    pub begun: bool,
 }
 
 impl<'a> Pass<'a> {
     /// Of some images, with nothing known of what comes next.
     pub fn new(images: usize, source: &'a [f32], target: Target) -> Self {
         let stored = Stored { values: source, near: false, behind: 0 };
-        Self { images, source, stored, residual: None, target, ahead: &[] }
+        Self { images, source, stored, residual: None, target, ahead: &[], begun: false }
     }
 }
 

@@ -152,7 +152,7 @@ impl Prepared {
     /// Brings the weights of several convolutions together in memory, in the order in which they are run: in large pages,
     /// of which the CPU looks up fewer, many layers share one.
     pub fn gather<'a>(convolutions: impl Iterator<Item = &'a mut Self>) {
-        Shared::gather(&mut convolutions.map(|prepared| prepared.form.values()).collect::<Vec<_>>());
+        Shared::gather(&mut convolutions.map(|prepared| prepared.form.weights()).collect::<Vec<_>>());
     }
 
     fn with_pitches(mut self, pitches: [usize; 2], first: usize) -> Self {
@@ -242,7 +242,7 @@ impl Prepared {
                 None if split.part(part)[1] == split.part(part + 1)[1] => None,
                 None => Some(self.first_weights(images, split, part + 1)),
             };
-            let pass = Pass { ahead: ahead.unwrap_or_default(), ..pass };
+            let pass = Pass { ahead: ahead.unwrap_or_default(), begun: true, ..pass };
             // SAFETY: each part is computed once.
             unsafe { self.part(split.part(part), pass, scratch.as_mut()) };
         });

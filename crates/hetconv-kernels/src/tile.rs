@@ -3,8 +3,8 @@
 //! Sums live in registers from the first product to the last. For HetConv the centre tap spans all channels and the others
 //! one class, so K×K and 1×1 kernels meet in the same registers and no intermediate tensor exists: the paper's "zero
 //! latency". There are two exceptions. The sums of turned vectors take a detour through the first-level cache, because they
-//! need more registers for fewer pixels. And a tile may begin with sums that stand in its target already: those of the
-//! centre tap, where few pixels are computed in two passes or the others by Winograd's algorithm.
+//! need more registers for fewer pixels. And a tile may begin with sums that are there already: in its target those of the centre
+//! tap, where few pixels are computed in two passes, or what Winograd's algorithm makes of the other taps.
 
 // Sums are indexed by row and vector alike, as registers are.
 #![allow(clippy::needless_range_loop)]
@@ -162,9 +162,10 @@ impl Tile<'_> {
     /// Computes the tile's pixels.
     ///
     /// # Safety
-    /// There are from 1 to [`Tile::most_rows`] pixels. For each, every segment's and every turn's values are readable from its source pointer, and the block's
-    /// outputs are writable at its target pointer; the weights lie inside the packed buffer. `S` is the instruction set
-    /// that the block was made for.
+    /// There are from 1 to [`Tile::most_rows`] pixels. For each, every segment's and every turn's values are readable from its
+    /// source pointer, and the block's outputs are writable at its target pointer; the weights lie inside the packed buffer.
+    /// [`Start::Rows`] has a row for each pixel, [`Start::Targets`] stands in blocks of whole vectors, and with turned vectors
+    /// sums start at 0. `S` is the instruction set that the block was made for.
     #[inline(always)]
     pub unsafe fn compute<S: Simd>(&mut self, simd: S, turned: &mut TileSums, moments: Option<&mut Moments>) {
         if self.walk.size == 0 {

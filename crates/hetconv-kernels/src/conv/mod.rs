@@ -414,7 +414,7 @@ pub(crate) enum PackedForm {
 
 impl PackedForm {
     /// All that is read anew for every image.
-    pub fn values(&mut self) -> &mut Shared {
+    pub fn weights(&mut self) -> &mut Shared {
         match self {
             Self::Depthwise(packed) => packed,
             Self::Direct(weights) => &mut weights.packed,

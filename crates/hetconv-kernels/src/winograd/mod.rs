@@ -240,6 +240,8 @@ impl Task for Part<'_> {
         zeros.fill(0.0);
         let together = room.together;
         let mut found = [const { MaybeUninit::<Place>::uninit() }; MANY_PIECES];
+        // Of how many of the next blocks the beginning is near: before this part, of one or none.
+        let mut begun = usize::from(self.pass.begun);
         for first in all.clone().step_by(together) {
             let places = self.places(first..all.end.min(first + together), zeros, &mut found);
             let is_last = first + together >= all.end;
@@ -250,7 +252,8 @@ impl Task for Part<'_> {
                 left.start = alike.end;
                 self.transform(simd, &weights.layout.blocks[alike.start].range(), &mut pieces);
                 // What comes next is brought near while this is computed: the rest of a block while its points are
-                // multiplied, and the beginning of what is multiplied after it while its results are finished.
+                // multiplied, and the beginning of one after it while its results are finished. Where nothing is read then,
+                // it is what is multiplied next.
                 let (blocks, following) = (self.share.blocks.clone(), self.pass.ahead);
                 let after = |index: usize| match left.is_empty() {
                     true if is_last => {
@@ -267,9 +270,11 @@ impl Task for Part<'_> {
                     let mut column = 0;
                     for index in alike.clone() {
                         let block = &weights.layout.blocks[index];
-                        let ahead = match point + 1 < POINTS || weights.has_centers(index) {
-                            true => weights.later(index, point),
-                            false => after(index),
+                        let ahead = match weights.has_centers(index) {
+                            true => weights.later(index, point, index - alike.start < begun),
+                            false if index + 1 < alike.end => weights.of_point(index + 1, point),
+                            false if point + 1 < POINTS => weights.of_point(alike.start, point + 1),
+                            false => after(alike.start),
                         };
                         match block.vectors {
                             2 => self.multiply::<S, 2>(simd, index, point, column, ahead, &mut pieces),
@@ -283,6 +288,7 @@ impl Task for Part<'_> {
                     self.finish(simd, index, column, after(index), &pieces);
                     column += weights.layout.blocks[index].stride;
                 }
+                begun = alike.len();
             }
         }
     }
@@ -361,6 +367,7 @@ impl Part<'_> {
         let mut turned = TileSums::new();
         let mut results = TileSums::<{ OUT * OUT }>::new();
         for (place, products) in pieces.places.iter().zip(pieces.products.chunks_exact(products_len)) {
+            // No more anyway; that the compiler knows it spares looks at bounds.
             let columns = place.size[1].min(OUT);
             let target = self.pass.target.0.wrapping_add(place.target * target_channels + block.outputs.start);
             // The piece's own pixels, one after another: what a row has too much is overwritten by the next one.

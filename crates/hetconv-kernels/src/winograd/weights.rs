@@ -32,10 +32,8 @@ pub(crate) struct Weights {
 struct Extent {
     /// All of them.
     weights: Range<usize>,
-    /// How many are brought near while the results of a block before are finished, and how many while one of its own
-    /// points is multiplied.
+    /// How many are brought near before the block is begun.
     early: usize,
-    later: usize,
 }
 
 /// Values from one point of a block to the next; a line more than there are, so that points do not share a set of the cache.
@@ -53,27 +51,24 @@ fn outside(block: &Block, center: Option<usize>) -> [Range<usize>; 2] {
 }
 
 /// Values of a block: those of all points, and centre taps.
-fn block_len(block: &Block, center: Option<usize>) -> usize {
-    let centers: usize = outside(block, center).iter().map(Range::len).sum();
-    POINTS * point_len(block) + (centers * block.stride).next_multiple_of(LINE)
+fn block_len(block: &Block) -> usize {
+    POINTS * point_len(block) + (block.outside() * block.stride).next_multiple_of(LINE)
 }
 
 /// Values of all weights.
 pub(crate) fn weights_len(layout: &Layout) -> usize {
-    layout.blocks.iter().map(|block| block_len(block, layout.center)).sum()
+    layout.blocks.iter().map(block_len).sum()
 }
 
-/// How many of a block's values are brought near before it is begun: as large a share as finishing the results of one
-/// before takes of the time. What its first point reads, if `all` weights stay near.
-fn early_len(block: &Block, center: Option<usize>, all: usize) -> usize {
-    /// Blocks that read alike are finished together; with their sources they stay in the second level.
-    const MOST: usize = cache::SECOND / 8;
-    let most = if all > cache::SECOND / 2 { MOST } else { 0 };
-    let centers: usize = outside(block, center).iter().map(Range::len).sum();
-    let [finishing, multiplying] = [centers * OUT * OUT, block.range().len() * POINTS];
-    let len = block_len(block, center);
-    let share = len * finishing / (finishing + multiplying).max(1);
-    share.min(most).next_multiple_of(LINE).max(point_len(block)).min(len)
+/// How many of a block's values are brought near before it is begun, with those of `alike` blocks: as large a share as
+/// finishing the results of the ones before takes of the time. What its first point reads, if `all` weights stay near.
+fn early_len(block: &Block, alike: usize, all: usize) -> usize {
+    /// With their sources they stay in the second level.
+    const MOST: usize = cache::SECOND / 4;
+    let most = if all > cache::SECOND / 2 { MOST / alike } else { 0 };
+    let [finishing, multiplying] = [block.outside() * OUT * OUT, block.range().len() * POINTS];
+    let share = block_len(block) * finishing / (finishing + multiplying).max(1);
+    share.min(most).next_multiple_of(LINE).max(point_len(block))
 }
 
 impl Weights {
@@ -90,37 +85,37 @@ impl Weights {
         let center = layout.center;
         let mut extents = Vec::with_capacity(layout.blocks.len());
         let mut walks = Vec::with_capacity(layout.blocks.len());
-        let all = weights_len(&layout);
-        let mut len = 0;
-        for block in &layout.blocks {
-            let mut walk = Walk::default();
-            let mut centers = len + POINTS * point_len(block);
-            for part in outside(block, center) {
-                walk.read(block.stride, 0, &part, centers);
-                centers += part.len() * block.stride;
+        let (mut len, all) = (0, weights_len(&layout));
+        for alike in layout.blocks.chunk_by(|block, next| block.range() == next.range()) {
+            for block in alike {
+                let weights = len..len + block_len(block);
+                let mut centers = len + POINTS * point_len(block);
+                let mut walk = Walk::default();
+                for part in outside(block, center) {
+                    walk.read(block.stride, 0, &part, centers);
+                    centers += part.len() * block.stride;
+                }
+                walks.push(walk);
+                len = weights.end;
+                extents.push(Extent { weights, early: early_len(block, alike.len(), all) });
             }
-            walks.push(walk);
-            let weights = len..len + block_len(block, center);
-            len = weights.end;
-            let early = early_len(block, center, all);
-            extents.push(Extent { early, later: (weights.len() - early).div_ceil(POINTS), weights });
         }
         let fill = |mut rest: &mut [MaybeUninit<f32>]| {
             let mut work = Vec::with_capacity(layout.blocks.len());
             for block in &layout.blocks {
-                let (out, others) = rest.split_at_mut(block_len(block, center));
+                let (out, others) = rest.split_at_mut(block_len(block));
                 work.push((block, out.split_at_mut(POINTS * point_len(block))));
                 rest = others;
             }
-            work.into_par_iter().for_each(|(block, (points, centers))| {
+            work.into_par_iter().for_each(|(block, (points, mut centers))| {
                 let first = center.map_or(0, |center| block.taps[center]);
-                let of_center =
-                    |part: Range<usize>| &packed[first..][part.start * block.stride..part.end * block.stride];
-                let values = outside(block, center).map(of_center);
-                let zeros = std::iter::repeat(&0.0);
-                for (out, &value) in centers.iter_mut().zip(values.into_iter().flatten().chain(zeros)) {
-                    out.write(value);
+                for part in outside(block, center) {
+                    let values = &packed[first..][part.start * block.stride..part.end * block.stride];
+                    let (out, others) = centers.split_at_mut(values.len());
+                    out.write_copy_of_slice(values);
+                    centers = others;
                 }
+                centers.fill(MaybeUninit::new(0.0));
                 let flip = direction == Direction::GradInput;
                 isa.run(TransformWeights { block, center, flip, packed: &packed, out: points });
             });
@@ -148,22 +143,26 @@ impl Weights {
         self.walks[index].steps > 0
     }
 
-    /// What of a block is brought near before it is begun.
-    pub fn early(&self, index: usize) -> &[f32] {
-        let Extent { weights, early, .. } = &self.extents[index];
-        &self.packed[weights.start..][..*early]
-    }
-
-    /// What of a block is brought near while one of its points is multiplied.
-    pub fn later(&self, index: usize, point: usize) -> &[f32] {
-        let Extent { weights, early, later } = &self.extents[index];
-        let [from, to] = [point, point + 1].map(|point| (weights.start + early + point * later).min(weights.end));
+    /// What of a block is brought near while one of its points is multiplied: what is read after that, of a block whose
+    /// [`Weights::first`] came near before it was begun; of others everything from the beginning on.
+    pub fn later(&self, index: usize, point: usize, begun: bool) -> &[f32] {
+        let Extent { weights, early } = &self.extents[index];
+        let first = if begun { *early } else { 0 };
+        // Nothing is left for the last point, so that every point comes before it is read.
+        let share = (weights.len() - first).div_ceil(POINTS - 1);
+        let [from, to] = [point, point + 1].map(|point| (weights.start + first + point * share).min(weights.end));
         &self.packed[from..to]
     }
 
     /// What a part of these blocks reads first.
     pub fn first(&self, blocks: &Range<usize>) -> &[f32] {
-        if blocks.is_empty() { &[] } else { self.early(blocks.start) }
+        match blocks.is_empty() {
+            true => &[],
+            false => {
+                let Extent { weights, early } = &self.extents[blocks.start];
+                &self.packed[weights.start..][..*early]
+            }
+        }
     }
 
     /// Blocks that read the same range, and so the same transformed source.
