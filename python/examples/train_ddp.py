@@ -42,8 +42,19 @@ def generator(*purpose):
     return torch.Generator().manual_seed(seed)
 
 
+def middle(size, wanted):
+    """What is looked at of an image, as a box: of one that has not the wanted size, seven eighths, in the middle, of the
+    largest part with the wanted proportions, as by `hetconv eval`. Sizes are `(width, height)`."""
+    if size == wanted:
+        return None
+    scale = min(own / side for own, side in zip(size, wanted)) * 7 / 8
+    left, top = ((own - scale * side) / 2 for own, side in zip(size, wanted))
+    return left, top, size[0] - left, size[1] - top
+
+
 class ImageFolder(Dataset):
-    """The images below a folder of classes, as tensors from 0 to 1; read by `(epoch, index)`."""
+    """The images below a folder of classes, or the middle of those that have another size, as tensors from 0 to 1; read by
+    `(epoch, index)`."""
 
     def __init__(self, root, size, seed=None, classes=None):
         found = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
@@ -65,7 +76,8 @@ class ImageFolder(Dataset):
         path, label = self.files[index]
         height, width = self.size
         with Image.open(path) as image:
-            image = image.convert("RGB").resize((width, height), Image.BILINEAR)
+            box = middle(image.size, (width, height))
+            image = image.convert("RGB").resize((width, height), Image.BILINEAR, box)
             pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         pixels = pixels.view(height, width, 3).permute(2, 0, 1) / 255
         return (pixels if self.seed is None else self.augmented(pixels, epoch, index)), label
@@ -266,7 +278,10 @@ def train(arguments, device):
                     )
     run.save(step, network, optimizer)
     if main:
-        het.save_model_file(network, arguments.out / "model.safetensors", class_names=images.classes)
+        # Pixels from 0 to 1 as they are.
+        normalisation = [0.0] * 3, [1.0] * 3
+        path = arguments.out / "model.safetensors"
+        het.save_model_file(network, path, class_names=images.classes, normalisation=normalisation)
     if (arguments.data / "test").is_dir():
         evaluate(arguments, network, images.classes, device)
 

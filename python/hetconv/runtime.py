@@ -70,10 +70,10 @@ class Runtime:
         return self._native.class_names
 
     @property
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of every channel, for pixels from 0 to 1. `run` does not apply them."""
-        mean, std = self._native.normalisation
-        return mean, std
+    def normalisation(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation of every channel, for pixels from 0 to 1; `None` if the file does not state them.
+        `run` does not apply them."""
+        return self._native.normalisation
 
     def run(self, images: Any) -> Any:
         """The network's result for arrays of `(images, channels, height, width)`.

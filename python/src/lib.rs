@@ -26,7 +26,7 @@ mod _native {
     #[pymodule_export]
     use crate::layer::Layer;
     #[pymodule_export]
-    use crate::model::{build_model, network_names, read_model, write_model};
+    use crate::model::{build_model, network_names, read_model, state_in_onnx, write_model};
     #[pymodule_export]
     use crate::runtime::Runtime;
     #[pymodule_export]

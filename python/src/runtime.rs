@@ -24,7 +24,7 @@ pub struct Runtime {
     team: Arc<Team>,
     idle: Mutex<Vec<Session>>,
     classes: Vec<String>,
-    normalisation: [Vec<f32>; 2],
+    normalisation: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 #[pymethods]
@@ -41,18 +41,18 @@ impl Runtime {
         // Weights are packed on threads that a forked process has as well.
         let packing = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         run(py, packing, || {
-            let model = open(&path, image_size)?;
+            let (description, weights) = open(&path, image_size)?;
             let options = Options { batch, exact, ..Options::default() };
             // Weights that are packed go back to the system, one layer after another.
             let _pause = ALLOCATOR.pause();
-            let plan = Plan::compile_owned(&model.graph, model.weights, &options)
+            let plan = Plan::compile_owned(&description.graph, weights, &options)
                 .map_err(|fault| error(format!("{}: {fault}", path.display())))?;
             Ok(Self {
                 plan: Arc::new(plan),
                 team: threads.map_or_else(|| Team::global().clone(), |threads| Arc::new(Team::new(threads))),
                 idle: Mutex::default(),
-                classes: model.classes,
-                normalisation: [model.normalisation.mean, model.normalisation.std],
+                classes: description.classes,
+                normalisation: description.normalisation.map(|stated| (stated.mean, stated.std)),
             })
         })?
     }
@@ -92,7 +92,7 @@ impl Runtime {
     }
 
     #[getter]
-    fn normalisation(&self) -> [Vec<f32>; 2] {
+    fn normalisation(&self) -> Option<(Vec<f32>, Vec<f32>)> {
         self.normalisation.clone()
     }
 

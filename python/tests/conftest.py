@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
+# Its images have 4 channels and no size; how they are normalised it does not say.
+OPEN_SIZE = GOLDEN.parents[1] / "crates/hetconv-onnx/tests/fixtures/open_size.onnx"
 
 
 def read_safetensors(path):
@@ -84,11 +86,18 @@ def canonical(operator, weight):
     return {"center": ([filters, channels], center), "ring": ([filters, slots, taps - 1], ring)}
 
 
+def write_network(path, name, seed):
+    """A network of the paper with fresh weights as a model file, for pixels from 0 to 1 as they are."""
+    from hetconv import _native
+
+    description, tensors = _native.build_model(name, 10, seed, None)
+    stated = {"normalisation": {"mean": [0.0] * 3, "std": [1.0] * 3}}
+    _native.write_model(path, json.dumps(json.loads(description) | stated), tensors)
+
+
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory):
     """A small network of the paper as a model file."""
-    from hetconv import _native
-
     path = tmp_path_factory.mktemp("models") / "small-cifar_p4.safetensors"
-    _native.write_model(path, *_native.build_model("small-cifar_p4", 10, 7, None))
+    write_network(path, "small-cifar_p4", 7)
     return path

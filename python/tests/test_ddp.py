@@ -1,6 +1,7 @@
 """Training in several processes: `examples/train_ddp.py`."""
 
 import csv
+import importlib
 import os
 import random
 import shutil
@@ -100,6 +101,7 @@ def test_two_processes_learn_what_one_does(images, tmp_path):
     assert one[-1] < one[0]
     runtime = hetconv.Runtime(tmp_path / "2" / "model.safetensors")
     assert runtime.class_names == ["stripes1", "stripes3", "stripes8"]
+    assert runtime.normalisation == ([0.0] * 3, [1.0] * 3)
 
 
 def test_features_are_normalised_over_all_processes_too(images, tmp_path):
@@ -111,6 +113,29 @@ def test_features_are_normalised_over_all_processes_too(images, tmp_path):
     one, two = (losses(tmp_path / str(processes)) for processes in (1, 2))
     assert len(one) == len(two) == 4
     assert two[:2] == pytest.approx(one[:2], rel=1e-3)
+
+
+@pytest.mark.parametrize("size, left, covered", [((7, 7), 18, 4), ((14, 7), 25, 2), ((7, 14), 4, 4)], ids=str)
+def test_of_images_of_another_size_the_middle_is_seen(tmp_path, monkeypatch, size, left, covered):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    example = importlib.import_module("train_ddp")
+    # A ramp over the columns: each pixel has the mean of those that it covers, the first of which is `left`.
+    ramp = image.new("RGB", (64, 32))
+    ramp.putdata([(4 * x, 100, 200) for _ in range(32) for x in range(64)])
+    (tmp_path / "ramp").mkdir()
+    ramp.save(tmp_path / "ramp" / "0.png")
+    pixels, label = example.ImageFolder(tmp_path, size)[0, 0]
+    means = torch.tensor([4 * (left + covered * i + (covered - 1) / 2) for i in range(size[1])])
+    expected = torch.stack([means, torch.full_like(means, 100), torch.full_like(means, 200)])
+    torch.testing.assert_close(255 * pixels, expected[:, None].expand(3, *size), rtol=0, atol=1.01)
+    assert label == 0
+    # In training that is what is shifted and mirrored.
+    training = example.ImageFolder(tmp_path, size, seed=3)
+    assert torch.equal(training[2, 0][0], training.augmented(pixels, 2, 0))
+
+    whole, _ = example.ImageFolder(tmp_path, (32, 64))[0, 0]
+    original = torch.tensor(list(ramp.tobytes()), dtype=torch.float32).view(32, 64, 3).permute(2, 0, 1)
+    torch.testing.assert_close(255 * whole, original)
 
 
 def test_other_image_sizes_and_classes_without_test_images(images, tmp_path):
@@ -128,7 +153,9 @@ def test_other_image_sizes_and_classes_without_test_images(images, tmp_path):
     for label, name in enumerate(["stripes3", "stripes8"], 1):
         for file in sorted((data / "test" / name).iterdir()):
             with image.open(file) as picture:
-                pixels = torch.tensor(list(picture.resize((24, 40), image.BILINEAR).tobytes()), dtype=torch.float32)
+                # 16.8 × 28 pixels, seven eighths of the 19.2 × 32 that have the network's proportions.
+                middle = picture.resize((24, 40), image.BILINEAR, (7.6, 2, 24.4, 30))
+                pixels = torch.tensor(list(middle.tobytes()), dtype=torch.float32)
             pixels = pixels.view(1, 40, 24, 3).permute(0, 3, 1, 2).contiguous() / 255
             right += int(torch.tensor(runtime.run(pixels)).argmax()) == label
     assert f"top-1 of 16 test images: {100 * right / 16:.2f} %" in done.stdout

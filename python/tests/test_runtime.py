@@ -10,7 +10,7 @@ import sys
 import threading
 
 import pytest
-from conftest import GOLDEN, canonical, golden_files, golden_operator, read_safetensors
+from conftest import OPEN_SIZE, canonical, golden_files, golden_operator, read_safetensors, write_network
 
 import hetconv
 from hetconv import _native
@@ -88,13 +88,24 @@ def _forked(model_file):
 
 
 def test_an_open_image_size_is_said():
-    path = GOLDEN.parents[1] / "crates/hetconv-onnx/tests/fixtures/open_size.onnx"
     for size in [(6, 5), (9, 11)]:
-        runtime = hetconv.Runtime(path, image_size=size)
+        runtime = hetconv.Runtime(OPEN_SIZE, image_size=size)
         assert runtime.input_shapes == [(4, *size)]
         assert runtime.run(images(2, (4, *size))).shape == (2, 3)
     with pytest.raises(hetconv.Error, match="height and width are open"):
-        hetconv.Runtime(path)
+        hetconv.Runtime(OPEN_SIZE)
+
+
+def test_a_normalisation_is_stated_or_none(tmp_path):
+    assert hetconv.Runtime(OPEN_SIZE, image_size=(6, 5)).normalisation is None
+    path = tmp_path / "model.safetensors"
+    for description, tensors in [
+        _native.read_model(OPEN_SIZE, (6, 5)),
+        _native.build_model("small-cifar_p4", 10, 7, None),
+    ]:
+        with pytest.raises(ValueError, match="give `normalisation`"):
+            _native.write_model(path, description, tensors)
+        assert not path.exists()
 
 
 def test_an_image_size_is_never_ignored(model_file):
@@ -141,7 +152,7 @@ def test_layers_that_contradict_themselves_are_errors():
 
 def test_the_interpreter_goes_on_while_a_network_runs(tmp_path):
     path = tmp_path / "vgg.safetensors"
-    _native.write_model(path, *_native.build_model("vgg16-cifar_p4", 10, 0, None))
+    write_network(path, "vgg16-cifar_p4", 0)
     runtime, batch = hetconv.Runtime(path, threads=1), images(32)
     started, finished = threading.Event(), []
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 
 import pytest
+from conftest import OPEN_SIZE
 
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 
@@ -14,6 +15,7 @@ from torch.nn.utils import prune  # noqa: E402
 import hetconv  # noqa: E402
 from hetconv import _native  # noqa: E402
 from hetconv.torch import (  # noqa: E402
+    Decomposed,
     HetConv2d,
     convert,
     decompose,
@@ -24,6 +26,7 @@ from hetconv.torch import (  # noqa: E402
 )
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
+PLAIN = [0.0] * 3, [1.0] * 3
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs onnx and onnxscript")
 
 
@@ -100,13 +103,74 @@ def test_convert_as_told():
 
     with pytest.raises(ValueError, match="the first convolution"):
         convert(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match="HetConv already"):
+        convert(nn.Sequential(HetConv2d(8, 8, 3)), keep_first=False)
     with pytest.raises(ValueError, match="no convolutions"):
         convert(nn.Linear(3, 8))
-    with pytest.raises(ValueError, match="itself"):
-        convert(nn.Conv2d(8, 8, 3))
+    for itself in (nn.Conv2d(8, 8, 3), HetConv2d(8, 8, 3)):
+        with pytest.raises(ValueError, match="itself"):
+            convert(itself)
     for wrong in (dict(parts=0), dict(init="magic"), dict(arrangement="assigned")):
         with pytest.raises(ValueError):
             convert(model(), **wrong)
+
+
+def test_hetconv_layers_are_convolutions_of_the_model_too():
+    net, x = network("small-cifar", seed=8), torch.randn(1, 3, 32, 32)
+    once = convert(net, 4, exclude=["conv3"], keep_first=False, example=x)
+    again = convert(net, 2, example=x)
+    assert {layer.name: (layer.parts, layer.note) for layer in again.layers} == {
+        "conv1": (None, "the first convolution"),
+        "conv2": (None, "HetConv already"),
+        "conv3": (2, ""),
+        "conv4": (None, "HetConv already"),
+    }
+    assert (again.weights[0], again.macs[0]) == (once.weights[1], once.macs[1])
+
+
+def test_fresh_weights_come_with_the_biases_of_before():
+    net = model()
+    dense = copy.deepcopy(net)
+    report = convert(net, init="random")
+    assert [layer.name for layer in report.converted] == ["2.conv1", "2.conv2", "3"]
+    for het, conv, middle in [(net[2].conv2, dense[2].conv2, 1), (net[3], dense[3], 2)]:
+        assert torch.equal(het.bias, conv.bias)
+        assert not torch.equal(het.center, conv.weight[:, :, middle, middle])
+
+
+def test_hooks_on_results_and_gradients_go_over_to_the_layer():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    x, y = torch.randn(1, 3, 8, 8), torch.randn(1, 8, 6, 6, requires_grad=True)
+    called = []
+
+    def hook(name, arguments):
+        def note(*given):
+            assert len(given) == arguments
+            called.append((name, given[0]))
+
+        return note
+
+    handles = [
+        net[1].register_forward_pre_hook(hook("before", 2)),
+        net[1].register_forward_pre_hook(hook("before, by keyword", 3), with_kwargs=True),
+        net[1].register_forward_hook(hook("after", 3)),
+        net[1].register_forward_hook(hook("after, by keyword", 4), with_kwargs=True),
+        net[1].register_full_backward_pre_hook(hook("gradient before", 2)),
+        net[1].register_full_backward_hook(hook("gradient after", 3)),
+    ]
+    names = ["before", "before, by keyword", "after", "after, by keyword", "gradient before", "gradient after"]
+    convert(net, 2)
+    plain, alone = decompose(net), decompose(net[1])
+    assert [type(layer) for layer in (net[1], plain[1], alone)] == [HetConv2d, Decomposed, Decomposed]
+    for layer, whole, images in [(net[1], net, x), (plain[1], plain, x), (alone, alone, y)]:
+        whole(images).sum().backward()
+        assert called == [(name, layer) for name in names]
+        called.clear()
+    # Whoever registered a hook can still remove it.
+    for handle in handles:
+        handle.remove()
+    net(x).sum().backward()
+    assert called == []
 
 
 def test_patterns_that_match_nothing_are_warned_of():
@@ -197,7 +261,7 @@ def test_state_dicts_are_the_tensors_of_model_files(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors")
     net = network("resnet20_p4", seed=1)
     path = tmp_path / "model.safetensors"
-    save_model_file(net, path)
+    save_model_file(net, path, normalisation=PLAIN)
     tensors = safetensors.load_file(path)
     assert set(tensors) == set(net.state_dict())
     other = network("resnet20_p4", seed=2)
@@ -209,11 +273,25 @@ def test_a_converted_network_is_a_model_file_again(tmp_path):
     net = network("small-cifar", seed=4).eval()
     convert(net, 4)
     path = tmp_path / "model.safetensors"
-    save_model_file(net, path)
+    save_model_file(net, path, normalisation=PLAIN)
     x = torch.randn(2, 3, 32, 32)
     found = torch.tensor(hetconv.Runtime(path, exact=True).run(x))
     torch.testing.assert_close(found, net(x).detach(), rtol=1e-4, atol=1e-4)
     assert isinstance(load_model_file(path).conv3, HetConv2d)
+
+
+def test_a_model_file_needs_a_normalisation(tmp_path):
+    for channels, net in [(4, load_model_file(OPEN_SIZE, image_size=(9, 11))), (3, network("small-cifar_p4"))]:
+        assert net.normalisation is None
+        path, again = tmp_path / f"{channels}.safetensors", tmp_path / "again.safetensors"
+        with pytest.raises(ValueError, match="give `normalisation`"):
+            save_model_file(net, path)
+        assert not path.exists()
+        stated = [0.5] * channels, [0.25] * channels
+        save_model_file(net, path, normalisation=stated)
+        assert load_model_file(path).normalisation == hetconv.Runtime(path).normalisation == stated
+        save_model_file(load_model_file(path), again)
+        assert again.read_bytes() == path.read_bytes()
 
 
 def write_convolutions(path, *layers):
@@ -244,8 +322,9 @@ def write_convolutions(path, *layers):
 def test_uneven_padding_survives_a_conversion(tmp_path):
     torch.manual_seed(5)
     path = tmp_path / "model.safetensors"
-    write_convolutions(path, ("first",), ("uneven", 2, [0, 0, 1, 1]), ("even",))
+    write_convolutions(path, ("first",), ("uneven", 2, [1, 0, 2, 1]), ("even",))
     net = load_model_file(path)
+    dense = copy.deepcopy(net)
     x = torch.randn(2, 4, 9, 8)
 
     def agrees():
@@ -254,7 +333,14 @@ def test_uneven_padding_survives_a_conversion(tmp_path):
 
     agrees()
     report = convert(net, 2)
-    assert {layer.name: bool(layer.parts) for layer in report.layers} == {"first": False, "uneven": False, "even": True}
+    assert {layer.name: layer.parts for layer in report.layers} == {"first": None, "uneven": 2, "even": 2}
+    # The standard convolution with the taps that are left.
+    kept = net.uneven.dense_weight() != 0
+    assert torch.equal(net.uneven.dense_weight()[kept], dense.uneven.weight[kept]) and not kept.all()
+    with torch.no_grad():
+        dense.uneven.weight.masked_fill_(~kept, 0)
+    y = torch.randn(2, 4, 9, 8)
+    torch.testing.assert_close(net.uneven(y), dense.uneven(y), rtol=1e-4, atol=1e-5)
     save_model_file(net, path)
     agrees()
 
@@ -342,6 +428,10 @@ def test_names_that_cannot_be_had_are_errors(tmp_path):
     with pytest.raises(ValueError, match="first.gwc is in the way"):
         decompose(net)
     assert net(x).shape == x.shape
+    layer = HetConv2d(4, 4, 3)
+    layer.add_module("gwc", nn.Identity())
+    with pytest.raises(ValueError, match="^gwc is in the way"):
+        decompose(layer)
 
 
 def test_decompose_where_padding_and_classes_are_uneven():
@@ -375,7 +465,7 @@ def test_as_many_inputs_as_the_network_has():
 def test_networks_of_another_image_size(tmp_path):
     net = network("small-cifar_p4", image_size=(40, 24)).eval()
     assert net.input_shape == (3, 40, 24)
-    save_model_file(net, tmp_path / "model.safetensors")
+    save_model_file(net, tmp_path / "model.safetensors", normalisation=PLAIN)
     assert hetconv.Runtime(tmp_path / "model.safetensors").input_shapes == [(3, 40, 24)]
     with pytest.raises(hetconv.Error, match="classifier|linear|fc"):
         network("vgg16", image_size=(32, 32))
@@ -500,6 +590,29 @@ def test_pytorchs_own_exporter_writes_converted_models(tmp_path):
 def test_other_modules_are_no_model_files(tmp_path):
     with pytest.raises(TypeError, match="export_onnx"):
         save_model_file(Classifier(), tmp_path / "model.safetensors")
+
+
+@needs_onnx
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_files_say_what_a_network_says(tmp_path):
+    import onnx
+
+    model_file, path, x = tmp_path / "model.safetensors", tmp_path / "model.onnx", torch.randn(2, 3, 32, 32)
+    names, stated = [f"class {i}" for i in range(10)], ([0.5, 0.25, 0.125], [0.25, 0.5, 1.0])
+    save_model_file(network("small-cifar_p4"), model_file, class_names=names, normalisation=stated)
+    net = load_model_file(model_file).eval()
+    for said, exported in [(["classes", "normalisation"], net), ([], network("small-cifar_p4")), ([], Classifier())]:
+        export_onnx(exported, x, path)
+        onnx.checker.check_model(path)
+        keys = sorted(entry.key for entry in onnx.load(path).metadata_props if entry.key.startswith("hetconv."))
+        assert keys == [f"hetconv.{key}" for key in said]
+        runtime, again = hetconv.Runtime(path, exact=True), load_model_file(path)
+        assert runtime.class_names == again.description["classes"] == (names if said else [])
+        assert runtime.normalisation == again.normalisation == (stated if said else None)
+        with torch.no_grad():
+            expected = exported.eval()(x)
+        atol = 1e-4 * float(expected.abs().max())
+        torch.testing.assert_close(torch.tensor(runtime.run(x)), expected, rtol=1e-4, atol=atol)
 
 
 @needs_onnx

@@ -40,7 +40,11 @@ pub struct WeightAverage {
 impl WeightAverage {
     /// The average of a network that is to be updated; until then, the network as it is. `decay` is from 0 to 1, both
     /// excluded.
+    ///
+    /// # Panics
+    /// If it is not.
     pub fn new(network: &GraphModule, decay: f64) -> Self {
+        assert!(decay > 0.0 && decay < 1.0, "a decay of {decay}, not between 0 and 1");
         Self { decay, updates: 0, mean: network.clone() }
     }
 
@@ -48,6 +52,9 @@ impl WeightAverage {
     ///
     /// # Errors
     /// Weights of another network.
+    ///
+    /// # Panics
+    /// As [`WeightAverage::new`].
     pub fn resumed(network: &GraphModule, decay: f64, mean: &Weights, updates: u64) -> Result<Self, ModuleError> {
         let mut average = Self { updates, ..Self::new(network, decay) };
         average.mean.load_weights(mean)?;

@@ -25,6 +25,14 @@ pub enum ModuleError {
         /// What is wrong.
         source: ConvError,
     },
+    /// Windows that would need tables beyond all measure: large ones, of many filters, that meet the image's edges in many ways.
+    #[error("node `{node}`: its window meets the image's edges in too many ways for its {filters} filters")]
+    Windows {
+        /// The node.
+        node: String,
+        /// Number of filters.
+        filters: usize,
+    },
     /// A pooling whose window does not fit.
     #[error("node `{node}`: {source}")]
     Pool {

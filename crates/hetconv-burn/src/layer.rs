@@ -6,9 +6,9 @@ use burn::config::Config;
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
 use hetconv_core::{ArrangementKind, Conv2dGeometry, ConvKind, GeometryError, HetPattern};
-use hetconv_kernels::{Conv, ConvSpec};
+use hetconv_kernels::{Conv, ConvError, ConvSpec, Reordered};
 
-use crate::ops::{ConvOp, ConvTensors};
+use crate::ops::{ConvOp, ConvTensors, NaturalConvOp};
 use crate::{Implementation, LayerError};
 
 /// Configuration of a [`HetConv2d`] layer.
@@ -73,8 +73,24 @@ pub struct HetConv2d {
 /// The layer's shape, and the convolution for the image size seen last.
 #[derive(Clone, Debug)]
 struct Prepared {
+    /// With channels as the kernels want them.
     spec: ConvSpec,
-    last: Arc<Mutex<Option<(Implementation, ConvOp)>>>,
+    last: Arc<Mutex<Option<Made>>>,
+}
+
+/// A convolution, and what it was made for.
+#[derive(Clone, Debug)]
+struct Made {
+    implementation: Implementation,
+    in_size: [usize; 2],
+    form: Form,
+}
+
+/// The convolution of one image size.
+#[derive(Clone, Debug)]
+enum Form {
+    Kernels(NaturalConvOp),
+    Composed(ConvOp),
 }
 
 impl HetConv2dConfig {
@@ -135,7 +151,7 @@ impl HetConv2dConfig {
         geometry.validate()?;
         let kind = ConvKind::Het(pattern);
         kind.check(channels, filters, &geometry)?;
-        Ok(ConvSpec::natural(channels, filters, geometry, kind))
+        Ok(ConvSpec::by_class(channels, filters, geometry, kind))
     }
 }
 
@@ -175,24 +191,73 @@ impl HetConv2d {
     /// input and layer are on different devices.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         let [_, _, height, width] = input.dims();
-        let op = self.prepared.op(&input.device(), [height, width]);
+        let form = self.prepared.form(&input.device(), [height, width]);
         let weights = ConvTensors::Het { center: self.center.val(), ring: self.ring.val() };
         let bias = self.bias.as_ref().map(|bias| bias.val());
-        op.forward(input.permute([0, 2, 3, 1]), weights, bias).permute([0, 3, 1, 2])
+        let nhwc = input.permute([0, 2, 3, 1]);
+        let result = match form {
+            Form::Kernels(op) => op.forward(nhwc, weights, bias),
+            Form::Composed(op) => op.forward(nhwc, weights, bias),
+        };
+        result.permute([0, 3, 1, 2])
     }
 }
 
 impl Prepared {
-    fn op(&self, device: &Device, in_size: [usize; 2]) -> ConvOp {
+    fn form(&self, device: &Device, in_size: [usize; 2]) -> Form {
         let implementation = Implementation::for_device(device).unwrap_or_else(|error| panic!("{error}"));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
-            Some((made_for, op)) if *made_for == implementation && op.conv().in_size() == in_size => op.clone(),
+            Some(made) if made.implementation == implementation && made.in_size == in_size => made.form.clone(),
             _ => {
-                let conv = Conv::new(self.spec.clone(), in_size).unwrap_or_else(|error| panic!("{error}"));
-                let op = ConvOp::new(Arc::new(conv), implementation);
-                last.insert((implementation, op)).1.clone()
+                let form = self.prepare(implementation, in_size).unwrap_or_else(|error| panic!("{error}"));
+                last.insert(Made { implementation, in_size, form }).form.clone()
             }
+        }
+    }
+
+    fn prepare(&self, implementation: Implementation, in_size: [usize; 2]) -> Result<Form, ConvError> {
+        let spec = self.spec.clone();
+        Ok(match implementation {
+            Implementation::Kernels(isa) => {
+                Form::Kernels(NaturalConvOp::new(Arc::new(Reordered::new(spec, in_size)?), isa))
+            }
+            Implementation::Composed => {
+                let ConvSpec { in_channels, out_channels, geometry, kind, .. } = spec;
+                let natural = Conv::new(ConvSpec::natural(in_channels, out_channels, geometry, kind), in_size)?;
+                Form::Composed(ConvOp::new(Arc::new(natural), implementation))
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hetconv_kernels::ConvWeights;
+
+    use super::*;
+
+    /// What the paper saves is saved by the kernels, too: they compute no products between classes.
+    #[test]
+    fn the_kernels_weights_are_those_of_the_classes() {
+        let device = Device::flex();
+        let Ok(Implementation::Kernels(isa)) = Implementation::for_device(&device) else { panic!("kernels") };
+        let packed = |arrangement: ArrangementKind, parts: usize| {
+            let config = HetConv2dConfig::new([128, 128], [3, 3], parts).with_arrangement(arrangement);
+            let Ok(Form::Kernels(op)) = config.init(&device).prepared.prepare(Implementation::Kernels(isa), [8, 8])
+            else {
+                panic!("kernels")
+            };
+            let conv = Conv::new(op.conv().conv().spec().clone(), [8, 8]).expect("a window that fits");
+            let (center, ring) = conv.spec().weight_lengths();
+            let (center, ring) = (vec![1.0; center], vec![1.0; ring]);
+            let exact = conv.exact();
+            conv.prepare(isa, exact, ConvWeights::Het { center: &center, ring: &ring }, None, None).packed_len()
+        };
+        for arrangement in [ArrangementKind::Shifted, ArrangementKind::Blocked] {
+            // Beside the biases, and a few zeros between blocks.
+            assert!((1.0..1.02).contains(&(packed(arrangement, 1) as f64 / (128.0 * (128.0 * 9.0)))));
+            assert!((1.0..1.02).contains(&(packed(arrangement, 4) as f64 / (128.0 * (128.0 + 32.0 * 8.0)))));
         }
     }
 }

@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, activation};
 use hetconv_core::{Conv2dGeometry, ConvKind};
 use hetconv_graph::{Activation, Chain, ChannelPlan, Classifier, Fusion, Graph, Node, Op, Shape, Takes, ValueId};
 use hetconv_kernels::select::Select;
-use hetconv_kernels::{ColumnSums, Conv, ConvSpec};
+use hetconv_kernels::{ColumnSums, Conv, ConvSpec, Tables};
 
 use crate::ops::{
     ConvOp, ConvRequest, ConvTensors, Moments, NormOp, NormTensors, Normalised, PoolKind, PoolOp, SelectOp,
@@ -157,6 +157,17 @@ impl Program {
                     Some(norm) => compiler.conv_of_norm(norm, chain.first)?,
                     None => compiler.instruction(chain.first)?,
                 }),
+            }
+        }
+        if let Implementation::Kernels(isa) = implementation {
+            let mut tables = Tables::default();
+            for instruction in &instructions {
+                if let Step::Conv { op, .. } = &instruction.step
+                    && !tables.take(op.conv(), isa)
+                {
+                    let (node, filters) = (&graph.nodes[instruction.output], op.conv().spec().out_channels);
+                    return Err(ModuleError::Windows { node: node.name.clone(), filters });
+                }
             }
         }
         let mut reads = vec![0; graph.nodes.len()];

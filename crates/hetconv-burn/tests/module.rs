@@ -378,6 +378,21 @@ fn sgd_is_pytorchs() {
 }
 
 #[test]
+fn windows_that_would_need_tables_beyond_measure() {
+    let geometry = Conv2dGeometry { kernel: [31; 2], stride: [1; 2], padding: [60; 4], dilation: [2; 2] };
+    let mut b = GraphBuilder::new("wide");
+    let x = b.input("image", [1, 61, 61]);
+    let x = b.conv("wide", x, 4364, geometry, ConvKind::Standard, false);
+    let x = b.global_avg_pool("pool", x);
+    let x = b.flatten("flatten", x);
+    let x = b.linear("classifier", x, 2, true);
+    let graph = b.finish([x]).expect("a graph");
+    let weights = Weights::init(&graph, 1).expect("weights");
+    let windows = ModuleError::Windows { node: "wide".to_owned(), filters: 4364 };
+    assert_eq!(GraphModule::new(&graph, &weights, &Device::flex()).err(), Some(windows));
+}
+
+#[test]
 fn wrong_batches_are_errors_and_change_nothing() {
     let graph = residual();
     let weights = random_weights(&graph, 13);

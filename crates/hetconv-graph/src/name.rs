@@ -48,22 +48,20 @@ pub fn pruned_name(name: &str) -> String {
 #[non_exhaustive]
 pub enum NameError {
     /// No such architecture or variant.
-    #[error("unknown network `{name}`; did you mean `{suggestion}`? Names are ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]")]
+    #[error("unknown network `{name}`{} Names are ARCH[_pP|_pc|_gwcG_pwc|_dwc_pwc][_se]", did_you_mean(suggestion))]
     Unknown {
         /// The name.
         name: String,
-        /// The known name nearest to it.
-        suggestion: String,
+        /// The known name nearest to it, if one is like it.
+        suggestion: Option<String>,
     },
     /// No such variant.
-    #[error(
-        "unknown variant `{name}`; did you mean `{suggestion}`? Variants are standard, pP, pc, gwcG_pwc and dwc_pwc"
-    )]
+    #[error("unknown variant `{name}`{} Variants are standard, pP, pc, gwcG_pwc and dwc_pwc", did_you_mean(suggestion))]
     UnknownVariant {
         /// The variant.
         name: String,
-        /// The usual variant nearest to it.
-        suggestion: String,
+        /// The usual variant nearest to it, if one is like it.
+        suggestion: Option<String>,
     },
     /// P = 0 or G = 0.
     #[error("`{name}` asks for 0 parts or groups; at least 1 is needed")]
@@ -105,7 +103,8 @@ impl FromStr for Substitution {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let unknown = || NameError::UnknownVariant {
             name: text.to_owned(),
-            suggestion: nearest(text, zoo::VARIANTS.map(|v| if v.is_empty() { "standard" } else { v })).to_owned(),
+            suggestion: nearest(text, zoo::VARIANTS.map(|v| if v.is_empty() { "standard" } else { v }))
+                .map(str::to_owned),
         };
         let number = |digits: &str| {
             // One spelling per number: no sign, no leading zero.
@@ -149,7 +148,7 @@ impl FromStr for ModelName {
     fn from_str(name: &str) -> Result<Self, NameError> {
         let unknown = || {
             let known = zoo::known_names();
-            let suggestion = nearest(name, known.iter().map(String::as_str)).to_owned();
+            let suggestion = nearest(name, known.iter().map(String::as_str)).map(str::to_owned);
             NameError::Unknown { name: name.to_owned(), suggestion }
         };
         let (stem, pruned) = strip(name, PRUNED);
@@ -175,9 +174,23 @@ fn strip<'a>(name: &'a str, end: &str) -> (&'a str, bool) {
     name.strip_suffix(end).map_or((name, false), |stem| (stem, true))
 }
 
-/// The candidate most like what somebody wrote, to suggest it; nothing only if there are no candidates.
-pub fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> &'a str {
+/// The end of a sentence that names what is unknown.
+fn did_you_mean(suggestion: &Option<String>) -> String {
+    suggestion.as_ref().map_or(".".to_owned(), |suggestion| format!("; did you mean `{suggestion}`?"))
+}
+
+/// The candidate most like what somebody wrote, to suggest it; nothing if none is like it.
+///
+/// ```
+/// use hetconv_graph::nearest;
+/// assert_eq!(nearest("resnet2O", ["vgg16", "resnet20"]), Some("resnet20"));
+/// assert_eq!(nearest("inception", ["vgg16", "resnet20"]), None);
+/// ```
+pub fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    /// Below that two names have some letters in common, as any two have.
+    const LIKE: f64 = 0.8;
     // Jaro and Winkler's similarity values a common beginning, which in names of networks is the architecture.
     let unlike = |candidate: &str| 1.0 - strsim::jaro_winkler(text, candidate);
-    candidates.into_iter().min_by(|a, b| unlike(a).total_cmp(&unlike(b))).unwrap_or_default()
+    let nearest = candidates.into_iter().min_by(|a, b| unlike(a).total_cmp(&unlike(b)));
+    nearest.filter(|candidate| unlike(candidate) <= 1.0 - LIKE)
 }

@@ -75,8 +75,8 @@ impl Graph {
     /// # Errors
     /// The first node that cannot compute what it claims to, or more than [`Graph::MAX_NODES`].
     pub fn shapes(&self) -> Result<Vec<Shape>, GraphError> {
-        /// Channels of all values: each may have an order and classes of its own.
-        const MAX_CHANNELS: usize = 1 << 28;
+        /// Channels of all values and of all operands: each may have an order and classes of its own.
+        const MAX_CHANNELS: usize = 1 << 26;
         if self.nodes.len() > Self::MAX_NODES {
             return Err(GraphError::TooManyNodes { nodes: self.nodes.len(), limit: Self::MAX_NODES });
         }
@@ -85,8 +85,10 @@ impl Graph {
         for node in &self.nodes {
             let read = |&input: &usize| shapes.get(input).copied().ok_or(Fault::Order { input });
             let inputs: Result<Vec<Shape>, Fault> = node.inputs.iter().map(read).collect();
-            let shape = inputs.and_then(|inputs| infer(node, &inputs)).map_err(|fault| fault.at(&node.name))?;
-            channels = channels.saturating_add(shape.channels());
+            let inputs = inputs.map_err(|fault| fault.at(&node.name))?;
+            let shape = infer(node, &inputs).map_err(|fault| fault.at(&node.name))?;
+            let own = inputs.iter().chain([&shape]).map(Shape::channels);
+            channels = own.fold(channels, usize::saturating_add);
             if channels > MAX_CHANNELS {
                 return Err(Fault::TooLarge.at(&node.name));
             }

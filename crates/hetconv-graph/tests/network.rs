@@ -122,8 +122,7 @@ fn absurd_sizes_do_not_overflow() {
     for name in ["a", "b", "c", "d"] {
         x = b.conv(name, x, 1 << 24, window.clone(), ConvKind::Standard, false);
     }
-    let graph = b.finish([x]).unwrap();
-    assert!(matches!(graph.cost(), Err(GraphError::Node { fault: Fault::TooLarge, .. })));
+    assert!(matches!(b.finish([x]), Err(GraphError::Node { fault: Fault::TooLarge, .. })));
 }
 
 #[test]
@@ -371,14 +370,19 @@ fn unknown_names_get_the_nearest_known_one() {
         match name.parse::<ModelName>() {
             Err(NameError::Unknown { name: asked, suggestion }) => {
                 assert_eq!(asked, name);
-                assert_eq!(suggestion, nearest, "{name}");
+                assert_eq!(suggestion.as_deref(), Some(nearest), "{name}");
             }
             other => panic!("{name}: {other:?}"),
         }
     }
-    for name in ["", "_", "resnet20_", "resnet20_standard", "_p4", "resnet20_p", "resnet20_p99999999999999999999"] {
+    for name in ["resnet20_", "resnet20_standard", "resnet20_p", "resnet20_p99999999999999999999"] {
         let Err(NameError::Unknown { suggestion, .. }) = name.parse::<ModelName>() else { panic!("{name}") };
-        assert!(suggestion.parse::<ModelName>().is_ok());
+        assert!(suggestion.is_some_and(|suggestion| suggestion.parse::<ModelName>().is_ok()), "{name}");
+    }
+    for name in ["", "_", "_p4", "alexnet", "densenet121"] {
+        let error = name.parse::<ModelName>().unwrap_err();
+        assert!(matches!(&error, NameError::Unknown { suggestion: None, .. }), "{error}");
+        assert!(error.to_string().contains(&format!("`{name}`. Names are ARCH")), "{error}");
     }
     assert_eq!("resnet20_p0".parse::<ModelName>(), Err(NameError::Zero { name: "resnet20_p0".into() }));
     assert_eq!("resnet20_gwc0_pwc".parse::<ModelName>(), Err(NameError::Zero { name: "resnet20_gwc0_pwc".into() }));
@@ -391,4 +395,13 @@ fn values_that_are_many_and_wide_are_too_large_together() {
     nodes.extend((0..40).map(|i| node(&format!("softmax{i}"), Op::Softmax, &[i + 1])));
     let graph = Graph { name: "wide".into(), outputs: vec![nodes.len() - 1], nodes };
     assert!(matches!(graph.validate(), Err(GraphError::Node { fault: Fault::TooLarge, .. })));
+
+    // So are operands, however few values they are.
+    let sum = |operands: usize| {
+        let nodes =
+            vec![node("input", Op::Input { shape: [1024, 1, 1] }, &[]), node("sum", Op::Add, &vec![0; operands])];
+        Graph { name: "sum".into(), outputs: vec![1], nodes }.validate()
+    };
+    assert_eq!(sum(1000), Ok(()));
+    assert!(matches!(sum(1 << 17), Err(GraphError::Node { fault: Fault::TooLarge, .. })));
 }

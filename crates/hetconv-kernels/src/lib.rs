@@ -61,7 +61,9 @@ pub mod scale;
 pub mod select;
 
 pub use aligned::Aligned;
-pub use conv::{Algorithm, Batch, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered};
+pub use conv::{
+    Algorithm, Batch, Conv, ConvError, ConvSpec, ConvWeights, ConvWeightsMut, PackedWeights, Reordered, Tables,
+};
 pub use fresh::zeros;
 pub use isa::{Isa, IsaError};
 pub use moments::ColumnSums;

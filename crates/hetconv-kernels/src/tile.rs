@@ -576,7 +576,7 @@ impl<const R: usize, const J: usize> Task for TurnRows<'_, R, J> {
                     }
                 } else {
                     for turn in turns {
-                        let spread = turn.lanes.as_ref().unwrap_or(&Spread::PLAIN);
+                        let spread = turn.lanes.as_deref().unwrap_or(&Spread::PLAIN);
                         let (lanes, live) = (simd.lanes(&spread.lanes), simd.load(spread.live.as_ptr()));
                         let value = |r: usize| {
                             simd.where_positive(live, simd.permute(simd.load(sources[r].offset(turn.source)), lanes))

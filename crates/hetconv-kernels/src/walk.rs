@@ -1,6 +1,7 @@
 //! What a tile reads: the taps of a region as runs of positions for one block.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::pack::{Block, Ring, Source};
 
@@ -32,7 +33,7 @@ pub(crate) struct Turn {
     /// First value that is read, relative to the tile pixel's own first.
     pub source: isize,
     /// How the values come to their lanes; `None` as they are.
-    pub lanes: Option<Spread>,
+    pub lanes: Option<Arc<Spread>>,
     /// First weight in the packed buffer.
     pub weights: usize,
 }
@@ -84,6 +85,13 @@ impl Walk {
     /// Of a block, for `taps` with the first value of their source pixels relative to that of a tile pixel's own.
     pub fn new(block: &Block, center: Option<usize>, taps: &[(usize, isize)]) -> Self {
         let mut walk = Self::default();
+        // The same for all taps.
+        let spreads =
+            |sources: &Vec<Source>| sources.iter().map(|of| Spread::new(of).map(Arc::new)).collect::<Vec<_>>();
+        let spreads: Vec<_> = match &block.ring {
+            Ring::Turned { sources, .. } => sources.iter().map(spreads).collect(),
+            Ring::Ranges(_) => Vec::new(),
+        };
         for &(tap, first) in taps {
             let weights = block.taps[tap];
             match &block.ring {
@@ -96,9 +104,9 @@ impl Walk {
                 Ring::Turned { size, sources } => {
                     walk.size = *size;
                     let mut weights = weights;
-                    for (turns, sources) in walk.turns.iter_mut().zip(sources) {
-                        for source in sources {
-                            let lanes = Spread::new(source);
+                    for (turns, (sources, spreads)) in walk.turns.iter_mut().zip(sources.iter().zip(&spreads)) {
+                        for (source, lanes) in sources.iter().zip(spreads) {
+                            let lanes = lanes.clone();
                             turns.push(Turn { source: first + source.start as isize, lanes, weights });
                             weights += size * block.lanes();
                         }

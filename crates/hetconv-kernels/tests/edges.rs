@@ -193,7 +193,9 @@ fn values_that_are_not_finite_reach_their_windows_and_nothing_else() {
                             assert!(got.is_infinite(), "{label}: {got}");
                         } else if reads {
                             assert!(!got.is_finite(), "{label}: {got}");
-                        } else if algorithm != Algorithm::Winograd || away.iter().any(|&a| a > 5) {
+                        } else if algorithm != Algorithm::Winograd || [pixel / 9, pixel % 9].contains(&8) {
+                            // Winograd's algorithm spreads them over the pieces of 4×4 that read them, which no piece of
+                            // the last row and column does.
                             assert_eq!(got.to_bits(), clean.to_bits(), "{label}");
                         }
                     }

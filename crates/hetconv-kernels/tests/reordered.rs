@@ -19,6 +19,12 @@ fn check(spec: &ConvSpec, isa: Isa, batch: usize, in_size: [usize; 2], seed: u64
         let packed = conv.conv().pack(isa, Direction::GradInput, algorithm, weights.get());
         conv.grad_input(batch, grad, &packed, &mut grad_input);
         problem.check_grad_input(algorithm, &grad_input);
+        let mut grad_bias = vec![f32::NAN; spec.out_channels];
+        conv.grad_bias(batch, grad, &mut grad_bias);
+        for (filter, &got) in grad_bias.iter().enumerate() {
+            let want: f64 = grad.iter().skip(filter).step_by(spec.out_channels).map(|&grad| f64::from(grad)).sum();
+            assert!((f64::from(got) - want).abs() <= 1e-5 * want.abs().max(1.0), "filter {filter}: {got}, not {want}");
+        }
         problem.check_grad_weight(spec, algorithm, |got| conv.grad_weight(isa, algorithm, batch, input, grad, got));
     }
 }

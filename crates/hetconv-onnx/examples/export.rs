@@ -24,13 +24,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                     _ => return Err(USAGE.into()),
                 }
             }
-            "--opset" => options.opset = arguments.next().ok_or(USAGE)?.parse()?,
+            "--opset" => options.opset = Some(arguments.next().ok_or(USAGE)?.parse()?),
             "--keep-batch-norm" => options.fold_batch_norm = false,
             _ => paths.push(argument),
         }
     }
     let [model, onnx] = paths.as_slice() else { return Err(USAGE.into()) };
-    let bytes = export(&ModelFile::load(Path::new(model))?, &options)?;
-    atomic_write(Path::new(onnx), |file| file.write_all(&bytes))?;
+    let exported = export(&ModelFile::load(Path::new(model))?, &options)?;
+    atomic_write(Path::new(onnx), |file| file.write_all(&exported.bytes))?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! layers are contiguous and become the groups of grouped convolutions; the permutations are absorbed by the weights.
 
 use std::collections::BTreeMap;
+use std::mem;
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{Activation, ChannelPlan, ConvKind, Graph, ModelFile, Node, Op, Shape, ValueId, Weights};
@@ -13,7 +14,7 @@ use crate::OnnxError;
 use crate::decompose::{conv_attributes, window_attributes};
 use crate::fold::fold_batch_norms;
 use crate::metadata;
-use crate::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, OperatorSetIdProto};
+use crate::proto::{FunctionProto, GraphProto, ModelProto, OperatorSetIdProto};
 use crate::writer::{Slice, Writer, batch_of, float, int};
 
 mod het;
@@ -24,7 +25,7 @@ pub enum Style {
     /// Standard operators: a grouped K×K convolution, whose centre taps are 0, plus a 1×1 convolution over all channels.
     ///
     /// Classes of different sizes take one grouped convolution for every run of equal ones; a layer where that is more
-    /// than a handful, or with filters that have no spatial channel, is written as under [`Style::Dense`].
+    /// than eight, or none because no filter has a spatial channel, is written as under [`Style::Dense`].
     #[default]
     Standard,
     /// A K×K convolution over all channels with zero taps: what every reader computes, at the cost of the standard layer.
@@ -39,8 +40,9 @@ pub enum Style {
 pub struct ExportOptions {
     /// How HetConv layers are written.
     pub style: Style,
-    /// Version of the operator set, 11 to 22; functions need 15.
-    pub opset: i64,
+    /// Version of the operator set, 11 to 22; functions need 15. Without one, 17 or the first after it that has what the
+    /// network needs.
+    pub opset: Option<i64>,
     /// Whether batch-norms become part of the convolution or linear layer before them. Results differ by rounding.
     pub fold_batch_norm: bool,
     /// Whether the file says how pixels are normalised: not where that is but a guess.
@@ -48,15 +50,28 @@ pub struct ExportOptions {
 }
 
 impl Default for ExportOptions {
-    /// Standard operators of set 17, batch-norms folded, normalisation stated.
+    /// Standard operators, batch-norms folded, normalisation stated.
     fn default() -> Self {
-        Self { style: Style::Standard, opset: 17, fold_batch_norm: true, states_normalisation: true }
+        Self { style: Style::Standard, opset: None, fold_batch_norm: true, states_normalisation: true }
     }
+}
+
+/// A network as an ONNX file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// The file's bytes.
+    pub bytes: Vec<u8>,
+    /// The names of the HetConv layers that are written as under [`Style::Dense`] though another style was asked for: they
+    /// cost what standard layers do.
+    pub dense_layers: Vec<String>,
 }
 
 /// The operator sets that can be written, and the version of the format that came with each.
 const IR_VERSIONS: [(i64, i64); 12] =
     [(11, 6), (12, 7), (13, 7), (14, 7), (15, 8), (16, 8), (17, 8), (18, 8), (19, 9), (20, 9), (21, 10), (22, 10)];
+
+/// The operator set that is written unless another is asked for or needed.
+const USUAL: i64 = 17;
 
 /// The first operator set of a format that has functions.
 const FUNCTIONS: i64 = 15;
@@ -64,7 +79,7 @@ const FUNCTIONS: i64 = 15;
 /// What a protobuf message may take.
 pub(crate) const SIZE_LIMIT: usize = i32::MAX as usize;
 
-/// The bytes of an ONNX file that computes what the model computes.
+/// An ONNX file that computes what the model computes.
 ///
 /// The batch size is symbolic (`N`), values are named after the graph's nodes, inputs and outputs are in natural channel
 /// order. HetConv layers, class names and normalisation stand in the file's metadata, where the import finds them.
@@ -72,52 +87,69 @@ pub(crate) const SIZE_LIMIT: usize = i32::MAX as usize;
 /// # Errors
 /// A model that does not fit together, weights that are not finite, an operator set that cannot express it, or more than 2
 /// GiB of weights.
-pub fn export(model: &ModelFile, options: &ExportOptions) -> Result<Vec<u8>, OnnxError> {
-    let proto = export_model(model, options)?;
+pub fn export(model: &ModelFile, options: &ExportOptions) -> Result<Exported, OnnxError> {
+    let (proto, dense_layers) = export_model(model, options)?;
     let bytes = proto.encoded_len();
     if bytes > SIZE_LIMIT {
         return Err(OnnxError::TooLarge { bytes, limit: SIZE_LIMIT });
     }
-    Ok(proto.encode_to_vec())
+    Ok(Exported { bytes: proto.encode_to_vec(), dense_layers })
 }
 
-fn export_model(model: &ModelFile, options: &ExportOptions) -> Result<ModelProto, OnnxError> {
-    let ir_version = IR_VERSIONS.iter().find(|(opset, _)| *opset == options.opset).map(|(_, ir)| *ir);
+/// The operator set to write a graph in.
+fn opset(graph: &Graph, asked: Option<i64>) -> Result<i64, OnnxError> {
+    let (what, needs) = ("average pooling with dilation", 19);
+    let dilated = |node: &&Node| matches!(&node.op, Op::AvgPool { geometry, .. } if geometry.dilation != [1, 1]);
+    match (graph.nodes.iter().find(dilated), asked) {
+        (Some(node), Some(opset)) if opset < needs => {
+            Err(OnnxError::NeedsOpset { node: node.name.clone(), what, needs, opset })
+        }
+        (_, Some(opset)) => Ok(opset),
+        (Some(_), None) => Ok(needs),
+        (None, None) => Ok(USUAL),
+    }
+}
+
+/// The file's message, and the names of its [`Exported::dense_layers`].
+fn export_model(model: &ModelFile, options: &ExportOptions) -> Result<(ModelProto, Vec<String>), OnnxError> {
+    let opset = opset(&model.graph, options.opset)?;
+    let ir_version = IR_VERSIONS.iter().find(|(version, _)| *version == opset).map(|(_, ir)| *ir);
     let ((first, _), (last, _)) = (IR_VERSIONS[0], IR_VERSIONS[IR_VERSIONS.len() - 1]);
     let first = if options.style == Style::Function { FUNCTIONS } else { first };
-    let ir_version = ir_version.filter(|_| options.opset >= first);
-    let ir_version = ir_version.ok_or(OnnxError::Opset { found: options.opset, first, last })?;
+    let ir_version = ir_version.filter(|_| opset >= first);
+    let ir_version = ir_version.ok_or(OnnxError::Opset { found: opset, first, last })?;
     model.weights.check(&model.graph)?;
     model.weights.check_values(&model.graph)?;
     let folded = options.fold_batch_norm.then(|| fold_batch_norms(&model.graph, &model.weights));
     let (graph, weights) = folded.as_ref().map_or((&model.graph, &model.weights), |(g, w)| (g, w));
     weights.check_values(graph)?;
-    let mut exporter = Exporter::new(graph, weights, options)?;
-    for id in 0..graph.nodes.len() {
-        exporter.node(id)?;
-    }
+    let mut exporter = Exporter::new(graph, weights, options.style, opset)?;
+    (0..graph.nodes.len()).for_each(|id| exporter.node(id));
     let metadata_props = metadata::write(model, &exporter.layers, options.states_normalisation);
+    let dense_layers = mem::take(&mut exporter.dense_layers);
     let (graph, functions) = exporter.finish();
-    let domains = [("", options.opset)].into_iter().chain((!functions.is_empty()).then_some((het::DOMAIN, 1)));
-    let opset =
+    let domains = [("", opset)].into_iter().chain((!functions.is_empty()).then_some((het::DOMAIN, 1)));
+    let import =
         |(domain, version): (&str, i64)| OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
-    Ok(ModelProto {
+    let proto = ModelProto {
         ir_version: Some(ir_version),
-        opset_import: domains.map(opset).collect(),
+        opset_import: domains.map(import).collect(),
         producer_name: Some("hetconv".to_owned()),
         producer_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         graph: Some(graph),
         metadata_props,
         functions,
         ..ModelProto::default()
-    })
+    };
+    Ok((proto, dense_layers))
 }
 
 /// The graph being written.
 struct Exporter<'a> {
     graph: &'a Graph,
     weights: &'a Weights,
-    options: &'a ExportOptions,
+    style: Style,
+    opset: i64,
     plan: ChannelPlan,
     shapes: Vec<Shape>,
     writer: Writer,
@@ -125,19 +157,22 @@ struct Exporter<'a> {
     relu6: Option<[String; 2]>,
     /// The HetConv layers by name, as they are stored.
     layers: BTreeMap<String, HetPattern>,
+    /// Those that had to be written as dense convolutions.
+    dense_layers: Vec<String>,
     functions: Vec<FunctionProto>,
 }
 
 impl<'a> Exporter<'a> {
-    fn new(graph: &'a Graph, weights: &'a Weights, options: &'a ExportOptions) -> Result<Self, OnnxError> {
-        let mut writer = Writer::for_opset(options.opset);
+    fn new(graph: &'a Graph, weights: &'a Weights, style: Style, opset: i64) -> Result<Self, OnnxError> {
+        let mut writer = Writer::for_opset(opset);
         // Every node's own value gets its name before any helper asks for one.
         graph.nodes.iter().for_each(|node| drop(writer.claim(&node.name)));
         Ok(Self {
             graph,
             weights,
-            options,
-            plan: if options.style == Style::Dense {
+            style,
+            opset,
+            plan: if style == Style::Dense {
                 ChannelPlan::new(&graph.with_standard_convs())?
             } else {
                 ChannelPlan::new(graph)?
@@ -146,6 +181,7 @@ impl<'a> Exporter<'a> {
             writer,
             relu6: None,
             layers: BTreeMap::new(),
+            dense_layers: Vec::new(),
             functions: Vec::new(),
         })
     }
@@ -163,7 +199,7 @@ impl<'a> Exporter<'a> {
         node.inputs.iter().enumerate().map(operand).collect()
     }
 
-    fn node(&mut self, id: ValueId) -> Result<(), OnnxError> {
+    fn node(&mut self, id: ValueId) {
         let node = &self.graph.nodes[id];
         let name = node.name.as_str();
         let operands = self.operands(id);
@@ -204,7 +240,10 @@ impl<'a> Exporter<'a> {
                     true => self.padded(name, inputs[0], geometry, 0.0),
                     false => (inputs[0].to_owned(), geometry.clone()),
                 };
-                let attributes = self.avg_pool_attributes(node, &geometry, *count_padding)?;
+                let mut attributes = window_attributes(&geometry);
+                // Older sets have none.
+                attributes.retain(|attribute| attribute.name() != "dilations" || geometry.dilation != [1, 1]);
+                attributes.push(int("count_include_pad", usize::from(*count_padding)));
                 self.writer.node(name, "AveragePool", &[&input], attributes);
             }
             Op::GlobalAvgPool => self.writer.node(name, "GlobalAveragePool", &inputs, vec![]),
@@ -213,7 +252,6 @@ impl<'a> Exporter<'a> {
             Op::Softmax => self.writer.node(name, "Softmax", &inputs, vec![int("axis", 1)]),
             Op::Gather { stride, .. } => self.gather(id, inputs[0], *stride),
         }
-        Ok(())
     }
 
     /// The weight of a standard or grouped convolution, in stored order.
@@ -274,7 +312,7 @@ impl<'a> Exporter<'a> {
             }
             Activation::Sigmoid => self.writer.node(name, "Sigmoid", &[input], vec![]),
             Activation::HardSigmoid => self.writer.node(name, "HardSigmoid", &[input], hard_sigmoid()),
-            Activation::HardSwish if self.options.opset >= 14 => self.writer.node(name, "HardSwish", &[input], vec![]),
+            Activation::HardSwish if self.opset >= 14 => self.writer.node(name, "HardSwish", &[input], vec![]),
             Activation::HardSwish => {
                 let gate = self.writer.helper(&format!("{name}.gate"), "HardSigmoid", &[input], hard_sigmoid());
                 self.writer.node(name, "Mul", &[input, &gate], vec![]);
@@ -307,25 +345,6 @@ impl<'a> Exporter<'a> {
         let pads = [0, 0, top, left, 0, 0, bottom, right];
         let padded = self.writer.pad_with(&format!("{name}.padded"), input, &pads, fill);
         (padded, Conv2dGeometry { padding: [0; 4], ..geometry.clone() })
-    }
-
-    fn avg_pool_attributes(
-        &self,
-        node: &Node,
-        geometry: &Conv2dGeometry,
-        count_padding: bool,
-    ) -> Result<Vec<AttributeProto>, OnnxError> {
-        let opset = self.options.opset;
-        let mut attributes = window_attributes(geometry);
-        if opset < 19 {
-            if geometry.dilation != [1, 1] {
-                let what = "average pooling with dilation";
-                return Err(OnnxError::NeedsOpset { node: node.name.clone(), what, needs: 19, opset });
-            }
-            attributes.retain(|attribute| attribute.name() != "dilations");
-        }
-        attributes.push(int("count_include_pad", usize::from(count_padding)));
-        Ok(attributes)
     }
 
     /// Subsampling, then channels picked or zero.

@@ -31,7 +31,7 @@ const GRAPH_SPARSE_INITIALIZER: u32 = 15;
 /// let graph = zoo::build(&"small-cifar".parse()?, 10)?;
 /// let weights = Weights::init(&graph, 1)?;
 /// let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
-/// let alone = hetconv_onnx::export(&model, &Default::default())?;
+/// let alone = hetconv_onnx::export(&model, &Default::default())?.bytes;
 /// assert_eq!(hetconv_onnx::embed_external_data(&alone, ".".as_ref())?, alone);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -83,8 +83,9 @@ impl<F: FnMut(&mut TensorProto) -> Result<bool, OnnxError>> Tensors<F> {
         for field in fields(&Bytes::copy_from_slice(bytes))? {
             match field.tag {
                 MODEL_GRAPH => {
-                    let mut graph = Vec::with_capacity(field.payload.len());
-                    for field in fields(&field.payload)? {
+                    let payload = field.payload()?;
+                    let mut graph = Vec::with_capacity(payload.len());
+                    for field in fields(payload)? {
                         match field.tag {
                             GRAPH_NODE => self.field(&field, Self::node, &mut graph)?,
                             GRAPH_INITIALIZER => self.field(&field, |of, tensor| of.0(tensor), &mut graph)?,
@@ -108,7 +109,7 @@ impl<F: FnMut(&mut TensorProto) -> Result<bool, OnnxError>> Tensors<F> {
         change: impl Fn(&mut Self, &mut M) -> Result<bool, OnnxError>,
         to: &mut Vec<u8>,
     ) -> Result<(), OnnxError> {
-        let mut message = M::decode(field.payload.clone())?;
+        let mut message = M::decode(field.payload()?.clone())?;
         if change(self, &mut message)? {
             wire::put(field.tag, &message, to);
         } else {

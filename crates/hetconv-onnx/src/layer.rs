@@ -78,11 +78,11 @@ pub(crate) struct GroupedPart {
     pub groups: usize,
 }
 
-/// The most grouped convolutions a layer is worth; beyond, one dense convolution is simpler and no slower.
+/// The most grouped convolutions a layer is worth; beyond, one dense convolution is simpler.
 const MOST_PARTS: usize = 8;
 
 /// The classes of a pattern whose filter classes are contiguous as groups: one grouped convolution if all classes have
-/// equal sizes, else one for every run of classes that have. `None` if that takes too many or a filter has no spatial
+/// equal sizes, else one for every run of classes that have. `None` if that takes too many or no filter has a spatial
 /// channel.
 pub(crate) fn grouped_parts(pattern: &HetPattern) -> Option<Vec<GroupedPart>> {
     let mut parts: Vec<GroupedPart> = Vec::new();
@@ -90,9 +90,6 @@ pub(crate) fn grouped_parts(pattern: &HetPattern) -> Option<Vec<GroupedPart>> {
     let mut start = 0;
     for class in filters.chunk_by(|a, b| a == b) {
         let channels: Vec<usize> = pattern.spatial_channels(start).collect();
-        if channels.is_empty() {
-            return None;
-        }
         let range = start..start + class.len();
         start = range.end;
         match parts.last_mut() {
@@ -107,7 +104,14 @@ pub(crate) fn grouped_parts(pattern: &HetPattern) -> Option<Vec<GroupedPart>> {
             _ => parts.push(GroupedPart { channels, filters: range, groups: 1 }),
         }
     }
-    (parts.len() <= MOST_PARTS).then_some(parts)
+    if parts.len() > MOST_PARTS || parts.iter().all(|part| part.channels.is_empty()) {
+        return None;
+    }
+    // Filters without a spatial channel read any one, off whose centre their kernels are zero.
+    for part in parts.iter_mut().filter(|part| part.channels.is_empty()) {
+        (part.channels, part.groups) = (vec![0], 1);
+    }
+    Some(parts)
 }
 
 #[cfg(test)]
@@ -126,7 +130,14 @@ mod tests {
         let parts = grouped_parts(&pattern).unwrap();
         let part = |channels: &[usize], filters| GroupedPart { channels: channels.to_vec(), filters, groups: 1 };
         assert_eq!(parts, [part(&[0, 3], 0..1), part(&[1, 2], 1..3), part(&[4], 3..4)]);
-        assert_eq!(grouped_parts(&HetPattern::assigned(vec![0, 0], vec![0, 1]).unwrap()), None);
+        // Filters without a channel of their class are no part of their neighbours' groups, whatever these read.
+        let pattern = HetPattern::assigned(vec![0, 3, 3], vec![0, 1, 2, 3]).unwrap();
+        assert_eq!(grouped_parts(&pattern).unwrap(), [part(&[0], 0..1), part(&[0], 1..3), part(&[1, 2], 3..4)]);
+        assert_eq!(grouped_parts(&HetPattern::assigned(vec![0, 0], vec![1, 1]).unwrap()), None);
+        let sizes = |classes: u32| (0..classes).flat_map(|class| vec![class; class as usize + 1]).collect();
+        let uneven = |classes: u32| HetPattern::assigned(sizes(classes), (0..classes).collect()).unwrap();
+        assert_eq!(grouped_parts(&uneven(8)).unwrap().len(), 8);
+        assert_eq!(grouped_parts(&uneven(9)), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! let weights = Weights::init(&graph, 1)?;
 //! let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
 //! let onnx = export(&model, &ExportOptions::default())?;
-//! let imported = import(&onnx, None, &ImportOptions::default())?;
+//! let imported = import(&onnx.bytes, None, &ImportOptions::default())?;
 //! assert_eq!(imported.het_layers, ["conv2", "conv3", "conv4"]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -37,13 +37,13 @@ mod writer;
 
 pub use convert::{Converted, convert};
 pub use error::{OnnxError, UnsupportedNode};
-pub use export::{ExportOptions, Style, export};
+pub use export::{ExportOptions, Exported, Style, export};
 pub use external::{data_files, embed_external_data};
 pub use hetconv_graph::{
     ConvCost, ConvertError, ConvertOptions, ConvertReport, ConvertedLayer, HetLayer, Init, KeptReason, Selection,
 };
 pub use import::{ImportOptions, Imported, import, import_file, is_onnx};
-pub use metadata::state_normalisation;
+pub use metadata::{state_classes, state_normalisation};
 pub use tensor::TensorFault;
 
 #[cfg(doctest)]

@@ -39,7 +39,7 @@ const MODEL_METADATA: u32 = 14;
 /// let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
 /// let silent = hetconv_onnx::ExportOptions { states_normalisation: false, ..Default::default() };
 /// let normalisation = Normalisation { mean: vec![0.5; 3], std: vec![0.25; 3] };
-/// let bytes = hetconv_onnx::state_normalisation(&hetconv_onnx::export(&model, &silent)?, &normalisation)?;
+/// let bytes = hetconv_onnx::state_normalisation(&hetconv_onnx::export(&model, &silent)?.bytes, &normalisation)?;
 /// let imported = hetconv_onnx::import(&bytes, None, &Default::default())?;
 /// assert!(imported.states_normalisation && imported.model.normalisation == normalisation);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -47,15 +47,41 @@ const MODEL_METADATA: u32 = 14;
 pub fn state_normalisation(bytes: &[u8], normalisation: &Normalisation) -> Result<Vec<u8>, OnnxError> {
     let bytes = Bytes::copy_from_slice(bytes);
     check_channels(&ModelProto::decode(bytes.clone())?, normalisation)?;
+    state(&bytes, NORMALISATION, serde_json::to_string(normalisation))
+}
+
+/// The same ONNX file, saying what its classes are called, in the order of its outputs. All else keeps its bytes. Whoever reads
+/// the file checks that there are as many.
+///
+/// # Errors
+/// A file that is none, or one that would be larger than an ONNX file can be.
+///
+/// ```
+/// use hetconv_graph::{ModelFile, Normalisation, Weights, zoo};
+/// let graph = zoo::build(&"small-cifar".parse()?, 2)?;
+/// let weights = Weights::init(&graph, 1)?;
+/// let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
+/// let bytes = hetconv_onnx::state_classes(&hetconv_onnx::export(&model, &Default::default())?.bytes, &["cat".into(), "dog".into()])?;
+/// assert_eq!(hetconv_onnx::import(&bytes, None, &Default::default())?.model.classes, ["cat", "dog"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn state_classes(bytes: &[u8], classes: &[String]) -> Result<Vec<u8>, OnnxError> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    ModelProto::decode(bytes.clone())?;
+    state(&bytes, CLASSES, serde_json::to_string(classes))
+}
+
+/// A file with this entry instead of any earlier one.
+fn state(bytes: &Bytes, key: &str, value: serde_json::Result<String>) -> Result<Vec<u8>, OnnxError> {
     let mut model = Vec::with_capacity(bytes.len());
-    for field in fields(&bytes)? {
-        let is_earlier = field.tag == MODEL_METADATA
-            && StringStringEntryProto::decode(field.payload.clone())?.key() == NORMALISATION;
+    for field in fields(bytes)? {
+        let is_earlier =
+            field.tag == MODEL_METADATA && StringStringEntryProto::decode(field.payload()?.clone())?.key() == key;
         if !is_earlier {
             model.extend_from_slice(&field.bytes);
         }
     }
-    if let Some(entry) = entry(NORMALISATION, serde_json::to_string(normalisation)) {
+    if let Some(entry) = entry(key, value) {
         wire::put(MODEL_METADATA, &entry, &mut model);
     }
     match model.len() {

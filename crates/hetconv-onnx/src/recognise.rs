@@ -1,13 +1,13 @@
 //! HetConv in the operators that other people write it with.
 //!
 //! A sum of convolutions over one image is one convolution. If its off-centre taps make classes — that is so for a grouped
-//! K×K convolution plus a 1×1 convolution, with or without biases, gathers, centre taps in either — it is a HetConv layer.
-//! A dense convolution whose off-centre taps are 0 outside of classes is one, too.
+//! K×K convolution plus a 1×1 convolution, with or without biases, gathers, cropping, centre taps in either — it is a HetConv
+//! layer. A dense convolution whose off-centre taps are 0 outside of classes is one, too.
 
 use std::collections::{BTreeMap, HashMap};
 
 use hetconv_core::{Conv2dGeometry, HetPattern};
-use hetconv_graph::{ChannelAffine, ConvKind, Graph, HetLayer, Op, Shape, ValueId, WeightTensor, Weights};
+use hetconv_graph::{ChannelAffine, ConvKind, Graph, HetLayer, Node, Op, Shape, ValueId, WeightTensor, Weights};
 
 use crate::OnnxError;
 use crate::layer::{dense_kernels, simplest_pattern};
@@ -51,7 +51,7 @@ fn masked(graph: &mut Graph, weights: &mut Weights, facts: &Facts, known: &BTree
     if !known.contains_key(&graph.nodes[id].name) && !has_dead_kernel(graph, weights, id) {
         return;
     }
-    let (base, _) = ungathered(graph, graph.nodes[id].inputs[0]);
+    let Some(Source { base, .. }) = Source::of(graph, weights, facts, id) else { return };
     if !has_centers(graph, weights, facts, base, id, &[id]) {
         return;
     }
@@ -81,10 +81,10 @@ fn has_dead_kernel(graph: &Graph, weights: &Weights, id: ValueId) -> bool {
 /// A sum some of whose operands are convolutions over one image.
 fn sum(graph: &mut Graph, weights: &mut Weights, facts: &Facts, id: ValueId) {
     let operands = graph.nodes[id].inputs.clone();
-    // A convolution's base can be told without looking at its weights, and most sums have none in common.
+    // A convolution's base can be told before its kernels are written out, and most sums have none in common.
     let mut by_base: BTreeMap<ValueId, Vec<ValueId>> = BTreeMap::new();
     for &operand in &operands {
-        if let Some(base) = base(graph, facts, operand, DEEPEST) {
+        if let Some(base) = base(graph, weights, facts, operand, DEEPEST) {
             by_base.entry(base).or_default().push(operand);
         }
     }
@@ -108,17 +108,17 @@ fn sum(graph: &mut Graph, weights: &mut Weights, facts: &Facts, id: ValueId) {
     }
 }
 
-/// The image that a convolution reads, seen through gathers; `None` if the value is not a convolution's.
-fn base(graph: &Graph, facts: &Facts, value: ValueId, depth: usize) -> Option<ValueId> {
+/// The base of the convolutions that a value is made of, if they have one in common; `None` if it is made of others.
+fn base(graph: &Graph, weights: &Weights, facts: &Facts, value: ValueId, depth: usize) -> Option<ValueId> {
     if !facts.alone[value] || depth == 0 {
         return None;
     }
     let node = &graph.nodes[value];
     match &node.op {
-        Op::Conv2d { .. } => Some(ungathered(graph, node.inputs[0]).0),
-        Op::BatchNorm { .. } | Op::Gather { stride: 1, .. } => base(graph, facts, node.inputs[0], depth - 1),
+        Op::Conv2d { .. } => Some(Source::of(graph, weights, facts, value)?.base),
+        Op::BatchNorm { .. } | Op::Gather { stride: 1, .. } => base(graph, weights, facts, node.inputs[0], depth - 1),
         Op::Concat => {
-            let mut bases = node.inputs.iter().map(|&input| base(graph, facts, input, depth - 1));
+            let mut bases = node.inputs.iter().map(|&input| base(graph, weights, facts, input, depth - 1));
             let first = bases.next()??;
             bases.all(|base| base == Some(first)).then_some(first)
         }
@@ -151,17 +151,73 @@ fn weight_count(graph: &Graph, weights: &Weights, value: ValueId, depth: usize) 
     }
 }
 
-/// What gathers that keep all pixels read in the end, and which of its channels stands where.
-fn ungathered(graph: &Graph, mut value: ValueId) -> (ValueId, Option<Vec<Option<u32>>>) {
-    let mut picked: Option<Vec<Option<u32>>> = None;
-    while let Op::Gather { channels, stride: 1 } = &graph.nodes[value].op {
-        picked = Some(match picked {
-            None => channels.clone(),
-            Some(picked) => picked.iter().map(|channel| channel.and_then(|c| channels[c as usize])).collect(),
-        });
-        value = graph.nodes[value].inputs[0];
+/// What a convolution reads, seen through gathers that keep all pixels, and the window it reads it by.
+///
+/// A 1×1 kernel that alone reads an image padded or cropped before is one tap of a larger window of that image.
+struct Source {
+    base: ValueId,
+    /// Which of its channels stands where, if they do not stand as they are.
+    picked: Option<Vec<Option<u32>>>,
+    geometry: Conv2dGeometry,
+    /// Where in the window the kernels begin.
+    first: [usize; 2],
+}
+
+impl Source {
+    /// `None` if the node is no convolution.
+    fn of(graph: &Graph, weights: &Weights, facts: &Facts, id: ValueId) -> Option<Self> {
+        let Node { op: Op::Conv2d { geometry, .. }, inputs, .. } = &graph.nodes[id] else { return None };
+        let mut source = Self { base: inputs[0], picked: None, geometry: geometry.clone(), first: [0; 2] };
+        let mut moves = geometry.kernel == [1, 1];
+        loop {
+            let node = &graph.nodes[source.base];
+            moves &= facts.alone[source.base];
+            if let Op::Gather { channels, stride: 1 } = &node.op {
+                source.picked = Some(match source.picked {
+                    None => channels.clone(),
+                    Some(picked) => picked.iter().map(|channel| channel.and_then(|c| channels[c as usize])).collect(),
+                });
+            } else if !moves || source.take_in(node, weights).is_none() {
+                return Some(source);
+            }
+            source.base = node.inputs[0];
+        }
     }
-    (value, picked)
+
+    /// Enlarges the window by that of a depthwise convolution before it, if this one has but a 1 at the same tap of all its
+    /// kernels: padding or cropping.
+    fn take_in(&mut self, node: &Node, weights: &Weights) -> Option<()> {
+        let Op::Conv2d { in_channels, out_channels, geometry, kind: ConvKind::Grouped(groups), bias: false } = &node.op
+        else {
+            return None;
+        };
+        let [height, width] = geometry.kernel;
+        let data = &weights.get(&format!("{}.weight", node.name))?.data;
+        let one = data.iter().position(|&weight| weight == 1.0)?;
+        let is_one = |(tap, &weight): (usize, &f32)| weight == if tap == one { 1.0 } else { 0.0 };
+        if [in_channels, out_channels] != [groups; 2]
+            || [geometry.stride, geometry.dilation] != [[1, 1]; 2]
+            || !data.chunks(geometry.taps()).all(|kernel| kernel.iter().enumerate().all(is_one))
+        {
+            return None;
+        }
+        let at = [one / width, one % width];
+        let cut = [at[0], at[1], height - 1 - at[0], width - 1 - at[1]];
+        // What is cut off at a side and then padded is zero, and not what was there.
+        if cut.iter().zip(self.geometry.padding).any(|(&cut, padding)| cut > 0 && padding > 0) {
+            return None;
+        }
+        let larger = Conv2dGeometry {
+            kernel: [0, 1].map(|axis| self.geometry.kernel[axis] + geometry.kernel[axis] - 1),
+            stride: self.geometry.stride,
+            padding: [0, 1, 2, 3].map(|side| self.geometry.padding[side] + geometry.padding[side]),
+            dilation: [1, 1],
+        };
+        larger.validate().ok()?;
+        self.first = [0, 1].map(|axis| self.first[axis] + at[axis]);
+        self.geometry = larger;
+        Some(())
+    }
 }
 
 /// How many more numbers a layer's parts may be written out in, all together.
@@ -193,6 +249,8 @@ struct Term {
     /// `[filters, channels]`: whether a group or class has more than a centre tap there, be its weights 0 or not.
     spatial: Vec<bool>,
     bias: Option<Vec<f32>>,
+    /// Whether the window is larger than the kernels in it.
+    enlarged: bool,
 }
 
 impl Term {
@@ -236,19 +294,21 @@ impl Term {
     fn convolution(graph: &Graph, weights: &Weights, facts: &Facts, id: ValueId, room: &mut Room) -> Option<Self> {
         let node = &graph.nodes[id];
         let Op::Conv2d { in_channels, out_channels: filters, geometry, kind, .. } = &node.op else { return None };
-        let (filters, taps) = (*filters, geometry.taps());
+        let (filters, own_taps) = (*filters, geometry.taps());
         let tensor = |suffix: &str| Some(weights.get(&format!("{}.{suffix}", node.name))?.data.as_slice());
-        let (base, picked) = ungathered(graph, node.inputs[0]);
-        let channels = facts.shapes[base].channels();
+        let Source { base, picked, geometry: window, first } = Source::of(graph, weights, facts, id)?;
+        let (channels, taps) = (facts.shapes[base].channels(), window.taps());
+        let first = first[0] * window.kernel[1] + first[1];
         room.take(filters, channels, taps)?;
         let mut term = Self {
             base,
             channels,
             filters,
-            geometry: geometry.clone(),
+            geometry: window,
             kernels: vec![0.0; filters * channels * taps],
             spatial: vec![false; filters * channels],
             bias: tensor("bias").map(<[f32]>::to_vec),
+            enlarged: own_taps < taps,
         };
         let (kernels, groups, structural) = match kind {
             ConvKind::Standard => (tensor("weight")?.to_vec(), 1, None),
@@ -262,7 +322,7 @@ impl Term {
         let (of_group, group_filters) = (in_channels / groups, filters / groups);
         for (filter, index) in (0..filters).flat_map(|filter| (0..of_group).map(move |index| (filter, index))) {
             let channel = filter / group_filters * of_group + index;
-            let kernel = &kernels[(filter * of_group + index) * taps..][..taps];
+            let kernel = &kernels[(filter * of_group + index) * own_taps..][..own_taps];
             let source = match &picked {
                 None => channel,
                 Some(picked) => match picked[channel] {
@@ -271,10 +331,10 @@ impl Term {
                 },
             };
             let at = filter * channels + source;
-            term.kernels[at * taps..][..taps].iter_mut().zip(kernel).for_each(|(tap, more)| *tap += more);
+            term.kernels[at * taps + first..].iter_mut().zip(kernel).for_each(|(tap, more)| *tap += more);
             term.spatial[at] |= match structural {
                 Some(pattern) => pattern.is_spatial(filter, channel),
-                None => groups > 1 && taps > 1,
+                None => groups > 1 && own_taps > 1,
             };
         }
         Some(term)
@@ -314,6 +374,7 @@ impl Term {
             self.bias = Some([first, other.bias.unwrap_or_else(|| zeros(other.filters))].concat());
         }
         self.filters += other.filters;
+        self.enlarged &= other.enlarged;
         self.kernels.extend(other.kernels);
         self.spatial.extend(other.spatial);
         Some(self)
@@ -413,12 +474,13 @@ fn tap_at(geometry: &Conv2dGeometry, offset: [i64; 2]) -> Option<usize> {
 
 /// The sum of convolutions over one image, if it is HetConv.
 fn joined(terms: Vec<Term>) -> Option<(Term, HetPattern)> {
-    // The window of the sum is that of the convolution that is spatial most, or has most taps.
+    // The window of the sum is that of the convolution that is spatial most, or has most taps, all of them its own.
     let extent = |term: &Term| {
         let pairs = term.spatial.iter().filter(|&&spatial| spatial).count();
         (pairs, (0..term.geometry.taps()).filter(|&tap| term.uses(tap)).count())
     };
-    let main = (0..terms.len()).max_by_key(|&index| extent(&terms[index]))?;
+    let own = (0..terms.len()).filter(|&index| !terms[index].enlarged);
+    let main = own.max_by_key(|&index| extent(&terms[index]))?;
     let mut terms = terms;
     let mut sum = terms.swap_remove(main);
     sum.geometry.center_tap()?;

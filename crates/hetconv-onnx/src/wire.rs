@@ -1,7 +1,9 @@
 //! A protobuf message as the list of its fields' bytes, so that all but a few can be kept as they are.
 
 use prost::bytes::Bytes;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
+use prost::encoding::{
+    DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint, skip_field,
+};
 use prost::{DecodeError, Message};
 
 /// One field of a message.
@@ -10,8 +12,17 @@ pub(crate) struct Field {
     pub tag: u32,
     /// Its bytes, key included.
     pub bytes: Bytes,
-    /// Of a length-delimited field, what is in it.
-    pub payload: Bytes,
+    wire_type: WireType,
+    /// What follows the key, a length left out.
+    content: Bytes,
+}
+
+impl Field {
+    /// What is in a length-delimited field, such as a message.
+    pub fn payload(&self) -> Result<&Bytes, DecodeError> {
+        check_wire_type(WireType::LengthDelimited, self.wire_type)?;
+        Ok(&self.content)
+    }
 }
 
 /// The fields of a message, in their order; they share its bytes.
@@ -21,13 +32,13 @@ pub(crate) fn fields(message: &Bytes) -> Result<Vec<Field>, DecodeError> {
     while !rest.is_empty() {
         let start = message.len() - rest.len();
         let (tag, wire_type) = decode_key(&mut rest)?;
-        let mut payload = rest.clone();
+        let mut content = rest.clone();
         skip_field(wire_type, tag, &mut rest, DecodeContext::default())?;
+        content.truncate(content.len() - rest.len());
         if wire_type == WireType::LengthDelimited {
-            decode_varint(&mut payload)?;
-            payload.truncate(payload.len() - rest.len());
+            decode_varint(&mut content)?;
         }
-        fields.push(Field { tag, bytes: message.slice(start..message.len() - rest.len()), payload });
+        fields.push(Field { tag, bytes: message.slice(start..message.len() - rest.len()), wire_type, content });
     }
     Ok(fields)
 }

@@ -41,7 +41,7 @@ fn file() -> Vec<u8> {
     let graph = b.finish([y]).unwrap();
     let weights = distinct_weights(&graph, 1);
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(4) };
-    export(&model, &ExportOptions::default()).unwrap()
+    export(&model, &ExportOptions::default()).unwrap().bytes
 }
 
 fn decode(bytes: &[u8]) -> ModelProto {
@@ -198,7 +198,7 @@ fn nothing_converted_is_an_error_with_the_reasons() {
     let graph = zoo::build(&"mobilenet-cifar".parse().unwrap(), 10).unwrap();
     let weights = distinct_weights(&graph, 1);
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
-    let bytes = export(&model, &ExportOptions::default()).unwrap();
+    let bytes = export(&model, &ExportOptions::default()).unwrap().bytes;
     let error = convert(&bytes, None, &ConvertOptions::new(4)).unwrap_err();
     let OnnxError::Convert(ConvertError::NothingConverted { kept }) = &error else { panic!("{error}") };
     assert_eq!(kept.len(), 27);

@@ -6,8 +6,10 @@ mod common;
 use common::{distinct_weights, random_graph, random_image, run};
 use hetconv_core::{Conv2dGeometry, HetPattern};
 use hetconv_graph::{ConvKind, Graph, GraphBuilder, ModelFile, ModelName, Normalisation, Op, zoo};
-use hetconv_onnx::{ExportOptions, ImportOptions, Imported, Style, export, import};
+use hetconv_onnx::proto::ModelProto;
+use hetconv_onnx::{ExportOptions, ImportOptions, Imported, OnnxError, Style, export, import};
 use proptest::prelude::*;
+use prost::Message;
 
 const STYLES: [Style; 3] = [Style::Standard, Style::Dense, Style::Function];
 
@@ -19,7 +21,7 @@ fn model(graph: Graph, seed: u64) -> ModelFile {
 }
 
 fn round_trip(model: &ModelFile, options: &ExportOptions) -> Imported {
-    let bytes = export(model, options).unwrap();
+    let bytes = export(model, options).unwrap().bytes;
     import(&bytes, None, &ImportOptions::default()).unwrap()
 }
 
@@ -52,7 +54,7 @@ proptest! {
         let model = model(random_graph(seed), seed);
         for style in STYLES {
             for fold_batch_norm in [true, false] {
-                let options = ExportOptions { style, opset: 19, fold_batch_norm, ..ExportOptions::default() };
+                let options = ExportOptions { style, fold_batch_norm, ..ExportOptions::default() };
                 let imported = round_trip(&model, &options);
                 assert_same_result(&model, &imported.model, seed);
             }
@@ -104,17 +106,42 @@ fn batch_norms_may_stay() {
 
 #[test]
 fn every_operator_set() {
+    let in_set = |opset| ExportOptions { opset: Some(opset), ..ExportOptions::default() };
     let model = model(random_graph(5), 5);
     for opset in 19..=22 {
-        assert_same_result(&model, &round_trip(&model, &ExportOptions { opset, ..ExportOptions::default() }).model, 1);
+        assert_same_result(&model, &round_trip(&model, &in_set(opset)).model, 1);
     }
     let graph = zoo::build(&"small-cifar_p4_se".parse().unwrap(), 10).unwrap().with_input([3, 8, 8]).unwrap();
     let model = self::model(graph, 1);
     for opset in 11..=22 {
-        assert_same_result(&model, &round_trip(&model, &ExportOptions { opset, ..ExportOptions::default() }).model, 1);
+        assert_same_result(&model, &round_trip(&model, &in_set(opset)).model, 1);
     }
     for opset in [10, 23] {
-        assert!(export(&model, &ExportOptions { opset, ..ExportOptions::default() }).is_err());
+        assert!(export(&model, &in_set(opset)).is_err());
+    }
+}
+
+#[test]
+fn the_operator_set_suffices_unless_another_is_asked_for() {
+    for (dilation, suffices) in [(1, 17), (2, 19)] {
+        let mut b = GraphBuilder::new("mean");
+        let x = b.input("input", [2, 6, 5]);
+        let geometry = Conv2dGeometry::square(2, 1, 0, dilation);
+        let x = b.push("mean", Op::AvgPool { geometry, count_padding: false }, [x]);
+        let model = model(b.finish([x]).unwrap(), 1);
+        for style in [Style::Standard, Style::Function] {
+            let options = ExportOptions { style, ..ExportOptions::default() };
+            let written = ModelProto::decode(export(&model, &options).unwrap().bytes.as_slice()).unwrap();
+            assert_eq!(written.opset_import[0].version, Some(suffices));
+            assert_same_result(&model, &round_trip(&model, &options).model, 2);
+        }
+        match export(&model, &ExportOptions { opset: Some(18), ..ExportOptions::default() }) {
+            Ok(_) => assert_eq!(suffices, 17),
+            Err(error) => {
+                assert_eq!(suffices, 19);
+                assert!(matches!(error, OnnxError::NeedsOpset { needs: 19, opset: 18, .. }), "{error}");
+            }
+        }
     }
 }
 
@@ -170,6 +197,39 @@ fn every_geometry_and_every_kind_of_class() {
 }
 
 #[test]
+fn layers_that_become_dense_all_the_same_are_named() {
+    let assigned = |channels: Vec<u32>, filters: Vec<u32>| HetPattern::assigned(channels, filters).unwrap();
+    // Classes of 1, 2, 3, … channels and a filter each.
+    let uneven = |classes: u32| {
+        assigned((0..classes).flat_map(|class| vec![class; class as usize + 1]).collect(), (0..classes).collect())
+    };
+    let patterns = [
+        (HetPattern::shifted(8, 8, 4).unwrap(), false),
+        (uneven(8), false),
+        (uneven(9), true),
+        // Some filters without channels of their class, and none with any.
+        (assigned(vec![0, 0, 1, 2], vec![0, 1, 1, 3]), false),
+        (assigned(vec![0, 0], vec![1, 1]), true),
+    ];
+    for (pattern, is_dense) in patterns {
+        let (m, n) = (pattern.in_channels() as i64, pattern.out_channels() as i64);
+        let model = model(het_layer(pattern, Conv2dGeometry::same(3, 1)), 1);
+        for style in STYLES {
+            let exported = export(&model, &ExportOptions { style, ..ExportOptions::default() }).unwrap();
+            let graph = ModelProto::decode(exported.bytes.as_slice()).unwrap().graph.unwrap();
+            let has_dense = graph.initializer.iter().any(|weight| weight.dims == [n, m, 3, 3]);
+            assert_eq!(has_dense, is_dense || style == Style::Dense, "{style:?} {:?}", model.graph);
+            // What was asked for is no news.
+            let named = if is_dense && style != Style::Dense { &["het"][..] } else { &[] };
+            assert_eq!(exported.dense_layers, named, "{style:?} {:?}", model.graph);
+        }
+    }
+    // One class is a standard layer from the beginning.
+    let model = model(het_layer(HetPattern::shifted(4, 8, 1).unwrap(), Conv2dGeometry::same(3, 1)), 1);
+    assert!(export(&model, &ExportOptions::default()).unwrap().dense_layers.is_empty());
+}
+
+#[test]
 fn outputs_of_every_kind() {
     // An input as an output, a value twice, and a HetConv layer in between that stores its channels otherwise.
     let mut b = GraphBuilder::new("outputs");
@@ -187,8 +247,8 @@ fn outputs_of_every_kind() {
 #[test]
 fn functions_need_a_format_that_has_them() {
     let model = model(random_graph(1), 1);
-    let options = ExportOptions { style: Style::Function, opset: 14, ..ExportOptions::default() };
-    assert!(matches!(export(&model, &options), Err(hetconv_onnx::OnnxError::Opset { found: 14, first: 15, .. })));
+    let options = ExportOptions { style: Style::Function, opset: Some(14), ..ExportOptions::default() };
+    assert!(matches!(export(&model, &options), Err(OnnxError::Opset { found: 14, first: 15, .. })));
 }
 
 #[test]

@@ -9,7 +9,9 @@ use hetconv_graph::{Activation, Chain, ChannelPlan, Fusion, Graph, Node, Op, Sha
 use hetconv_kernels::cache::spread;
 use hetconv_kernels::pool::Pool;
 use hetconv_kernels::select::Select;
-use hetconv_kernels::{Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch};
+use hetconv_kernels::{
+    Algorithm, Aligned, Conv, ConvSpec, ConvWeights, Direction, Isa, Prepared, PreparedBatch, Tables,
+};
 
 use crate::apart::{is_pointwise, is_tiled, values_apart};
 use crate::fold::{Folded, Source};
@@ -46,7 +48,7 @@ pub(crate) fn compile(graph: &Graph, weights: Cow<'_, Weights>, options: &Option
         apart: values_apart(graph, &shapes, &orders, &chains, |value| segments.contains_key(&value)),
         segments,
         picked: HashMap::new(),
-        stretches: 0,
+        tables: Tables::default(),
     };
     for chain in &chains {
         compiler.chain(chain)?;
@@ -85,7 +87,7 @@ struct Compiler<'a> {
     /// For values of which every n-th pixel was picked, by n: the value of those.
     picked: HashMap<(usize, usize), usize>,
     /// Stretches that the tables of all convolutions so far name.
-    stretches: usize,
+    tables: Tables,
 }
 
 /// The place of a convolution's result in that of a concatenation.
@@ -345,7 +347,9 @@ impl Compiler<'_> {
             if pitch > own_to { prepared.into_segment(pitch, first) } else { prepared }
         };
         let conv = make()?;
-        has_tables(&conv, isa, node, &mut self.stretches)?;
+        if !self.tables.take(&conv, isa) {
+            return Err(windows(&conv, node));
+        }
         if self.options.tune && !self.options.exact && conv.algorithms().len() > 1 {
             let mut fastest: Option<(Duration, Prepared)> = None;
             for &algorithm in conv.algorithms() {
@@ -395,7 +399,7 @@ pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String
     let shapes = graph.shapes()?;
     let orders = ChannelPlan::new(graph)?;
     let isa = selected(options)?;
-    let mut stretches = 0;
+    let mut tables = Tables::default();
     let is_layer = |chain: &&Chain| matches!(graph.nodes[chain.first].op, Op::Conv2d { .. } | Op::Linear { .. });
     let of_chain = |chain: &Chain| {
         let node = &graph.nodes[chain.first];
@@ -403,21 +407,16 @@ pub(crate) fn algorithms(graph: &Graph, options: &Options) -> Result<Vec<(String
         let spec = spec(&node.op, in_order, orders.order(chain.last).clone());
         let conv = Conv::new(spec, shapes[node.inputs[0]].size());
         let conv = conv.map_err(|source| CompileError::Conv { node: node.name.clone(), source })?;
-        has_tables(&conv, isa, node, &mut stretches)?;
+        if !tables.take(&conv, isa) {
+            return Err(windows(&conv, node));
+        }
         Ok((node.name.clone(), algorithm(&conv, isa, options)))
     };
     Fusion::new(graph, &orders).chains(takes).iter().filter(is_layer).map(of_chain).collect()
 }
 
-/// Whether there may be tables for a convolution besides those for so many stretches of others, which it is added to.
-fn has_tables(conv: &Conv, isa: Isa, node: &Node, stretches: &mut usize) -> Result<(), CompileError> {
-    /// Of a whole network, about 400 MB; ResNet-50 has a hundredth of that.
-    const MOST_STRETCHES: usize = 1 << 24;
-    *stretches = stretches.saturating_add(conv.stretches(isa));
-    if *stretches > MOST_STRETCHES {
-        return Err(CompileError::Windows { node: node.name.clone(), filters: conv.spec().out_channels });
-    }
-    Ok(())
+fn windows(conv: &Conv, node: &Node) -> CompileError {
+    CompileError::Windows { node: node.name.clone(), filters: conv.spec().out_channels }
 }
 
 /// The least time of some passes on this thread; nothing if there is no memory for them.

@@ -2,15 +2,15 @@
 //!
 //! `step-00000123.safetensors` holds the tensors `weights/NAME`, `velocity/NAME` and, if the run averages its weights,
 //! `average/NAME`, and one metadata key, `hetconv-checkpoint`, with JSON: format version, the model's description as in a
-//! model file, the position, the sums of the epoch so far and the digest of the run's settings. A file is written beside
+//! model file, the position, the sums of the epoch so far and digests of the run's settings and images. A file is written beside
 //! its place, synced and renamed, so that whatever happens the last good one stays; the newest two are kept.
 
+use crate::digest::digest_parts;
 use crate::loader::Position;
 use hetconv_graph::{FileFault, ModelFile, WeightTensor, Weights, atomic_write};
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -38,6 +38,8 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// [`crate::RunConfig::digest`] of the run's settings.
     pub config_digest: String,
+    /// [`crate::Split::digest`] of the training and of the held-out images; older files have none.
+    pub images: Option<[String; 2]>,
 }
 
 /// How far a run has come.
@@ -129,6 +131,8 @@ struct Metadata {
     model: Value,
     progress: Progress,
     config_digest: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    images: Option<[String; 2]>,
     /// SHA-256 of all tensors; older files have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tensors: Option<String>,
@@ -137,14 +141,7 @@ struct Metadata {
 /// SHA-256, in hexadecimal, of tensors: their names in order, and their bytes.
 fn digest<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
     let tensors: BTreeMap<&str, &[u8]> = tensors.collect();
-    let mut digest = Sha256::new();
-    for (name, bytes) in tensors {
-        digest.update((name.len() as u64).to_le_bytes());
-        digest.update(name);
-        digest.update((bytes.len() as u64).to_le_bytes());
-        digest.update(bytes);
-    }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest_parts(tensors.iter().flat_map(|(name, bytes)| [name.as_bytes(), *bytes]))
 }
 
 impl Checkpoint {
@@ -203,6 +200,14 @@ impl Checkpoint {
         newest_fault.map_or(Ok(None), Err)
     }
 
+    /// The network as it would be judged at that moment: with the average of its weights, if the run keeps one.
+    pub fn judged(self) -> ModelFile {
+        match self.average {
+            Some(average) => ModelFile { weights: average, ..self.model },
+            None => self.model,
+        }
+    }
+
     /// The bytes of the checkpoint's file; the same checkpoint always gives the same.
     ///
     /// # Errors
@@ -242,6 +247,7 @@ impl Checkpoint {
             model: serde_json::from_str(&description)?,
             progress: self.progress,
             config_digest: self.config_digest.clone(),
+            images: self.images.clone(),
             tensors: Some(digest(views.iter().map(|(name, view)| (name.as_str(), view.data())))),
         })?;
         Ok(safetensors::serialize(views, Some(HashMap::from([(KEY.to_owned(), metadata)])))?)
@@ -262,7 +268,8 @@ impl Checkpoint {
         if let Some(progress) = metadata.get_mut("progress").and_then(Value::as_object_mut) {
             progress.remove("seed");
         }
-        let Metadata { model, progress, config_digest, tensors: stated, .. } = serde_json::from_value(metadata)?;
+        let Metadata { model, progress, config_digest, images, tensors: stated, .. } =
+            serde_json::from_value(metadata)?;
         let all = tensors.iter();
         if stated.is_some_and(|stated| stated != digest(all.map(|(name, view)| (name, view.data())))) {
             return Err(CheckpointFault::Damaged);
@@ -289,7 +296,8 @@ impl Checkpoint {
         };
         let model = model_of(weights)?;
         let average = if average.is_empty() { None } else { Some(model_of(average)?.weights) };
-        let checkpoint = Self { model, velocity: velocity.into_iter().collect(), average, progress, config_digest };
+        let checkpoint =
+            Self { model, velocity: velocity.into_iter().collect(), average, progress, config_digest, images };
         checkpoint.check()?;
         Ok(checkpoint)
     }
@@ -354,6 +362,7 @@ mod tests {
                 seconds: 17.123_456_789_012_345,
             },
             config_digest: "abc".into(),
+            images: Some(["def".into(), "ghi".into()]),
         }
     }
 

@@ -1,10 +1,10 @@
 //! `config.toml`: everything that decides what a run computes.
 
+use crate::digest::digest;
 use crate::recipe::{Recipe, RecipeName};
 use hetconv_graph::zoo::{self, Architecture};
 use hetconv_graph::{Graph, ModelName, NameError, Normalisation, atomic_write, pruned_name};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -281,8 +281,7 @@ impl RunConfig {
     pub fn digest(&self) -> String {
         let relevant = Self { checkpoint_every: None, ..self.clone() };
         // The derived form of a struct of plain fields cannot fail to be JSON.
-        let text = serde_json::to_string(&relevant).unwrap_or_default();
-        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+        digest(serde_json::to_string(&relevant).unwrap_or_default())
     }
 
     /// Reads and checks a `config.toml`.

@@ -36,6 +36,7 @@ mod augment;
 mod checkpoint;
 mod config;
 mod data;
+mod digest;
 mod loader;
 mod metrics;
 mod recipe;

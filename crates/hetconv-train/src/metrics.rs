@@ -225,6 +225,10 @@ pub struct Summary {
     /// The name of the CPU on which it came to its end; empty if the run was made before this was kept.
     #[serde(default)]
     pub machine: String,
+    /// [`crate::Split::digest`] of the training and of the held-out images; nothing if the run was made before this was
+    /// kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<[String; 2]>,
 }
 
 impl Summary {
@@ -352,13 +356,16 @@ mod tests {
             threads: 2,
             device: "cpu".into(),
             machine: "a CPU".into(),
+            images: Some(["abc".into(), "def".into()]),
         };
         summary.save(&path).unwrap();
         assert_eq!(Summary::load(&path).unwrap(), summary);
         let mut older: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        older.as_object_mut().unwrap().remove("machine");
+        for later in ["machine", "images"] {
+            older.as_object_mut().unwrap().remove(later);
+        }
         fs::write(&path, older.to_string()).unwrap();
-        assert_eq!(Summary::load(&path).unwrap(), Summary { machine: String::new(), ..summary });
+        assert_eq!(Summary::load(&path).unwrap(), Summary { machine: String::new(), images: None, ..summary });
         fs::write(&path, "{\"model\": \"x\"").unwrap();
         let error = Summary::load(&path).unwrap_err().to_string();
         assert!(error.contains("summary.json") && error.contains("malformed"), "{error}");

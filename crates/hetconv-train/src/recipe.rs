@@ -101,6 +101,16 @@ impl Schedule {
         }
     }
 
+    /// Whether a run of so many steps ends before the first milestone: it would learn at the initial rate alone.
+    pub fn is_too_long_for(&self, steps_per_epoch: u64, total_steps: u64) -> bool {
+        match self {
+            Schedule::Steps { factor, milestones, .. } => {
+                *factor != 1.0 && milestones.passed(total_steps.saturating_sub(1), steps_per_epoch) == 0
+            }
+            Schedule::OneCycle { .. } => false,
+        }
+    }
+
     /// The highest rate: the initial one or the peak.
     pub fn peak(&self) -> f64 {
         match self {
@@ -273,6 +283,14 @@ mod tests {
             let at = [0, 30 * 5000 - 1, 30 * 5000, 60 * 5000];
             assert_close(&rates(&resnet, 5000, &at), &[0.1, 0.1, 0.01, 0.001]);
         }
+    }
+
+    #[test]
+    fn a_run_may_be_too_short_for_a_recipe() {
+        let short = |recipe: Recipe, epochs: u64| recipe.schedule.is_too_long_for(390, 390 * epochs);
+        assert!(short(named(Paper, "vgg16-cifar"), 50) && !short(named(Paper, "vgg16-cifar"), 51));
+        assert!(short(named(Paper, "resnet20"), 82) && !short(named(Paper, "resnet20"), 83));
+        assert!(!short(named(FineTune, "vgg16-cifar"), 1) && !short(named(OneCycle, "vgg16-cifar"), 1));
     }
 
     #[test]

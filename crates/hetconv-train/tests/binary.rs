@@ -165,6 +165,9 @@ fn idx_class_names() {
     let root = mnist();
     fs::write(root.path().join("classes.txt"), "shoe\nshirt\ncoat\n").unwrap();
     assert_eq!(open(root.path()).unwrap().classes[2], "coat");
+    fs::write(root.path().join("classes.txt"), "shoe\nshirt\n").unwrap();
+    let error = open(root.path()).unwrap_err().to_string();
+    assert!(error.contains("classes.txt") && error.contains("2 class names, but labels up to 2"), "{error}");
     // Fashion-MNIST is known by its labels, whatever its folder is called.
     let mut labels =
         vec![9, 2, 1, 1, 6, 1, 4, 6, 5, 7, 4, 5, 7, 3, 4, 1, 2, 4, 8, 0, 2, 5, 7, 9, 1, 4, 6, 0, 9, 3, 8, 8];

@@ -179,6 +179,30 @@ fn loaders_go_on_from_any_position_and_give_the_same_on_any_number_of_threads() 
 }
 
 #[test]
+fn images_are_the_same_at_any_size_and_in_memory() {
+    let root = tempfile::tempdir().unwrap();
+    let files: Vec<_> = (0..10u8).map(|i| (format!("n{}/{i}.png", i / 2), photo(i, 8, 8, ImageFormat::Png))).collect();
+    write(root.path(), &files);
+    let of = |options: LoadOptions| open(root.path(), &options).unwrap().digests();
+    let seen = of(options(20));
+    assert_ne!(seen[0], seen[1]);
+    for image_size in [None, Some(8), Some(32)] {
+        assert_eq!(of(LoadOptions { image_size, ..options(20) }), seen, "{image_size:?}");
+    }
+    // Fewer to learn from are others, but those that are held out stay the same.
+    let fewer = of(LoadOptions { limit_train: Some(5), ..options(20) });
+    assert!(fewer[0] != seen[0] && fewer[1] == seen[1]);
+    write(root.path(), &[("n0/00.png".into(), photo(1, 8, 8, ImageFormat::Png))]);
+    let more = of(options(20));
+    assert!(more[0] != seen[0] && more[1] != seen[1]);
+    // Of another class, too.
+    fs::remove_file(root.path().join("n0/00.png")).unwrap();
+    fs::create_dir(root.path().join("n")).unwrap();
+    fs::rename(root.path().join("n0/0.png"), root.path().join("n/0.png")).unwrap();
+    assert_ne!(of(options(20))[0], seen[0]);
+}
+
+#[test]
 fn what_is_no_photo_is_named_when_it_is_looked_at() {
     let root = tempfile::tempdir().unwrap();
     let photo = photo(3, 64, 64, ImageFormat::Jpeg);
@@ -220,7 +244,10 @@ fn grey_photos_have_one_channel_unless_some_class_has_colours() {
     let data = open(root.path(), &options(20)).unwrap();
     assert_eq!((data.train.shape(), data.train.normalisation().mean.len()), ([16, 16, 1], 1));
     assert!(data.train.image(1).unwrap().iter().all(|&value| value == 10));
-    files[6].1 = photo(3, 20, 20, ImageFormat::Png);
+    // What comes before the image may be of any length.
+    let profile = [&[0xff, 0xe2, 0xff, 0xff][..], &[7; 0xfffd]].concat();
+    let in_colours = photo(3, 20, 20, ImageFormat::Jpeg);
+    files[6].1 = [&in_colours[..2], &profile, &profile, &in_colours[2..]].concat();
     write(root.path(), &files);
     let data = open(root.path(), &options(20)).unwrap();
     assert_eq!(data.train.shape(), [16, 16, 3]);

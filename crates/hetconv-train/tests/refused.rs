@@ -1,11 +1,12 @@
 //! A run that is refused leaves no trace, and takes nobody's place.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use hetconv_graph::{Graph, ModelName, zoo};
 use hetconv_train::{
-    Dataset, EpochMetrics, LoaderError, RecipeName, RunConfig, StepReport, Summary, SyntheticOptions, TrainError,
-    TrainJob, TrainObserver, evaluate_with, run_files, synthetic, train,
+    Dataset, EpochMetrics, LoaderError, RecipeName, RunConfig, Split, StepReport, Summary, SyntheticOptions,
+    TrainError, TrainJob, TrainObserver, evaluate_with, run_files, synthetic, train,
 };
 
 fn data() -> Dataset {
@@ -83,7 +84,14 @@ fn a_run_goes_on_with_its_own_images_only() {
     let others = synthetic(&SyntheticOptions { train: 40, test: 10, seed: 9 }).expect("images");
     let mut renamed = data();
     renamed.classes.swap(2, 5);
-    for other in [others, renamed] {
+    let relabelled = |split: &Split| {
+        let mut labels = split.labels().to_vec();
+        labels.rotate_left(1);
+        Arc::new(Split::new(split.images().expect("images in memory").clone(), labels).expect("a split"))
+    };
+    let learned = Dataset { train: relabelled(&data().train), ..data() };
+    let judged = Dataset { test: relabelled(&data().test), ..data() };
+    for other in [others, renamed, learned, judged] {
         let error = run(&other, &mut ()).expect_err("a refusal");
         assert!(matches!(*error, TrainError::OtherData { .. }), "{error}");
     }

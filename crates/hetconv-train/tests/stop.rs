@@ -2,8 +2,8 @@
 
 use hetconv_graph::zoo;
 use hetconv_train::{
-    EpochMetrics, RecipeName, RunConfig, StepReport, SyntheticOptions, TrainError, TrainJob, TrainObserver, run_files,
-    synthetic, train,
+    EpochMetrics, RecipeName, RunConfig, StepReport, SyntheticOptions, TrainError, TrainJob, TrainObserver,
+    read_metrics, run_files, synthetic, train,
 };
 
 /// Stops after so many steps.
@@ -20,6 +20,23 @@ impl TrainObserver for After {
 
     fn stops(&mut self) -> bool {
         self.0 == 0
+    }
+}
+
+/// Stops as soon as the network is judged.
+struct WhileJudging(bool);
+
+impl TrainObserver for WhileJudging {
+    fn step(&mut self, _: &StepReport) {}
+
+    fn evaluation(&mut self, _: usize, _: usize) {
+        self.0 = true;
+    }
+
+    fn epoch(&mut self, _: &EpochMetrics) {}
+
+    fn stops(&mut self) -> bool {
+        self.0
     }
 }
 
@@ -42,6 +59,10 @@ fn a_stopped_run_goes_on_to_the_very_same_weights() {
         assert!(matches!(ended, Err(TrainError::Stopped { epochs: found }) if found == epochs), "{ended:?}");
         assert_eq!(model, None);
     }
+    // In the middle of the judging, which takes two batches.
+    let metrics = || read_metrics(&folder.path().join("stopped").join(run_files::METRICS)).expect("metrics").len();
+    let (ended, _) = run("stopped", &mut WhileJudging(false));
+    assert!(matches!(ended, Err(TrainError::Stopped { epochs: 1 })) && metrics() == 1, "{ended:?}");
     let (ended, stopped) = run("stopped", &mut ());
     assert!(ended.is_ok(), "{ended:?}");
     // At the very last step, after which there is only the judging left.

@@ -12,7 +12,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let onnx = export(&model, &ExportOptions::default())?;
 
     // Any ONNX file will do here; P = 4.
-    let converted = convert(&onnx, None, &ConvertOptions::new(4))?;
+    let converted = convert(&onnx.bytes, None, &ConvertOptions::new(4))?;
     println!("{:?} MACs became {:?}", converted.report.before.macs, converted.report.after.macs);
 
     // HetConv is recognised in the standard operators that it is written with.

@@ -268,6 +268,7 @@ fn every_command_has_help_with_an_example() {
         "benchmark",
         "convert",
         "export",
+        "prune",
         "data",
         "report",
         "reproduce",
@@ -480,6 +481,13 @@ fn a_network_that_overflows_predicts_nothing() {
         let error = failure(here.path(), 1, args);
         assert!(error.contains("its weights or the normalisation are too large"), "{error}");
     }
+    // Nothing is made of a black image, however large the weights; which of several it is that is not black is said.
+    let mut black = std::fs::read(here.path().join("image.bmp")).unwrap();
+    black[54..].fill(0);
+    std::fs::write(here.path().join("black.bmp"), black).unwrap();
+    json(here.path(), &["predict", "net.safetensors", "black.bmp"]);
+    let error = failure(here.path(), 1, &["predict", "net.safetensors", "black.bmp", "image.bmp"]);
+    assert!(error.contains("image.bmp") && !error.contains("black.bmp"), "{error}");
 }
 
 #[test]
@@ -568,6 +576,27 @@ fn compare_writes_table_and_report_and_keeps_finished_runs() {
     let other = [&compare[..], &["--lr", "0.01"]].concat();
     let error = failure(here.path(), 1, &other);
     assert!(error.contains("other settings"), "{error}");
+
+    // Of other images, although as many and called the same.
+    let summary = run("small-cifar_dwc_pwc-seed1").join("summary.json");
+    let mut told: Value = serde_json::from_slice(&std::fs::read(&summary).unwrap()).unwrap();
+    told["images"][1] = "0".into();
+    std::fs::write(&summary, told.to_string()).unwrap();
+    let error = failure(here.path(), 1, &compare);
+    assert!(error.contains("as it is now"), "{error}");
+}
+
+#[test]
+fn compare_takes_nobodys_place() {
+    let here = here();
+    for file in ["compare.csv", "report.html"] {
+        let out = here.path().join(file.replace('.', "-"));
+        std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join(file), "somebody's").unwrap();
+        let error = failure(here.path(), 2, &tiny(&["compare", "--out", out.to_str().unwrap()]));
+        assert!(error.contains(file) && error.contains("is there already"), "{error}");
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1, "nothing was trained");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use command::{failure, hetconv, json, json_and_messages, stderr};
+use hetconv::core::{Conv2dGeometry, ConvKind, HetPattern};
 use hetconv::graph::{Graph, GraphBuilder, ModelFile, Normalisation, Weights, zoo};
 use hetconv::onnx::proto::{ModelProto, NodeProto, StringStringEntryProto};
 use hetconv::onnx::{ExportOptions, export};
@@ -16,7 +17,7 @@ fn save(graph: Graph, path: &Path) -> ModelFile {
     let channels = graph.input_shape().unwrap()[0];
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(channels) };
     match path.extension().unwrap().to_str() {
-        Some("onnx") => fs::write(path, export(&model, &ExportOptions::default()).unwrap()).unwrap(),
+        Some("onnx") => fs::write(path, export(&model, &ExportOptions::default()).unwrap().bytes).unwrap(),
         _ => model.save(path).unwrap(),
     }
     model
@@ -106,6 +107,16 @@ fn options_of_convert() {
     assert_eq!(convert(&["--keep-first"]), [0, 4, 4, 4]);
     let replaced = ["convert", "net.safetensors", "-p", "4", "-o", "./net.safetensors"];
     assert!(failure(here.path(), 2, &replaced).contains("would be replaced"));
+    let lost = ["convert", "net.safetensors", "-p", "4", "-o", "no/where/p4.safetensors", "--calibrate", "synthetic"];
+    assert!(failure(here.path(), 2, &lost).contains("there is no folder no/where"));
+    // However a layer was given its P: none of 3 divides 16 channels, and no layer has a thousand.
+    for (more, layers) in [
+        (&["--parts", "conv3=3"][..], "in 1 layers than was asked for, which does not divide"),
+        (&["--parts", "conv3=1000", "--arrangement", "shifted"], "in 1 layers than was asked for, which is more"),
+    ] {
+        let output = hetconv(here.path(), &[&["convert", "net.safetensors", "-p", "2", "--dry-run"], more].concat());
+        assert!(output.status.success() && stderr(&output).contains(layers), "{}", stderr(&output));
+    }
     let misspelt = ["convert", "net.safetensors", "-p", "4", "--dry-run", "--exclude", "cnov", "--parts", "conv2=2"];
     let said = stderr(&hetconv(here.path(), &misspelt));
     assert!(said.contains("--exclude cnov matches no") && !said.contains("--parts"), "{said}");
@@ -129,7 +140,7 @@ fn a_converted_file_says_how_its_images_are_normalised() {
         &ModelFile::load(&folder.join("net.safetensors")).unwrap(),
         &ExportOptions { states_normalisation: false, ..ExportOptions::default() },
     );
-    fs::write(folder.join("silent.onnx"), silent.unwrap()).unwrap();
+    fs::write(folder.join("silent.onnx"), silent.unwrap().bytes).unwrap();
     for (from, to) in [("silent.onnx", "a.onnx"), ("net.onnx", "b.onnx"), ("net.safetensors", "c.safetensors")] {
         json(folder, &[&["convert", from, "-p", "4", "-o", to][..], &numbers].concat());
         let (_, said) = json_and_messages(folder, &["eval", to, "--data", "synthetic"]);
@@ -177,6 +188,42 @@ fn weights_that_are_not_finite_are_not_passed_on() {
     let error = failure(folder, 1, &["convert", "wrong.onnx", "-p", "4", "-o", "new.onnx"]);
     assert!(error.contains("wrong.onnx") && error.contains("tensor `conv2.weight` holds inf"), "{error}");
     assert!(!folder.join("new.onnx").exists());
+}
+
+#[test]
+fn an_export_names_the_layers_that_are_not_cheaper_in_it() {
+    let here = tempfile::tempdir().unwrap();
+    // Nine classes of 1, 2, 3, … channels and a filter each.
+    let mut b = GraphBuilder::new("net");
+    let x = b.input("input", [45, 4, 4]);
+    let channels = (0..9_u32).flat_map(|class| vec![class; class as usize + 1]).collect();
+    let uneven = ConvKind::Het(HetPattern::assigned(channels, (0..9).collect()).unwrap());
+    let x = b.conv("uneven", x, 9, Conv2dGeometry::same(3, 1), uneven, false);
+    let even = ConvKind::Het(HetPattern::shifted(9, 9, 3).unwrap());
+    let x = b.conv("even", x, 9, Conv2dGeometry::same(3, 1), even, false);
+    save(b.finish([x]).unwrap(), &here.path().join("net.safetensors"));
+    for style in ["standard", "dense", "function"] {
+        let export = ["export", "net.safetensors", "--style", style, "-o", "net.onnx"];
+        let (done, said) = json_and_messages(here.path(), &export);
+        let named = if style == "dense" { vec![] } else { vec!["uneven"] };
+        assert_eq!(done["dense_layers"], serde_json::json!(named), "{style}");
+        assert_eq!(said.contains("`uneven`"), style != "dense", "{style}: {said}");
+        assert!(!said.contains("`even`"), "{style}: {said}");
+    }
+}
+
+/// Here an average pooling with dilation, which the usual operator set does not have.
+#[test]
+fn what_can_be_read_can_be_exported() {
+    let here = tempfile::tempdir().unwrap();
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../hetconv-onnx/tests/fixtures/pools.onnx");
+    write_npy(&here.path().join("x.npy"), "(1, 2, 9, 8)", &noise(144));
+    json(here.path(), &["export", file, "-o", "again.onnx"]);
+    let results = [file, "again.onnx"].map(|file| {
+        json(here.path(), &["run", file, "--input", "x.npy", "--output", "y.npy"]);
+        read_npy(&here.path().join("y.npy"))
+    });
+    assert_close(&results[1], &results[0]);
 }
 
 #[test]

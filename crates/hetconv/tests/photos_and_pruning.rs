@@ -94,6 +94,29 @@ fn photos_are_trained_on_evaluated_and_predicted() {
     let error = failure(here.path(), 2, &["train", "--model", "small-cifar", "--image-size", "64", "--out", "sized"]);
     assert!(error.contains("--image-size 64 is for image files"), "{error}");
 
+    // With one photo more, every fifth is another one: a run does not go on with them, and whoever judges by them is told.
+    bmp(&here.path().join("photos/class0/00.bmp"), 50, 50, 7);
+    std::fs::copy(here.path().join("run/model.safetensors"), here.path().join("moved.safetensors")).unwrap();
+    let judged = |file: &str, data: &str| {
+        let eval = hetconv(here.path(), &["eval", file, "--data", data, "--hold-out", "20"]);
+        assert!(eval.status.success());
+        String::from_utf8(eval.stderr).unwrap()
+    };
+    let warning = "photos has other images than when run/model.safetensors was trained";
+    assert!(judged("run/model.safetensors", "photos").contains(warning));
+    assert!(!judged("moved.safetensors", "photos").contains("other images"));
+    std::fs::remove_file(here.path().join("run/model.safetensors")).unwrap();
+    let error = failure(here.path(), 1, &[&whole[..], &["--resume", "--out", "run"]].concat());
+    assert!(error.contains("other images or classes than photos has now"), "{error}");
+    std::fs::remove_file(here.path().join("photos/class0/00.bmp")).unwrap();
+    json(here.path(), &[&whole[..], &["--resume", "--out", "run"]].concat());
+
+    // Images of one size are in memory while a network learns, and seen as photos by who judges it: they are the same.
+    (0..20).for_each(|i| bmp(&here.path().join(format!("small/class{}/{i}.bmp", i % 2)), 32, 32, i));
+    let small = ["train", "--model", "small-cifar", "--data", "small", "--hold-out", "20", "--out", "kept"];
+    json(here.path(), &[&small[..], &tiny].concat());
+    assert!(!judged("kept/model.safetensors", "small").contains("other images"));
+
     // A file that is no photo is named, by training as by `data prepare`.
     std::fs::write(here.path().join("photos/class1/1.bmp"), "no photo").unwrap();
     let error = failure(here.path(), 1, &[&whole[..], &["--out", "other"]].concat());

@@ -109,11 +109,48 @@ fn a_run_that_is_asked_to_end_makes_a_checkpoint_first() {
     let ended = run.wait_with_output().expect("a child");
     let error = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(1), "{error}");
-    assert!(error.contains("can go on, with --resume"), "{error}");
+    assert!(error.contains("stopping with a checkpoint") && error.contains("with --resume) goes on"), "{error}");
     assert!(newest(&broken).is_some(), "a checkpoint");
     assert!(!broken.join("model.safetensors").exists());
     assert!(finish(train(&broken, "2", &more)).status.success());
     assert!(model(&whole) == model(&broken));
+
+    // A checkpoint stands for its network wherever a model file does.
+    let judged = |file: &Path| {
+        let mut eval = Command::new(env!("CARGO_BIN_EXE_hetconv"));
+        eval.args(["--format", "json", "eval"]).arg(file).args(["--data", "synthetic"]);
+        let found: serde_json::Value = serde_json::from_slice(&finish(eval).stdout).expect("JSON");
+        [found["loss"].as_f64().expect("a loss"), found["top1"].as_f64().expect("an accuracy")]
+    };
+    let last = whole.join("checkpoints").join(newest(&whole).expect("a checkpoint"));
+    assert_eq!(judged(&last), judged(&whole));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_terminal_asks_twice_and_a_run_that_is_to_outlive_it_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let more = ["--epochs", "3"];
+    let hang_up = |run: &mut Child, out: &Path| {
+        wait(run, || out.join("metrics.csv").exists());
+        for _ in 0..2 {
+            assert!(Command::new("kill").args(["-HUP", &run.id().to_string()]).status().expect("kill").success());
+        }
+    };
+    let out = folder.path().join("closed");
+    let mut run = train(&out, "2", &more).spawn().expect("the program starts");
+    hang_up(&mut run, &out);
+    assert_eq!(run.wait().expect("a child").code(), Some(1));
+    assert!(newest(&out).is_some(), "a checkpoint");
+
+    let out = folder.path().join("nohup");
+    let command = train(&out, "2", &more);
+    let mut deaf = Command::new("sh");
+    deaf.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
+    let mut run = deaf.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts");
+    hang_up(&mut run, &out);
+    assert!(run.wait().expect("a child").success());
+    assert!(out.join("model.safetensors").exists());
 }
 
 #[test]

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from .layer import HetConv2d
+from .network import UnevenlyPaddedConv2d
 from .replace import replace_modules
 
 __all__ = ["ConvertReport", "ConvertedLayer", "convert"]
 
 Names = str | Iterable[str] | Callable[[str], bool]
+
+_CONVOLUTIONS = (nn.Conv2d, HetConv2d)
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,15 @@ def convert(
     """Puts `HetConv2d` in the place of a model's convolutions, and says what became of each.
 
     Converted is every `torch.nn.Conv2d` without groups whose kernel is square, odd and larger than 1×1, but for the first in
-    the model's order (the paper's rule; `keep_first=False` takes it, too).
+    the model's order (the paper's rule; `keep_first=False` takes it, too). That may be a `HetConv2d`, which stays as it is.
 
-    A convolution stays, too, whose weight or bias is another module's as well, or no parameter but made by a hook.
+    A convolution stays, too, whose weight or bias is another module's as well, or no parameter but made by a hook. Hooks on
+    results and gradients of one that is converted are the new layer's afterwards.
 
     * `parts`: the paper's P. Where it does not fit a layer (more than its channels, or blocked and no divisor of channels and
       filters), the largest smaller one is taken, and the report says so. `parts_by_name` gives other values by pattern.
     * `exclude`: names of modules that stay, as patterns (`"layer1.*"`), several of them, or a function of the name.
-    * `init`: `"project"` keeps the taps that a layer still has, `"random"` draws fresh ones.
+    * `init`: `"project"` keeps the taps that a layer still has, `"random"` draws fresh ones. Biases stay.
     * `arrangement`: `"shifted"`, the paper's, or `"blocked"`, the authors' published code's, whose classes are contiguous in
       PyTorch's memory.
     * `example`: images to run once, in evaluation and without gradients, to count MACs.
@@ -123,7 +127,7 @@ def convert(
         raise ValueError(f"init = {init!r}; accepted are 'project' and 'random'")
     if arrangement not in ("shifted", "blocked"):
         raise ValueError(f"arrangement = {arrangement!r}; accepted are 'shifted' and 'blocked'")
-    if isinstance(model, nn.Conv2d):
+    if isinstance(model, _CONVOLUTIONS):
         raise ValueError(
             "the model is itself a convolution, which nothing can take the place of: convert what contains it"
         )
@@ -136,7 +140,7 @@ def convert(
     layers: list[ConvertedLayer] = []
 
     def replacement(name: str, module: nn.Module) -> nn.Module | None:
-        if not isinstance(module, nn.Conv2d):
+        if not isinstance(module, _CONVOLUTIONS):
             return None
         first = keep_first and not layers
         asked = next((value for pattern, value in own if fnmatch.fnmatchcase(name, pattern)), parts)
@@ -145,8 +149,7 @@ def convert(
         if used == 1:
             reason, used = f"P = {asked} does not fit", None
         het = None if used is None else _het(module, used, arrangement, init)
-        before = module.weight.numel()
-        weights = (before, before if het is None else het._native.weights)
+        weights = (_weights(module), _weights(module if het is None else het))
         note = reason or ("" if used == asked else f"P = {asked} does not fit")
         macs = None
         if pixels is not None:
@@ -175,10 +178,16 @@ def _matcher(names: Names) -> Callable[[str], bool]:
     return lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _unfit(module: nn.Conv2d, uses: Counter[int]) -> str:
-    """Why a convolution cannot be HetConv; empty if it can. `uses` counts the modules that have a parameter."""
+def _weights(module: nn.Conv2d | HetConv2d) -> int:
+    return module._native.weights if isinstance(module, HetConv2d) else module.weight.numel()
+
+
+def _unfit(module: nn.Conv2d | HetConv2d, uses: Counter[int]) -> str:
+    """Why a convolution does not become HetConv; empty if it can. `uses` counts the modules that have a parameter."""
     height, width = module.kernel_size
-    if type(module) is not nn.Conv2d:
+    if isinstance(module, HetConv2d):
+        return "HetConv already"
+    if type(module) not in (nn.Conv2d, UnevenlyPaddedConv2d):
         return f"a {type(module).__name__}"
     if not module._parameters.keys() >= {"weight", "bias"}:
         return "its weights are made by a hook, such as weight_norm's or prune's"
@@ -203,6 +212,7 @@ def _fitting(asked: int, module: nn.Conv2d, arrangement: str) -> int:
 
 
 def _het(module: nn.Conv2d, parts: int, arrangement: str, init: str) -> HetConv2d:
+    place = {"device": module.weight.device, "dtype": module.weight.dtype}
     layer = HetConv2d(
         module.in_channels,
         module.out_channels,
@@ -212,23 +222,26 @@ def _het(module: nn.Conv2d, parts: int, arrangement: str, init: str) -> HetConv2
         module.dilation,
         bias=module.bias is not None,
         padding_mode=module.padding_mode,
-        device=module.weight.device,
-        dtype=module.weight.dtype,
+        **place,
         parts=parts,
         arrangement=arrangement,
     )
+    if isinstance(module, UnevenlyPaddedConv2d):
+        left, right, top, bottom = module.margins
+        layer.operator["geometry"]["padding"] = [top, left, bottom, right]
+        layer = HetConv2d.from_operator(layer.operator, **place)
     if init == "project" and not module.weight.is_meta:
         layer.set_dense_weight(module.weight, project=True)
-        if module.bias is not None:
-            with torch.no_grad():
-                layer.bias.copy_(module.bias)
+    if module.bias is not None:
+        with torch.no_grad():
+            layer.bias.copy_(module.bias)
     for name, parameter in layer.named_parameters():
         given = module.bias if name == "bias" else module.weight
         parameter.requires_grad_(given.requires_grad)
     return layer.train(module.training)
 
 
-def _shape(module: nn.Conv2d) -> str:
+def _shape(module: nn.Conv2d | HetConv2d) -> str:
     height, width = module.kernel_size
     stride = "" if module.stride == (1, 1) else f" s{module.stride[0]}"
     return f"{module.in_channels}→{module.out_channels} {height}×{width}{stride}"
@@ -242,7 +255,7 @@ def _output_pixels(model: nn.Module, example: Tensor) -> dict[nn.Module, int]:
         pixels[module] = pixels.get(module, 0) + output.shape[-2] * output.shape[-1]
 
     training = {module: module.training for module in model.modules()}
-    hooks = [module.register_forward_hook(count) for module in training if isinstance(module, nn.Conv2d)]
+    hooks = [module.register_forward_hook(count) for module in training if isinstance(module, _CONVOLUTIONS)]
     try:
         # Some may be in evaluation already, as frozen batch-norms are; what `train` and `eval` do besides is not wanted.
         for module in training:

@@ -53,11 +53,11 @@ class Decomposed(nn.Module):
 def decompose(model: nn.Module) -> nn.Module:
     """A copy of a model with PyTorch's own modules in place of every `HetConv2d`: `Decomposed`, or, where classes differ in
     size or the padding is none of zeros, a `Conv2d` with the dense weight."""
-    model = copy.deepcopy(model)
-    if isinstance(model, HetConv2d):
-        return _decomposed(model)
-    replace_modules(model, lambda _, module: _decomposed(module) if isinstance(module, HetConv2d) else None)
-    return model
+
+    def replacement(_: str, module: nn.Module) -> nn.Module | None:
+        return _decomposed(module) if isinstance(module, HetConv2d) else None
+
+    return replace_modules(copy.deepcopy(model), replacement)
 
 
 def _decomposed(layer: HetConv2d) -> nn.Module:

@@ -41,7 +41,7 @@ class Network(nn.Module):
     def __init__(self, description: dict[str, Any]) -> None:
         super().__init__()
         self.description = description
-        """What the file says besides its tensors: `graph`, `classes`, `normalisation`."""
+        """What the file says besides its tensors: `graph`, `classes`, `normalisation` (`None` if it says nothing of that)."""
         nodes = self.description["graph"]["nodes"]
         modules = [(node["name"], module) for node in nodes if (module := _module(node["op"])) is not None]
         last = {value: index for index, node in enumerate(nodes) for value in node.get("inputs", [])}
@@ -90,6 +90,13 @@ class Network(nn.Module):
         """`(channels, height, width)` of an image."""
         nodes = self.description["graph"]["nodes"]
         return next(tuple(node["op"]["shape"]) for node in nodes if node["op"]["op"] == "input")
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]] | None:
+        """Mean and standard deviation of every channel, for pixels from 0 to 1; `None` if the file does not state them, and
+        for fresh weights. `forward` does not apply them."""
+        stated = self.description["normalisation"]
+        return None if stated is None else (stated["mean"], stated["std"])
 
     def forward(self, *images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The network's results for its inputs, `[batch, channels, height, width]` each."""
@@ -276,7 +283,8 @@ def save_model_file(
     Class names, and mean and standard deviation of the channels of images from 0 to 1, are those that the network was loaded
     with unless given. The file is written beside its place and renamed.
 
-    Raises `TypeError` for any other module: `export_onnx` writes those.
+    Raises `hetconv.Error`, a `ValueError`, if the normalisation is neither given nor known, as it is not of fresh weights and
+    of many ONNX files; `TypeError` for any other module, which `export_onnx` writes.
     """
     if not isinstance(model, Network):
         kind = type(model).__name__

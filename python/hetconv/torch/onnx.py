@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import _native
 from .decompose import decompose
+from .network import Network
 
 __all__ = ["export_onnx"]
 
@@ -27,8 +30,8 @@ def export_onnx(
     HetConv layers are written as grouped plus 1×1 convolutions (see `decompose`); `hetconv` recognises them when it reads the
     file, so that its runtime computes each in one pass. The model is exported as it is in evaluation, in PyTorch's usual
     memory format whatever its own is; the batch size stays open. Batch-norms right behind PyTorch's own convolutions are
-    folded into them, unless `keep_batch_norm` says that training is to go on from the file. `options` go to
-    `torch.onnx.export`.
+    folded into them, unless `keep_batch_norm` says that training is to go on from the file. The file also has the class names
+    and the normalisation that a `Network` states. `options` go to `torch.onnx.export`.
 
     Needs the packages `onnx` and `onnxscript`.
     """
@@ -44,3 +47,5 @@ def export_onnx(
     options.setdefault("dynamic_shapes", ((batch,),) if first.kind is first.VAR_POSITIONAL else (batch,))
     options.setdefault("external_data", False)
     torch.onnx.export(plain, (example,), os.fspath(path), dynamo=True, **options)
+    if isinstance(model, Network):
+        _native.state_in_onnx(os.fspath(path), json.dumps(model.description))

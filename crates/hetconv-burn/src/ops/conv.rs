@@ -105,7 +105,7 @@ impl ConvOp {
         bias: Option<Tensor<1>>,
         request: ConvRequest,
     ) -> (Tensor<4>, Option<ColumnSums>) {
-        self.check(&input, &weights, bias.as_ref());
+        check(&self.conv, &input, &weights, bias.as_ref());
         let isa = match &self.form {
             Form::Kernels(isa) => *isa,
             Form::Composed(composed) => return (composed.forward(input, weights, bias), None),
@@ -147,7 +147,7 @@ impl ConvOp {
             }
         };
         self.check_norm(norm, &x, &affine);
-        self.check(&x, &weights, bias.as_ref());
+        check(&self.conv, &x, &weights, bias.as_ref());
         let device = x.device().inner();
         let mut inputs = vec![x.into_dispatch(), affine.scale.into_dispatch(), affine.shift.into_dispatch()];
         inputs.extend(parameters(weights, bias));
@@ -183,7 +183,7 @@ impl ConvOp {
             }
         };
         self.check_norm(norm, &x, &affine);
-        self.check(&x, &weights, bias.as_ref());
+        check(&self.conv, &x, &weights, bias.as_ref());
         let fixed = norm.fixed(affine, moments);
         let mut inputs = vec![flex(x.into_dispatch())];
         inputs.extend(parameters(weights, bias).into_iter().map(flex));
@@ -200,32 +200,33 @@ impl ConvOp {
         norm.check(x, affine, None);
         assert_eq!(norm.order(), &self.conv.spec().in_order, "channel order of a normalisation");
     }
+}
 
-    fn check(&self, input: &Tensor<4>, weights: &ConvTensors, bias: Option<&Tensor<1>>) {
-        let [_, height, width, channels] = input.dims();
-        assert_eq!([height, width], self.conv.in_size(), "image size of a convolution prepared for another");
-        let spec = self.conv.spec();
-        assert_eq!(channels, spec.in_channels, "input channels of a convolution");
-        let [kernel_height, kernel_width] = spec.geometry.kernel;
-        match (weights, &spec.kind) {
-            (ConvTensors::Dense(weight), kind) => {
-                let groups = if let ConvKind::Grouped(groups) = kind { *groups } else { 1 };
-                let dims = [spec.out_channels, channels / groups, kernel_height, kernel_width];
-                assert_eq!(weight.dims(), dims, "shape of the weight");
-            }
-            (ConvTensors::Het { center, ring }, ConvKind::Het(pattern)) => {
-                assert_eq!(center.dims(), [spec.out_channels, channels], "shape of the centre taps");
-                let dims = [spec.out_channels, pattern.max_spatial(), spec.geometry.taps() - 1];
-                assert_eq!(ring.dims(), dims, "shape of the other taps");
-            }
-            (ConvTensors::Het { .. }, kind) => panic!("HetConv's weights for {kind:?}"),
+/// Whether tensors have the shapes of a convolution.
+pub(super) fn check(conv: &Conv, input: &Tensor<4>, weights: &ConvTensors, bias: Option<&Tensor<1>>) {
+    let [_, height, width, channels] = input.dims();
+    assert_eq!([height, width], conv.in_size(), "image size of a convolution prepared for another");
+    let spec = conv.spec();
+    assert_eq!(channels, spec.in_channels, "input channels of a convolution");
+    let [kernel_height, kernel_width] = spec.geometry.kernel;
+    match (weights, &spec.kind) {
+        (ConvTensors::Dense(weight), kind) => {
+            let groups = if let ConvKind::Grouped(groups) = kind { *groups } else { 1 };
+            let dims = [spec.out_channels, channels / groups, kernel_height, kernel_width];
+            assert_eq!(weight.dims(), dims, "shape of the weight");
         }
-        assert!(bias.is_none_or(|bias| bias.dims() == [spec.out_channels]), "shape of the bias");
+        (ConvTensors::Het { center, ring }, ConvKind::Het(pattern)) => {
+            assert_eq!(center.dims(), [spec.out_channels, channels], "shape of the centre taps");
+            let dims = [spec.out_channels, pattern.max_spatial(), spec.geometry.taps() - 1];
+            assert_eq!(ring.dims(), dims, "shape of the other taps");
+        }
+        (ConvTensors::Het { .. }, kind) => panic!("HetConv's weights for {kind:?}"),
     }
+    assert!(bias.is_none_or(|bias| bias.dims() == [spec.out_channels]), "shape of the bias");
 }
 
 /// Weight or centre and ring, and the bias if there is one.
-fn parameters(weights: ConvTensors, bias: Option<Tensor<1>>) -> Vec<DispatchTensor> {
+pub(super) fn parameters(weights: ConvTensors, bias: Option<Tensor<1>>) -> Vec<DispatchTensor> {
     let mut parameters = match weights {
         ConvTensors::Dense(weight) => vec![weight.into_dispatch()],
         ConvTensors::Het { center, ring } => vec![center.into_dispatch(), ring.into_dispatch()],

@@ -5,6 +5,7 @@
 
 mod conv;
 mod loss;
+mod natural;
 mod norm;
 mod pool;
 mod scale;
@@ -12,6 +13,7 @@ mod select;
 
 pub use conv::{ConvOp, ConvRequest, ConvTensors, Normalised};
 pub use loss::{Loss, cross_entropy};
+pub use natural::NaturalConvOp;
 pub use norm::{Moments, NormOp, NormTensors};
 pub use pool::{PoolKind, PoolOp, global_avg_pool};
 pub use scale::scale_channels;

@@ -67,6 +67,41 @@ pub struct Conv {
     depthwise: bool,
 }
 
+/// The tables of a network's convolutions.
+///
+/// ```
+/// use hetconv_core::{Conv2dGeometry, ConvKind};
+/// use hetconv_kernels::{Conv, ConvSpec, Isa, Tables};
+///
+/// let layer = |size, window| {
+///     Conv::new(ConvSpec::natural(1, 16_384, window, ConvKind::Standard), [size; 2])
+/// };
+/// let isa = Isa::selected()?;
+/// let mut tables = Tables::default();
+/// assert!(tables.take(&layer(61, Conv2dGeometry::same(3, 1))?, isa));
+/// // Each of its taps meets the image's edges in other ways.
+/// let wide = Conv2dGeometry { kernel: [31; 2], stride: [1; 2], padding: [60; 4], dilation: [2; 2] };
+/// assert!(!tables.take(&layer(61, wide)?, isa));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    stretches: usize,
+}
+
+impl Tables {
+    /// Of a whole network, about 400 MB; ResNet-50 has a hundredth of that.
+    const MOST: usize = 1 << 24;
+
+    /// Whether there may be tables for a convolution besides those so far, to which they are added: large windows of many
+    /// filters that meet the image's edges in many ways would need more memory than any weights.
+    #[must_use]
+    pub fn take(&mut self, conv: &Conv, isa: Isa) -> bool {
+        self.stretches = self.stretches.saturating_add(conv.stretches(isa));
+        self.stretches <= Self::MOST
+    }
+}
+
 impl Conv {
     /// Prepares a convolution for images of `[height, width]` pixels.
     ///
@@ -105,7 +140,7 @@ impl Conv {
 
     /// At most so many stretches of an image's values are named by the tables of a forward pass, in about 24 bytes each: for
     /// each block of filters the taps of every way in which the window meets the image's edges. Depthwise ones have none.
-    pub fn stretches(&self, isa: Isa) -> usize {
+    fn stretches(&self, isa: Isa) -> usize {
         if self.depthwise {
             return 0;
         }

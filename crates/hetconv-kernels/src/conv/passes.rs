@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 
+use hetconv_core::ChannelOrder;
 use rayon::prelude::*;
 
 use super::{Algorithm, Conv, ConvWeightsMut, PackedWeights};
@@ -302,6 +303,11 @@ impl Conv {
     /// # Panics
     /// If a slice has the wrong length for `batch` and the layer.
     pub fn grad_bias(&self, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
+        self.grad_bias_in(&self.spec.out_order, batch, grad_output, grad);
+    }
+
+    /// As [`Conv::grad_bias`], of filters that stand in another order.
+    pub(super) fn grad_bias_in(&self, order: &ChannelOrder, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
         let channels = self.spec.out_channels;
         assert_eq!(grad_output.len(), self.out_len(batch), "grad-output length");
         assert_eq!(grad.len(), channels, "bias length");
@@ -318,7 +324,7 @@ impl Conv {
             sums
         };
         let sums: Vec<Vec<f64>> = grad_output.par_chunks(rows_per_part * channels).map(partial).collect();
-        for (position, &filter) in self.spec.out_order.channels().iter().enumerate() {
+        for (position, &filter) in order.channels().iter().enumerate() {
             grad[filter as usize] = sums.iter().map(|part| part[position]).sum::<f64>() as f32;
         }
     }

@@ -134,6 +134,15 @@ impl Reordered {
         });
     }
 
+    /// As [`Conv::grad_bias`], in natural order.
+    ///
+    /// # Panics
+    /// As [`Conv::grad_bias`].
+    pub fn grad_bias(&self, batch: usize, grad_output: &[f32], grad: &mut [f32]) {
+        let natural = ChannelOrder::natural(self.conv.spec.out_channels);
+        self.conv.grad_bias_in(&natural, batch, grad_output, grad);
+    }
+
     /// As [`Conv::grad_weight`], in natural order.
     ///
     /// # Panics

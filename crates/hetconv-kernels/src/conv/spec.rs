@@ -88,7 +88,9 @@ impl ConvWeightsMut<'_> {
 }
 
 impl ConvSpec {
-    /// A convolution whose activations are stored in natural order.
+    /// A convolution whose activations are stored in natural order. Where the channels of a class do not stand together then, as
+    /// those of shifted classes, the kernels multiply all channels with all taps, as of a standard convolution; what HetConv saves
+    /// is saved by [`ConvSpec::by_class`].
     pub fn natural(in_channels: usize, out_channels: usize, geometry: Conv2dGeometry, kind: ConvKind) -> Self {
         let (in_order, out_order) = (ChannelOrder::natural(in_channels), ChannelOrder::natural(out_channels));
         Self { in_channels, out_channels, geometry, kind, in_order, out_order }

@@ -73,7 +73,7 @@ impl<const J: usize, const T: usize> Task for TurnTaps<'_, J, T> {
                 }
             } else {
                 let spread: [(S::Lanes, S::V); T] = std::array::from_fn(|t| {
-                    let spread = turns[t].lanes.as_ref().unwrap_or(&Spread::PLAIN);
+                    let spread = turns[t].lanes.as_deref().unwrap_or(&Spread::PLAIN);
                     (simd.lanes(&spread.lanes), simd.load(spread.live.as_ptr()))
                 });
                 for &(from, to) in pairs {

@@ -30,7 +30,7 @@ use crate::pack::{Block, Layout};
 use crate::parallel::{Band, even_ranges};
 use crate::prefetch::Ahead;
 use crate::simd::{Simd, Task};
-use crate::tile::{Epilogue, MAX_ROWS, Start, Tile, TileSums};
+use crate::tile::{Epilogue, MAX_ROWS, MAX_STRIDE, Start, Tile, TileSums};
 
 pub(crate) use pieces::{Grid, transform_source};
 use product::Product;
@@ -416,7 +416,7 @@ impl Part<'_> {
                 tile.rows = pixels.len();
                 tile.sources[..pixels.len()].copy_from_slice(&sources[pixels.clone()]);
                 tile.targets[..pixels.len()].copy_from_slice(&targets[pixels.clone()]);
-                tile.start = Start::Rows(results.0[pixels.start].as_ptr());
+                tile.start = Start::Rows(results.0.as_flattened()[pixels.start * MAX_STRIDE..].as_ptr());
                 let moments = self.share.moments.is_some().then_some(&mut moments);
                 // SAFETY: sources are whole pixels, targets the block's outputs of pixels that no other part writes.
                 unsafe { tile.compute(simd, &mut turned, moments) };

@@ -40,7 +40,7 @@ pub(super) fn edit(
             continue;
         }
         // A message in several pieces is one of all their fields.
-        for field in fields(&field.payload)? {
+        for field in fields(field.payload()?)? {
             let dropped = match field.tag {
                 GRAPH_NODE => {
                     let index = nodes.next().unwrap_or(usize::MAX);

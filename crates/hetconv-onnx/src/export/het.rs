@@ -27,14 +27,17 @@ impl Exporter<'_> {
         let filters = ChannelOrder::natural(stored.out_channels());
         let layer = Layer { name: &name, input, geometry, kernels: &kernels, bias: bias.as_deref(), filters: &filters };
         // One class is a standard convolution, and a 1×1 kernel has nothing but its centre.
-        let plain = self.options.style == Style::Dense || stored.classes() == 1 || geometry.taps() == 1;
+        let plain = self.style == Style::Dense || stored.classes() == 1 || geometry.taps() == 1;
         let parts = if plain { None } else { grouped_parts(&stored) };
         match parts.as_deref() {
-            Some([part]) if self.options.style == Style::Function && layer.is_two_convolutions(part) => {
+            Some([part]) if self.style == Style::Function && layer.is_two_convolutions(part) => {
                 self.function_call(&layer, part);
             }
             Some(parts) => layer.write_sum(&mut self.writer, parts),
-            None => layer.write_dense(&mut self.writer),
+            None => {
+                layer.write_dense(&mut self.writer);
+                self.dense_layers.extend((!plain).then(|| name.clone()));
+            }
         }
         self.layers.insert(name, stored);
     }
@@ -50,7 +53,7 @@ impl Exporter<'_> {
         call.domain = Some(DOMAIN.to_owned());
         self.writer.nodes.push(call);
         if self.functions.is_empty() {
-            self.functions.push(function(self.options.opset));
+            self.functions.push(function(self.opset));
         }
     }
 }

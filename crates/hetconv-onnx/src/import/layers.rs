@@ -6,17 +6,16 @@ use hetconv_graph::{Op, Shape, ValueId};
 use super::Importer;
 use super::attributes::Attributes;
 use super::constant::axis;
-use super::network::{enlarged, with_pads};
-use super::value::{Constant, Read, Refusal, Value};
+use super::value::{Constant, Padded, Read, Refusal, Value};
 use crate::prepare::node_name;
 use crate::proto::NodeProto;
 
 impl<'a> Importer<'a> {
     pub(super) fn conv(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
-        let (of, pads, _) = self.padded_operand(node, |fill| fill == 0.0)?;
+        let (of, pads) = self.padded_operand(node, |_, padded| padded.fill == 0.0)?;
         let weight = self.constant_operand(node, 1, "weight")?;
         let bias = self.optional_constant(node, 2, "bias")?;
-        let [channels, height, width] = self.network.image(of)?;
+        let [channels, ..] = self.network.image(of)?;
         let groups = attributes.groups();
         let [filters, of_group, kernel_height, kernel_width] = weight.dims[..] else {
             return Err(Refusal::because(format!("its weight has the shape {:?}, not [N, M, kh, kw]", weight.dims)));
@@ -25,22 +24,14 @@ impl<'a> Importer<'a> {
             let asked = format!("{groups} groups of {of_group} channels");
             return Err(Refusal::because(format!("its weight is for {asked}, but its input has {channels} channels")));
         }
-        let kernel = [kernel_height, kernel_width];
-        let size = padded_size([height, width], pads)?;
-        let geometry = attributes.geometry(kernel, size)?;
-        let (geometry, margin) = with_pads(&geometry, pads)?;
+        let geometry = self.window(of, pads, [kernel_height, kernel_width], attributes)?;
         self.network.spend(weight.len())?;
-        let mut weights = weight.floats()?.to_vec();
-        if margin != [0; 4] {
-            self.network.spend(filters.saturating_mul(of_group).saturating_mul(geometry.taps()))?;
-            weights = enlarged(&weights, &geometry, margin);
-        }
+        let weights = weight.floats()?.to_vec();
         let kind = if groups == 1 { ConvKind::Standard } else { ConvKind::Grouped(groups) };
-        let kernel = geometry.kernel;
         let op = Op::Conv2d { in_channels: channels, out_channels: filters, geometry, kind, bias: bias.is_some() };
         let bias = bias.map(|bias| per_channel(&bias, filters, "bias")).transpose()?;
         let id = self.network.push_own(node_name(node), op, &[of])?;
-        self.network.set_weight(id, "weight", &[filters, of_group, kernel[0], kernel[1]], weights);
+        self.network.set_weight(id, "weight", &[filters, of_group, kernel_height, kernel_width], weights);
         if let Some(bias) = bias {
             self.network.set_weight(id, "bias", &[filters], bias);
         }
@@ -142,37 +133,28 @@ impl<'a> Importer<'a> {
         if node.output.get(1).is_some_and(|indices| !indices.is_empty()) {
             return Err(Refusal::because("gives indices"));
         }
-        let (of, pads, fill) = self.padded_operand(node, |_| true)?;
-        // Padding never wins in this graph's pooling, nor do zeros around an image without negative numbers.
-        let harmless = || fill <= f32::MIN || fill == 0.0 && self.is_non_negative(of, &mut 100);
-        if pads != [0; 4] && !harmless() {
-            return Err(Refusal::because(format!("takes the maximum of an image padded with {fill}")));
-        }
-        let mut geometry = self.pool_geometry(of, pads, attributes)?;
-        pad_more(&mut geometry, pads)?;
+        let (of, pads) = self.pooled_operand(node, attributes, |importer, padded, _| {
+            // Padding never wins in this graph's pooling, nor do zeros around an image without negative numbers.
+            padded.fill <= f32::MIN || padded.fill == 0.0 && importer.is_non_negative(padded.of, &mut 100)
+        })?;
+        let geometry = self.pool_geometry(of, pads, attributes)?;
         Ok(Value::Network(self.network.push(node_name(node), Op::MaxPool { geometry }, &[of])?))
     }
 
     pub(super) fn average_pool(&mut self, node: &'a NodeProto, attributes: &Attributes<'_>) -> Read<Value> {
-        let (of, pads, _) = self.padded_operand(node, |fill| fill == 0.0)?;
+        let counts = attributes.int("count_include_pad", 0) != 0;
+        // All of a window's padding counts or none, and what is padded before does.
+        let (of, pads) = self.pooled_operand(node, attributes, |_, padded, geometry| {
+            let has_own = geometry.padding.map(|pad| pad as i64) != padded.pads;
+            padded.fill == 0.0 && (counts || !has_own)
+        })?;
         let [_, height, width] = self.network.image(of)?;
-        let mut count_padding = attributes.int("count_include_pad", 0) != 0;
         let [kernel, strides] = [attributes.sizes("kernel_shape", 0)?, attributes.sizes("strides", 1)?];
-        let plain = attributes.geometry(kernel, padded_size([height, width], pads)?)?;
-        let mut geometry = self.pool_geometry(of, pads, attributes)?;
-        if count_padding && geometry != plain {
+        let geometry = self.pool_geometry(of, pads, attributes)?;
+        if counts && geometry != self.window(of, pads, kernel, attributes)? {
             return Err(Refusal::because("counts its padding, but not what ceil_mode adds"));
         }
-        if pads != [0; 4] {
-            if !count_padding && plain.padding != [0; 4] {
-                return Err(Refusal::because("counts some of its padding and some not"));
-            }
-            if geometry != plain {
-                return Err(Refusal::because("pools a padded image by ceil_mode"));
-            }
-            count_padding = true;
-            pad_more(&mut geometry, pads)?;
-        }
+        let count_padding = counts || pads != [0; 4];
         let unpadded = geometry.padding == [0; 4] && geometry.dilation == [1, 1];
         if unpadded && kernel == [1, 1] && strides == [1, 1] {
             return Ok(Value::Network(of));
@@ -214,22 +196,33 @@ impl<'a> Importer<'a> {
         Ok(Value::Network(self.network.push(name, Op::Flatten, &[mean])?))
     }
 
-    /// The image that a window is applied to, what is padded around it, and with which number.
-    fn padded_operand(&mut self, node: &'a NodeProto, takes: fn(f32) -> bool) -> Read<(ValueId, [i64; 4], f32)> {
+    /// The image that a window is applied to, and what is padded around it if the window takes that up as its own padding.
+    fn padded_operand(
+        &mut self,
+        node: &'a NodeProto,
+        takes: impl Fn(&Self, &Padded) -> bool,
+    ) -> Read<(ValueId, [i64; 4])> {
         if let Value::Padded(padded) = self.operand(node, 0)?
-            && takes(padded.fill)
+            && padded.pads.iter().all(|&pad| pad >= 0)
+            && takes(self, &padded)
         {
-            let attributes = Attributes(node);
-            let crops = padded.pads.iter().any(|&pad| pad < 0);
-            // What is cut off at a side and then padded is zero, and not what was there.
-            let own = attributes.ints("pads").unwrap_or_default();
-            let refilled = padded.pads.iter().zip(own).any(|(&pad, &own)| pad < 0 && own > 0);
-            let explicit = matches!(attributes.string("auto_pad"), "" | "NOTSET" | "VALID");
-            if !crops || (node.op_type() == "Conv" && explicit && !refilled && !self.as_written) {
-                return Ok((padded.of, padded.pads, padded.fill));
-            }
+            return Ok((padded.of, padded.pads));
         }
-        Ok((self.network_operand(node, 0)?, [0; 4], 0.0))
+        Ok((self.network_operand(node, 0)?, [0; 4]))
+    }
+
+    /// As [`Importer::padded_operand`], of a pooling node: every window still has to see a pixel of the image.
+    fn pooled_operand(
+        &mut self,
+        node: &'a NodeProto,
+        attributes: &Attributes<'_>,
+        takes: impl Fn(&Self, &Padded, &Conv2dGeometry) -> bool,
+    ) -> Read<(ValueId, [i64; 4])> {
+        self.padded_operand(node, |importer, padded| {
+            importer.pool_geometry(padded.of, padded.pads, attributes).is_ok_and(|geometry| {
+                takes(importer, padded, &geometry) && importer.network.admits(Op::MaxPool { geometry }, padded.of)
+            })
+        })
     }
 
     /// Whether a value has no negative numbers, as far as so many looks at nodes before it tell.
@@ -249,24 +242,39 @@ impl<'a> Importer<'a> {
         }
     }
 
-    /// The window of a pooling node; rounding up is padding at the bottom and right.
+    /// The window of a node on an image, with what is padded around that.
+    fn window(
+        &self,
+        of: ValueId,
+        pads: [i64; 4],
+        kernel: [usize; 2],
+        attributes: &Attributes<'_>,
+    ) -> Read<Conv2dGeometry> {
+        let [_, height, width] = self.network.image(of)?;
+        let mut geometry = attributes.geometry(kernel, padded_size([height, width], pads)?)?;
+        pad_more(&mut geometry, pads)?;
+        Ok(geometry)
+    }
+
+    /// As [`Importer::window`], of a pooling node; rounding up is padding at the bottom and right.
     fn pool_geometry(&self, of: ValueId, pads: [i64; 4], attributes: &Attributes<'_>) -> Read<Conv2dGeometry> {
         let [_, height, width] = self.network.image(of)?;
         let size = padded_size([height, width], pads)?;
         let mut geometry = attributes.geometry(attributes.sizes("kernel_shape", 0)?, size)?;
-        if attributes.int("ceil_mode", 0) == 0 {
-            return Ok(geometry);
+        if attributes.int("ceil_mode", 0) != 0 {
+            for (axis, size) in size.into_iter().enumerate() {
+                let stride = geometry.stride[axis];
+                let window = (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1;
+                let padded = size.saturating_add(geometry.padding[axis] + geometry.padding[axis + 2]);
+                let Some(room) = padded.checked_sub(window) else { continue };
+                // The last window must begin in the image or before it.
+                let last = room.div_ceil(stride) * stride;
+                let outside = last >= size.saturating_add(geometry.padding[axis]);
+                let last = if outside { room / stride * stride } else { last };
+                geometry.padding[axis + 2] += (last + window).saturating_sub(padded);
+            }
         }
-        for (axis, size) in size.into_iter().enumerate() {
-            let stride = geometry.stride[axis];
-            let window = (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1;
-            let padded = size.saturating_add(geometry.padding[axis] + geometry.padding[axis + 2]);
-            let Some(room) = padded.checked_sub(window) else { continue };
-            // The last window must begin in the image or before it.
-            let last = room.div_ceil(stride) * stride;
-            let last = if last >= size.saturating_add(geometry.padding[axis]) { room / stride * stride } else { last };
-            geometry.padding[axis + 2] += (last + window).saturating_sub(padded);
-        }
+        pad_more(&mut geometry, pads)?;
         Ok(geometry)
     }
 }
@@ -282,11 +290,11 @@ pub(super) fn padded_size(size: [usize; 2], pads: [i64; 4]) -> Read<[usize; 2]> 
     Ok(padded)
 }
 
-/// A pooling window of an image that is padded before.
+/// The window of an image that is padded before.
 fn pad_more(geometry: &mut Conv2dGeometry, pads: [i64; 4]) -> Read<()> {
     for (padding, more) in geometry.padding.iter_mut().zip(pads) {
         let sum = (*padding as i64).checked_add(more).and_then(|sum| usize::try_from(sum).ok());
-        *padding = sum.ok_or_else(|| Refusal::because("pools a cropped image"))?;
+        *padding = sum.ok_or_else(|| Refusal::because("pads by a number too large"))?;
     }
     Ok(())
 }

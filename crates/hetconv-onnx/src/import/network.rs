@@ -1,6 +1,7 @@
 //! The graph that an import builds, node by node.
 
 use std::collections::{HashMap, HashSet};
+use std::mem;
 
 use hetconv_core::Conv2dGeometry;
 use hetconv_graph::{Activation, ConvKind, Graph, Node, Op, Shape, ValueId, WeightTensor, Weights};
@@ -103,6 +104,12 @@ impl Network {
         Ok(self.graph.nodes.len() - 1)
     }
 
+    /// Whether a node of one value could be added.
+    pub fn admits(&self, op: Op, of: ValueId) -> bool {
+        let node = Node { name: String::new(), op, inputs: vec![of] };
+        node.shape(&[self.shapes[of]]).is_ok()
+    }
+
     /// Gives a node a weight tensor.
     pub fn set_weight(&mut self, node: ValueId, suffix: &str, shape: &[usize], data: Vec<f32>) {
         let name = format!("{}.{suffix}", self.graph.nodes[node].name);
@@ -182,25 +189,34 @@ impl Network {
         self.push(name, Op::Add, &halves)
     }
 
-    /// Padding or cropping that no window takes up: a depthwise convolution with one tap of 1.
+    /// Padding or cropping that no window takes up: depthwise convolutions with one tap of 1.
     pub fn padded(&mut self, name: &str, padded: Padded) -> Read<ValueId> {
         let [channels, ..] = self.image(padded.of)?;
-        if padded.pads == [0; 4] {
-            return Ok(padded.of);
-        }
-        if padded.fill != 0.0 {
+        if padded.pads != [0; 4] && padded.fill != 0.0 {
             return Err(Refusal::because(format!("pads with {} what no pooling takes up", padded.fill)));
         }
-        let one = Conv2dGeometry::same(1, 1);
-        let (geometry, margin) = with_pads(&one, padded.pads)?;
-        self.spend(channels.saturating_mul(geometry.taps()))?;
-        let kernel = enlarged(&[1.0], &geometry, margin);
-        let kind = ConvKind::Grouped(channels);
-        let [height, width] = geometry.kernel;
-        let op = Op::Conv2d { in_channels: channels, out_channels: channels, geometry, kind, bias: false };
-        let conv = self.push(name, op, &[padded.of])?;
-        self.set_weight(conv, "weight", &[channels, 1, height, width], kernel.repeat(channels));
-        Ok(conv)
+        let mut padding = padded.pads.map(|pad| pad.max(0) as usize);
+        let cut = padded.pads.map(|pad| pad.min(0).unsigned_abs() as usize);
+        let mut of = padded.of;
+        // Cutting off a pixel is reading past it by a tap of 0, and rows and columns one after the other take few taps.
+        for axis in 0..2 {
+            let mut kernel = [1; 2];
+            kernel[axis] = cut[axis].saturating_add(cut[axis + 2]).saturating_add(1);
+            if kernel == [1; 2] && padding == [0; 4] {
+                continue;
+            }
+            let padding = mem::take(&mut padding);
+            let geometry = Conv2dGeometry { kernel, stride: [1; 2], padding, dilation: [1; 2] };
+            geometry.validate().map_err(|error| Refusal::because(error.to_string()))?;
+            self.spend(channels.saturating_mul(geometry.taps()))?;
+            let mut one = vec![0.0; geometry.taps()];
+            one[cut[axis]] = 1.0;
+            let kind = ConvKind::Grouped(channels);
+            let op = Op::Conv2d { in_channels: channels, out_channels: channels, geometry, kind, bias: false };
+            of = self.push(name, op, &[of])?;
+            self.set_weight(of, "weight", &[channels, 1, kernel[0], kernel[1]], one.repeat(channels));
+        }
+        Ok(of)
     }
 
     /// A value as an image of 1×1 pixels: what was flattened is unflattened, with the layers behind it.
@@ -260,42 +276,4 @@ impl Network {
     pub fn is_made_image(&self, value: ValueId) -> bool {
         self.made_images.contains(&value)
     }
-}
-
-/// The window of a convolution of an image with these many pixels added around it, or cut off where negative, and how far
-/// the kernel lies from the window's top, left, bottom and right: cutting off a pixel is reading past it by a tap of 0.
-pub(crate) fn with_pads(geometry: &Conv2dGeometry, pads: [i64; 4]) -> Read<(Conv2dGeometry, [usize; 4])> {
-    let mut geometry = geometry.clone();
-    let mut margin = [0; 4];
-    for side in 0..4 {
-        let padding = (geometry.padding[side] as i64).checked_add(pads[side]);
-        let padding = padding.ok_or_else(|| Refusal::because("pads by a number too large"))?;
-        geometry.padding[side] = padding.max(0) as usize;
-        margin[side] = padding.min(0).unsigned_abs() as usize;
-    }
-    if margin != [0; 4] {
-        if geometry.dilation != [1, 1] && geometry.kernel != [1, 1] {
-            return Err(Refusal::because("crops the image of a convolution with dilation"));
-        }
-        geometry.dilation = [1, 1];
-        for axis in 0..2 {
-            geometry.kernel[axis] = geometry.kernel[axis].saturating_add(margin[axis]).saturating_add(margin[axis + 2]);
-        }
-    }
-    geometry.validate().map_err(|error| Refusal::because(error.to_string()))?;
-    Ok((geometry, margin))
-}
-
-/// Kernels in the larger window that [`with_pads`] gives them.
-pub(crate) fn enlarged(kernels: &[f32], geometry: &Conv2dGeometry, margin: [usize; 4]) -> Vec<f32> {
-    let [top, left, bottom, right] = margin;
-    let [height, width] = [geometry.kernel[0] - top - bottom, geometry.kernel[1] - left - right];
-    let taps = geometry.taps();
-    let mut larger = vec![0.0; kernels.len() / (height * width) * taps];
-    for (kernel, larger) in kernels.chunks(height * width).zip(larger.chunks_mut(taps)) {
-        for (y, row) in kernel.chunks(width).enumerate() {
-            larger[(y + top) * geometry.kernel[1] + left..][..width].copy_from_slice(row);
-        }
-    }
-    larger
 }

@@ -20,14 +20,32 @@ proptest! {
         let mut bytes = bytes();
         let at = at.index(bytes.len());
         bytes[at] = byte;
-        let _ = import(&bytes, None, &ImportOptions::default());
-        let _ = convert(&bytes, None, &ConvertOptions::new(4));
+        read_by_all(&bytes);
     }
 
     #[test]
     fn bytes_of_no_kind_never_panic(bytes: Vec<u8>) {
-        let _ = import(&bytes, None, &ImportOptions::default());
-        let _ = convert(&bytes, None, &ConvertOptions::new(4));
+        read_by_all(&bytes);
+    }
+}
+
+/// By everything that reads a file from outside.
+fn read_by_all(bytes: &[u8]) {
+    let _ = import(bytes, None, &ImportOptions::default());
+    let _ = convert(bytes, None, &ConvertOptions::new(4));
+    let _ = data_files(bytes);
+    let _ = embed_external_data(bytes, ".".as_ref());
+}
+
+/// A graph and its nodes as numbers, each followed by one long field that a number is none of: nothing is copied for it.
+#[test]
+fn numbers_where_messages_belong() {
+    for model in [&[0x38, 0x02][..], &[0x3d, 1, 2, 3, 4], &[0x3a, 0x02, 0x08, 0x02], &[0xc8, 0x01, 0x02]] {
+        for bytes in [model.to_vec(), [model, &[0x12, 0x02, 0x01, 0x02]].concat()] {
+            assert!(matches!(data_files(&bytes), Err(OnnxError::Decode(_))), "{bytes:x?}");
+            assert!(matches!(embed_external_data(&bytes, ".".as_ref()), Err(OnnxError::Decode(_))), "{bytes:x?}");
+            read_by_all(&bytes);
+        }
     }
 }
 

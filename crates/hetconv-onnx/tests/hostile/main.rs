@@ -16,7 +16,7 @@ use hetconv_onnx::proto::{
 };
 use hetconv_onnx::{
     ConvertOptions, ExportOptions, ImportOptions, OnnxError, Selection, TensorFault, UnsupportedNode, convert,
-    embed_external_data, export, import, import_file,
+    data_files, embed_external_data, export, import, import_file,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -29,7 +29,7 @@ fn bytes() -> Vec<u8> {
     let graph = zoo::build(&"small-cifar_p4".parse().unwrap(), 10).unwrap().with_input([3, 8, 8]).unwrap();
     let weights = Weights::init(&graph, 1).unwrap();
     let model = ModelFile { graph, weights, classes: vec![], normalisation: Normalisation::identity(3) };
-    export(&model, &ExportOptions::default()).unwrap()
+    export(&model, &ExportOptions::default()).unwrap().bytes
 }
 
 /// What the import and the conversion say to the model once it is changed.

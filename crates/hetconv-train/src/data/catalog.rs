@@ -128,7 +128,7 @@ pub(super) fn find<'a>(name: &'a str, folders: &[PathBuf]) -> Result<(&'a str, P
         return Ok((name, path.clone()));
     }
     let names = KNOWN.iter().map(|known| known.name).chain([synthetic::NAME]);
-    let nearest = is_name.then(|| nearest(name, names).to_owned());
+    let nearest = nearest(name, names).filter(|_| is_name).map(str::to_owned);
     Err(DataError::UnknownName { name: name.to_owned(), looked, nearest })
 }
 

@@ -25,10 +25,15 @@ pub(super) struct Entry {
 pub(super) trait Files: Send + Sync {
     /// All files and folders; hidden ones are left out.
     fn entries(&self) -> &[Entry];
-    /// The bytes of a file.
-    fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError>;
+    /// The first bytes of a file, so many at most.
+    fn head(&self, entry: &Entry, most: u64) -> Result<Vec<u8>, DataError>;
     /// How messages name a file.
     fn display(&self, path: &str) -> String;
+
+    /// The bytes of a file.
+    fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError> {
+        not_too_large(self.head(entry, FILE_LIMIT + 1)?, || self.display(&entry.path))
+    }
 }
 
 /// Whether a part of a path is one that people don't mean: dotfiles and the resource forks of macOS.
@@ -37,14 +42,23 @@ fn is_hidden(part: &str) -> bool {
 }
 
 /// Reads to the end, but never more than [`FILE_LIMIT`].
-pub(super) fn read_limited(source: impl Read, name: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
+pub(super) fn read_limited(source: impl Read, name: impl Fn() -> String) -> Result<Vec<u8>, DataError> {
+    not_too_large(read_head(source, FILE_LIMIT + 1, &name)?, name)
+}
+
+fn not_too_large(bytes: Vec<u8>, name: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
+    match bytes.len() as u64 <= FILE_LIMIT {
+        true => Ok(bytes),
+        false => Err(DataError::TooLarge { file: name(), limit: FILE_LIMIT }),
+    }
+}
+
+fn read_head(source: impl Read, most: u64, name: impl FnOnce() -> String) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
-    let name = match source.take(FILE_LIMIT + 1).read_to_end(&mut bytes) {
-        Ok(_) if bytes.len() as u64 <= FILE_LIMIT => return Ok(bytes),
-        Ok(_) => return Err(DataError::TooLarge { file: name(), limit: FILE_LIMIT }),
-        Err(source) => (name(), source),
-    };
-    Err(DataError::Io { path: name.0.into(), source: name.1 })
+    match source.take(most).read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(DataError::Io { path: name().into(), source }),
+    }
 }
 
 /// What is looked at below a folder.
@@ -145,13 +159,13 @@ impl Files for Folder {
         &self.entries
     }
 
-    fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError> {
+    fn head(&self, entry: &Entry, most: u64) -> Result<Vec<u8>, DataError> {
         let path = self.root.join(&entry.path);
         // Opening a pipe would wait for somebody to write into it.
         if !path.metadata().map_err(DataError::io(&path))?.is_file() {
             return Err(DataError::malformed(&path, "it is no file"));
         }
-        read_limited(fs::File::open(&path).map_err(DataError::io(&path))?, || self.display(&entry.path))
+        read_head(fs::File::open(&path).map_err(DataError::io(&path))?, most, || self.display(&entry.path))
     }
 
     fn display(&self, path: &str) -> String {
@@ -248,14 +262,14 @@ impl Files for Archive {
         &self.entries
     }
 
-    fn read(&self, entry: &Entry) -> Result<Vec<u8>, DataError> {
+    fn head(&self, entry: &Entry, most: u64) -> Result<Vec<u8>, DataError> {
         let fault = |e: zip::result::ZipError| DataError::Archive {
             path: self.path.clone(),
             fault: format!("{}: {e}", entry.path),
         };
         // The clone shares file and directory; it only has a position of its own.
         let mut zip = self.zip.clone();
-        read_limited(zip.by_index(entry.handle).map_err(fault)?, || self.display(&entry.path))
+        read_head(zip.by_index(entry.handle).map_err(fault)?, most, || self.display(&entry.path))
     }
 
     fn display(&self, path: &str) -> String {

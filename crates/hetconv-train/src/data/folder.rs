@@ -45,20 +45,23 @@ pub(super) fn open(
     let labels = |items: &Labelled<'_>| items.iter().map(|&(_, label)| label).collect::<Vec<u16>>();
     let (train_labels, test_labels) = (labels(&train), labels(&test));
     if let Some(size) = size {
-        let channels = channels(&*files, train.iter().chain(&test))?;
-        let photos = |items: Labelled<'_>| {
-            Photos::new(files.clone(), items.into_iter().map(|(entry, _)| entry.clone()).collect(), size, channels)
+        let channels = channels(&*files, &[&train, &test])?;
+        let photos = |items: &Labelled<'_>| {
+            Photos::new(files.clone(), items.iter().map(|&(entry, _)| entry.clone()).collect(), size, channels)
         };
-        let [train, test] =
-            [(train, train_labels), (test, test_labels)].map(|(items, l)| Split::photos(photos(items), l));
-        return Dataset::new(name, train?, test?, classes);
+        let split = |items: Labelled<'_>, labels| {
+            Ok::<_, DataError>(Split::photos(photos(&items), labels)?.with_paths(paths(&items)))
+        };
+        return Dataset::new(name, split(train, train_labels)?, split(test, test_labels)?, classes);
     }
     let mut pixels = Pixels::default();
     let mut watch = |done| watch(done, train.len() + test.len());
     pixels.append(&*files, &train, &mut watch)?;
     pixels.append(&*files, &test, &mut watch)?;
-    let [train, test] = pixels.into_images(train_labels.len())?;
-    Dataset::new(name, Split::new(train, train_labels)?, Split::new(test, test_labels)?, classes)
+    let [train_images, test_images] = pixels.into_images(train_labels.len())?;
+    let train = Split::new(train_images, train_labels)?.with_paths(paths(&train));
+    let test = Split::new(test_images, test_labels)?.with_paths(paths(&test));
+    Dataset::new(name, train, test, classes)
 }
 
 /// The names of the classes, and the files of `train/` and of `test/` or `val/`.
@@ -122,14 +125,17 @@ fn names(classes: &Classes<'_>) -> Vec<String> {
 
 /// How many channels images have: 1 if none has colours, else 3, as in [`Pixels::into_images`]. The first one with colours
 /// ends the search.
-fn channels<'a>(files: &dyn Files, items: impl Iterator<Item = &'a (&'a Entry, u16)>) -> Result<usize, DataError> {
-    for &(entry, _) in items {
-        let is_grey = is_grey(&files.read(entry)?);
-        if !is_grey.map_err(|reason| DataError::NotAnImage { file: files.display(&entry.path), reason })? {
-            return Ok(3);
-        }
-    }
-    Ok(1)
+fn channels(files: &dyn Files, items: &[&Labelled<'_>]) -> Result<usize, DataError> {
+    /// Bytes that nearly all headers are in.
+    const HEAD: u64 = 16 << 10;
+    let is_grey = |&(entry, _): &(&Entry, u16)| match is_grey(&files.head(entry, HEAD)?) {
+        Ok(is_grey) => Ok(is_grey),
+        Err(_) => is_grey(&files.read(entry)?)
+            .map_err(|reason| DataError::NotAnImage { file: files.display(&entry.path), reason }),
+    };
+    let other =
+        items.par_iter().flat_map(|items| items.par_iter()).map(is_grey).find_first(|found| !matches!(found, Ok(true)));
+    other.map_or(Ok(1), |found| found.map(|_| 3))
 }
 
 /// The folder everything lies in: none, or the only one with a training split.
@@ -176,6 +182,11 @@ fn split_classes<'a>(files: &'a dyn Files, split: &str) -> Result<Classes<'a>, D
         return Err(DataError::EmptyClass { folder: files.display(&format!("{split}/{class}")) });
     }
     Ok(classes)
+}
+
+/// Where files are in their data set.
+fn paths<'a>(items: &'a Labelled<'_>) -> impl Iterator<Item = &'a str> {
+    items.iter().map(|&(entry, _)| &entry.path[..])
 }
 
 /// All files of a split with their labels, class by class.

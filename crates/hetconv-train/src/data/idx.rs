@@ -54,7 +54,14 @@ fn class_names(folder: &Path, train: &Split, test: &Split) -> Result<Vec<String>
     let path = folder.join("classes.txt");
     if path.exists() {
         let text = fs::read_to_string(&path).map_err(DataError::io(&path))?;
-        return Ok(text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect());
+        let names: Vec<String> =
+            text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        return match train.labels().iter().chain(test.labels()).max() {
+            Some(&last) if usize::from(last) >= names.len() => {
+                Err(DataError::malformed(&path, format!("{} class names, but labels up to {last}", names.len())))
+            }
+            _ => Ok(names),
+        };
     }
     if test.labels().starts_with(&FASHION_LABELS) {
         return Ok(FASHION.map(str::to_owned).into());

@@ -18,6 +18,7 @@ pub use error::DataError;
 pub use photos::Photos;
 pub use synthetic::{SyntheticOptions, synthetic};
 
+use crate::digest::digest_parts;
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
@@ -89,6 +90,8 @@ impl Images {
 pub struct Split {
     source: Source,
     labels: Vec<u16>,
+    /// The digest of the images' paths in the data set, if they come from files of their own.
+    paths: Option<String>,
 }
 
 /// Where a split's images are.
@@ -112,12 +115,17 @@ impl Split {
         Self::checked(photos.len(), Source::Files(photos), labels)
     }
 
+    /// The same images, which come from files of these paths.
+    fn with_paths<'a>(self, paths: impl Iterator<Item = &'a str>) -> Self {
+        Self { paths: Some(digest_parts(paths.map(str::as_bytes))), ..self }
+    }
+
     fn checked(images: usize, source: Source, labels: Vec<u16>) -> Result<Self, DataError> {
         if images != labels.len() || u32::try_from(images).is_err() {
             let fault = format!("{images} images and {} labels", labels.len());
             return Err(DataError::Inconsistent { data: "split".into(), fault });
         }
-        Ok(Self { source, labels })
+        Ok(Self { source, labels, paths: None })
     }
 
     /// The images, if they are in memory and not in files.
@@ -159,6 +167,19 @@ impl Split {
         &self.labels
     }
 
+    /// SHA-256, in hexadecimal, of which images these are: the class of each, and the paths of their files in the data set,
+    /// whatever the size at which they are seen, or, of images that have no files of their own, shape and pixels.
+    pub fn digest(&self) -> String {
+        let labels: Vec<u8> = self.labels.iter().flat_map(|label| label.to_le_bytes()).collect();
+        match (&self.paths, &self.source) {
+            (None, Source::Memory(images)) => {
+                let shape = images.shape().map(|n| (n as u64).to_le_bytes());
+                digest_parts([&labels, shape.as_flattened(), images.pixels()])
+            }
+            (paths, _) => digest_parts([&labels, paths.as_deref().unwrap_or_default().as_bytes()]),
+        }
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.labels.len()
@@ -175,7 +196,7 @@ impl Split {
             (Some(limit), Source::Memory(images)) if limit < self.len() => {
                 let kept = balanced(&self.labels, limit);
                 let labels = kept.iter().map(|&i| self.labels[i]).collect();
-                Self { source: Source::Memory(images.select(&kept)), labels }
+                Self { source: Source::Memory(images.select(&kept)), labels, paths: None }
             }
             _ => self,
         }
@@ -246,6 +267,11 @@ impl Dataset {
             return inconsistent(format!("label {label} is out of range, there are {} classes", classes.len()));
         }
         Ok(Self { name, train: Arc::new(train), test: Arc::new(test), classes })
+    }
+
+    /// [`Split::digest`] of the training and of the held-out images.
+    pub fn digests(&self) -> [String; 2] {
+        [self.train.digest(), self.test.digest()]
     }
 
     /// Opens a data set: `synthetic`, a path, or a known name (see [`KNOWN`]).

@@ -38,9 +38,14 @@ pub fn evaluate(
     watch: Watch<'_>,
 ) -> Result<Evaluation, TrainError> {
     evaluate_with(network.classes(), split, normalisation, batch, watch, |pixels, images| {
-        let logits = network.logits(network.upload_images(pixels, images)?)?;
-        Ok(logits.into_data().iter::<f32>().collect())
+        logits(network, pixels, images)
     })
+}
+
+/// The logits of so many images.
+pub(super) fn logits(network: &GraphModule, pixels: Vec<f32>, images: usize) -> Result<Vec<f32>, TrainError> {
+    let logits = network.logits(network.upload_images(pixels, images)?)?;
+    Ok(logits.into_data().iter::<f32>().collect())
 }
 
 /// As [`evaluate`], of whatever gives the logits `[images, classes]` of so many images `[images, height, width, channels]`.

@@ -64,7 +64,7 @@ pub trait TrainObserver {
     fn evaluation(&mut self, done: usize, images: usize);
     /// After every epoch and its evaluation.
     fn epoch(&mut self, metrics: &EpochMetrics);
-    /// After every step: whether the run is to stop here, with a checkpoint from which it can go on.
+    /// After every step, and during an evaluation: whether the run is to stop here, with a checkpoint from which it can go on.
     fn stops(&mut self) -> bool {
         false
     }
@@ -123,6 +123,16 @@ impl TrainJob<'_> {
         burn_device(self.config.device)?;
         check_fit(&self.graph, self.data)?;
         self.steps_per_epoch().map(drop)
+    }
+
+    /// Whether the recipe lowers the rate step by step, but first after the run's end.
+    ///
+    /// # Errors
+    /// As [`TrainJob::check`].
+    pub fn keeps_its_rate(&self) -> Result<bool, TrainError> {
+        let steps_per_epoch = self.steps_per_epoch()?;
+        let total = steps_per_epoch.saturating_mul(self.config.epochs);
+        Ok(self.config.complete_recipe()?.schedule.is_too_long_for(steps_per_epoch, total))
     }
 
     /// Steps of an epoch; there is at least one. What does not fill a step is dropped.

@@ -1,5 +1,6 @@
 //! A run under way: steps, epochs, checkpoints.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -10,8 +11,9 @@ use hetconv_burn::GraphModule;
 use hetconv_graph::{ModelFile, Normalisation, Weights, remove_unfinished};
 use hetconv_kernels::measure::cpu_name;
 
+use super::evaluation::logits;
 use super::learner::Learner;
-use super::{StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate, run_files};
+use super::{StepReport, TrainError, TrainJob, TrainObserver, burn_device, evaluate_with, run_files};
 use crate::augment::Augment;
 use crate::checkpoint::{Checkpoint, EpochSums, Progress};
 use crate::config::{ConfigError, RunConfig};
@@ -25,6 +27,8 @@ pub(super) struct Run<'a> {
     recipe: Recipe,
     learner: Learner,
     normalisation: Normalisation,
+    /// Digests of the training and of the held-out images.
+    images: [String; 2],
     metrics: MetricsWriter,
     progress: Progress,
     /// The line of the newest finished epoch.
@@ -66,6 +70,7 @@ impl<'a> Run<'a> {
             is_free(out, found.is_some())?;
         }
         let normalisation = start.map_or_else(|| data.train.normalisation(), |start| start.normalisation.clone());
+        let images = data.digests();
         let steps_per_epoch = job.steps_per_epoch()?;
         let device = burn_device(config.device)?;
         let recipe = config.complete_recipe()?;
@@ -76,7 +81,7 @@ impl<'a> Run<'a> {
                 (Learner::new(graph, &weights, recipe.optimizer, config.ema, &device)?, Progress::default())
             }
             Some((path, checkpoint)) => {
-                is_of_job(job, checkpoint, path, &normalisation, steps_per_epoch)?;
+                is_of_job(job, checkpoint, path, &normalisation, &images, steps_per_epoch)?;
                 (Learner::resumed(checkpoint, recipe.optimizer, config.ema, &device)?, checkpoint.progress)
             }
         };
@@ -86,6 +91,7 @@ impl<'a> Run<'a> {
         if lock.is_some() {
             // Of a run that was killed while it wrote.
             remove_unfinished(&checkpoints);
+            remove_unfinished(out);
         }
         // Another process may have been at work until now.
         let has_moved = Checkpoint::latest(&checkpoints)?.map(|(path, _)| path) != newest;
@@ -102,6 +108,7 @@ impl<'a> Run<'a> {
             recipe,
             learner,
             normalisation,
+            images,
             metrics,
             progress,
             steps_per_epoch,
@@ -211,7 +218,7 @@ impl<'a> Run<'a> {
 
     fn diverged(&self, position: Position, what: String) -> TrainError {
         let kept = match Checkpoint::latest(&self.checkpoints()) {
-            Ok(Some((path, _))) => format!("the last good checkpoint is {}", path.display()),
+            Ok(Some((path, _))) => format!("a run at a lower rate can begin with {}", path.display()),
             _ => "there is no checkpoint yet".to_owned(),
         };
         TrainError::Diverged { epoch: position.epoch + 1, step: position.step + 1, what, kept }
@@ -234,10 +241,20 @@ impl<'a> Run<'a> {
 
     /// Judges the network after an epoch's last step.
     fn end_epoch(&mut self, observer: &mut dyn TrainObserver) -> Result<(), TrainError> {
-        let batch = self.job.config.batch_size;
-        let mut watch = |done, images| observer.evaluation(done, images);
+        let TrainJob { config, data, .. } = self.job;
         let network = self.learner.judged();
-        let evaluation = evaluate(network, &self.job.data.test, &self.normalisation, batch, &mut watch)?;
+        // After the epoch's last step there is a checkpoint.
+        let stops = Cell::new(false);
+        let mut watch = |done, images| {
+            observer.evaluation(done, images);
+            stops.set(observer.stops());
+        };
+        let logits = |pixels, images| match stops.get() {
+            true => Err(TrainError::Stopped { epochs: self.progress.position.epoch }),
+            false => logits(network, pixels, images),
+        };
+        let (split, batch) = (&data.test, config.batch_size);
+        let evaluation = evaluate_with(network.classes(), split, &self.normalisation, batch, &mut watch, logits)?;
         if !evaluation.loss.is_finite() {
             let Position { epoch, step } = self.progress.position;
             let last = Position { epoch, step: step.saturating_sub(1) };
@@ -289,6 +306,7 @@ impl<'a> Run<'a> {
             average: self.learner.average(),
             progress: self.progress,
             config_digest: self.job.config.digest(),
+            images: Some(self.images.clone()),
         };
         checkpoint.save(&self.checkpoints())?;
         self.kept = Instant::now();
@@ -331,6 +349,7 @@ impl<'a> Run<'a> {
             threads,
             device: config.device.to_string(),
             machine,
+            images: Some(self.images.clone()),
         };
         summary.save(&path)?;
         Ok(summary)
@@ -366,6 +385,7 @@ fn is_of_job(
     checkpoint: &Checkpoint,
     path: &Path,
     normalisation: &Normalisation,
+    images: &[String; 2],
     steps_per_epoch: u64,
 ) -> Result<(), TrainError> {
     let TrainJob { config, graph, data, .. } = job;
@@ -373,12 +393,13 @@ fn is_of_job(
     if *config_digest != config.digest() || model.graph != *graph || average.is_some() != config.ema.is_some() {
         return Err(TrainError::OtherSettings(path.to_path_buf()));
     }
-    // The mean and deviation of all pixels tell images in memory from any others; of photos there are as many as made the
-    // steps so far.
+    // Older checkpoints do not say of which images they are; the mean and deviation of all pixels tell those in memory from
+    // any others, and of photos there are as many as made the steps so far.
     let Progress { position, steps, .. } = progress;
     let expected = position.epoch.checked_mul(steps_per_epoch).and_then(|all| all.checked_add(position.step));
     if model.classes != data.classes
         || model.normalisation != *normalisation
+        || checkpoint.images.as_ref().is_some_and(|stated| stated != images)
         || Some(*steps) != expected
         || position.step > steps_per_epoch
     {

@@ -102,15 +102,19 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let configs: Vec<Vec<RunConfig>> =
         candidates.iter().map(|candidate| configs(args, candidate)).collect::<Result<_>>()?;
     let data = data_of(&configs[0][0])?;
+    let images = data.digests();
     let graphs: Vec<Graph> = configs.iter().map(|configs| network(&configs[0], &data)).collect::<Result<_>>()?;
     // Everything that can be known to be wrong is said before hours are spent.
     for (graph, configs) in graphs.iter().zip(&configs) {
         for config in configs {
             let out = folder(&args.out, config);
             job(config, graph, &data, &out).check()?;
-            check_stored(config, &data, &out)?;
+            check_stored(config, &data, &images, &out)?;
         }
     }
+    let (csv, report) = (args.out.join("compare.csv"), args.out.join("report.html"));
+    files::is_table_or_new(&csv, "variant,model,")?;
+    files::is_page_or_new(&report)?;
 
     let mut trained = Vec::new();
     for ((candidate, graph), configs) in candidates.iter().zip(&graphs).zip(&configs) {
@@ -136,13 +140,8 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     if trained_on.len() > 1 {
         variants = variants.into_iter().map(Variant::without_training_times).collect();
     }
-    let compared = Compared {
-        variants: rows,
-        csv: args.out.join("compare.csv"),
-        report: args.out.join("report.html"),
-        table: variants.clone(),
-        training: runs::about_training(&trained_on),
-    };
+    let compared =
+        Compared { variants: rows, csv, report, table: variants.clone(), training: runs::about_training(&trained_on) };
     files::write_csv(&compared.csv, &compared.variants)?;
     files::write_text(&compared.report, &page(args, &configs[0][0], &data, variants, &compared.training)?.page())?;
     output.result(&compared, text)
@@ -176,7 +175,8 @@ fn candidates(args: &Args) -> Result<Vec<Candidate>> {
 fn configs(args: &Args, candidate: &Candidate) -> Result<Vec<RunConfig>> {
     let own = |recipe| Ok(RunConfig::new(&candidate.name.to_string(), &args.data, recipe)?);
     let mut config = args.settings.config(RecipeName::OneCycle, own)?;
-    if args.data == Dataset::BUILT_IN && args.settings.epochs.is_none() && args.settings.recipe.is_none() {
+    let is_usual = args.settings.epochs.is_none() && config.recipe == RecipeName::OneCycle;
+    if args.data == Dataset::BUILT_IN && is_usual {
         config.epochs = SYNTHETIC_EPOCHS;
     }
     let configs: Vec<RunConfig> = args.seeds.iter().map(|&seed| RunConfig { seed, ..config.clone() }).collect();
@@ -194,13 +194,15 @@ fn job<'a>(config: &'a RunConfig, graph: &Graph, data: &'a Dataset, out: &'a Pat
 }
 
 /// Whether the run in a folder, if there is one, has these very settings and was made on this data.
-fn check_stored(config: &RunConfig, data: &Dataset, out: &Path) -> Result<()> {
+fn check_stored(config: &RunConfig, data: &Dataset, images: &[String; 2], out: &Path) -> Result<()> {
     runs::check_settings(config, out, "--out")?;
     if !runs::is_finished(out) {
         return Ok(());
     }
-    let Summary { data: name, train_images, eval_images, .. } = Summary::load(&out.join(run_files::SUMMARY))?;
-    if (&name, train_images, eval_images) != (&data.name, data.train.len(), data.test.len()) {
+    let Summary { data: name, train_images, eval_images, images: then, .. } =
+        Summary::load(&out.join(run_files::SUMMARY))?;
+    let is_same = (&name, train_images, eval_images) == (&data.name, data.train.len(), data.test.len());
+    if !is_same || then.is_some_and(|then| then != *images) {
         let [train, eval] = [train_images, eval_images].map(|images| grouped(images as u64));
         bail!(
             "{} holds a run on {name} ({train} and {eval} images), not on {} as it is now; choose another --out, or remove \

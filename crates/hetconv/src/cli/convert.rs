@@ -25,7 +25,7 @@ use super::model;
 use super::output::{Output, table};
 use super::progress::StepProgress;
 use super::summary::reduction;
-use super::train::hold_out;
+use super::train::{hold_out, warn_of_other_images};
 use super::usage::{bad_usage, keep_apart};
 
 /// Put HetConv in place of the convolutions of an ONNX file or a model file
@@ -181,6 +181,9 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     }
     let data = args.calibrate.iter().map(PathBuf::from).collect::<Vec<_>>();
     keep_apart(args.output.as_slice(), model::files_of(&args.file).iter().chain(&data))?;
+    if let Some(folder) = args.output.as_deref().map(folder_of).filter(|folder| !args.dry_run && !folder.is_dir()) {
+        bad_usage!("there is no folder {} to write into", folder.display());
+    }
     let mut options = options(args);
     let mut calibration_images = 0;
     if let Some(data) = args.calibrate.as_deref().filter(|_| !args.dry_run) {
@@ -204,14 +207,15 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
         report.before.macs.zip(report.after.macs).map(|(before, after)| reduction(after, before));
     let model = args.file.display().to_string();
     let file = file.map(|file| file.display().to_string());
-    let asked = (args.parts.is_empty() && options.arrangement == ArrangementKind::Blocked).then_some(options.parts);
-    let is_less = |layer: &&ConvertedLayer| asked.is_some_and(|asked| layer.parts.is_some_and(|parts| parts < asked));
+    let asked = |layer: &ConvertedLayer| options.selection.parts(&layer.name).unwrap_or(options.parts);
+    let is_less = |layer: &&ConvertedLayer| layer.parts.is_some_and(|parts| parts < asked(layer));
     let less = report.converted().filter(is_less).count();
     if less > 0 {
-        tracing::warn!(
-            "P = {} does not divide the channels of {less} layers, which have a smaller one; --arrangement shifted takes any",
-            options.parts
-        );
+        let why = match options.arrangement {
+            ArrangementKind::Blocked => "does not divide their channels; --arrangement shifted takes any",
+            ArrangementKind::Shifted => "is more than they have channels",
+        };
+        tracing::warn!("P is smaller in {less} layers than was asked for, which {why}");
     }
     output.result(&Done { model, file, needs, calibration_images, macs_reduction_percent, report }, text)
 }
@@ -345,7 +349,8 @@ impl Source {
         let mut progress = StepProgress::new("calibration", "layers");
         let how = calibrate::Options::default();
         let mut watch = |done, layers| progress.at(done, layers);
-        let layers = calibrate::calibrate(&graph, &model.weights, &patterns, &images, &how, &mut watch)?;
+        let layers = calibrate::calibrate(&graph, &model.weights, &patterns, &images, &how, &mut watch)
+            .with_context(|| args.file.display().to_string())?;
         let image: usize = graph.input_shape().unwrap_or_default().iter().product();
         Ok((layers, images.len() / image.max(1)))
     }
@@ -362,6 +367,7 @@ fn images(
     let hold_out = hold_out(args.hold_out, &args.file, data)?;
     let options = LoadOptions { limit_train, hold_out, ..LoadOptions::default() };
     let set = open_data_for(graph, args.file.display(), data, options)?;
+    warn_of_other_images(&args.file, data, hold_out, &set.test);
     let [_, _, channels] = set.train.shape();
     let normalisation = normalise(channels)?;
     let mut images = Vec::new();

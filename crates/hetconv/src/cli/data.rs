@@ -98,8 +98,9 @@ fn fetch(name: &str, output: &Output) -> Result<()> {
     let entries = catalog(&search_folders());
     let Some(entry) = entries.iter().find(|entry| entry.name == name) else {
         let all: Vec<&str> = entries.iter().map(|entry| entry.name).collect();
-        let nearest = nearest(name, all.iter().copied());
-        bad_usage!("no data set {name:?} is known; did you mean {nearest:?}? Known are {}", all.join(", "));
+        let like = nearest(name, all.iter().copied());
+        let meant = like.map(|like| format!("; did you mean {like:?}?")).unwrap_or_default();
+        bad_usage!("no data set {name:?} is known, only {}{meant}", all.join(", "));
     };
     if entry.present {
         return output.result(entry, |entry| format!("{}: {}", entry.name, place(entry)));

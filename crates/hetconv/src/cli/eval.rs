@@ -15,7 +15,7 @@ use super::images::{ImageSize, Normalise};
 use super::model::{self, Opened};
 use super::output::Output;
 use super::progress::StepProgress;
-use super::train::hold_out;
+use super::train::{hold_out, warn_of_other_images};
 use super::usage::bad_usage;
 
 /// Measure a trained network on the held-out images of a data set
@@ -71,6 +71,7 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     let hold_out = hold_out(args.hold_out, &args.file, &args.data)?;
     let options = LoadOptions { hold_out, ..LoadOptions::default() };
     let data = open_data_for(&file.graph, args.file.display(), &args.data, options)?;
+    warn_of_other_images(&args.file, &args.data, hold_out, &data.test);
     let [_, _, channels] = data.test.shape();
     let normalisation = args.normalise.or(&file.normalisation, states_normalisation, channels)?;
     let batch = args.batch_size as usize;

@@ -15,9 +15,11 @@ use super::usage::{bad_usage, keep_apart};
 /// Write a network as an ONNX file
 #[derive(clap::Args)]
 #[command(after_help = "\
-Styles: `standard` has every HetConv layer as a grouped convolution, a 1×1 convolution and their sum, which any runtime \
-executes; `dense` as one convolution with zeros; `function` as a call of a function that the file brings along. Batch-norm \
-becomes part of the convolution before it unless --keep-batch-norm is given.
+Styles: `standard` has a HetConv layer as a grouped convolution, a 1×1 convolution and their sum, which any runtime \
+executes; `dense` as one convolution with zeros; `function` as a call of a function that the file brings along. Uneven \
+classes, such as pruning leaves, take several grouped convolutions; a layer that would take more than eight is one \
+convolution with zeros in every style, at the cost of a standard layer, and a warning names it. Batch-norm becomes part of \
+the convolution before it unless --keep-batch-norm is given.
 
 Examples:
   hetconv export runs/p4/model.safetensors -o p4.onnx
@@ -60,6 +62,8 @@ struct Exported {
     model: String,
     file: String,
     bytes: usize,
+    /// HetConv layers that are written dense, though another style was asked for.
+    dense_layers: Vec<String>,
 }
 
 pub fn run(args: &Args, output: &Output) -> Result<()> {
@@ -93,9 +97,15 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
     };
     let fold_batch_norm = !args.keep_batch_norm;
     let options = ExportOptions { style, fold_batch_norm, states_normalisation, ..ExportOptions::default() };
-    let bytes = onnx::export(&model, &options).with_context(|| args.model.clone())?;
+    let onnx::Exported { bytes, dense_layers } = onnx::export(&model, &options).with_context(|| args.model.clone())?;
     let file = args.output.display().to_string();
     atomic_write(&args.output, |to| to.write_all(&bytes)).with_context(|| format!("cannot write {file}"))?;
-    let exported = Exported { model: model.graph.name, file, bytes: bytes.len() };
+    if !dense_layers.is_empty() {
+        tracing::warn!(
+            "written as dense convolutions, at the cost of standard layers, because their classes are too uneven: `{}`",
+            dense_layers.join("`, `")
+        );
+    }
+    let exported = Exported { model: model.graph.name, file, bytes: bytes.len(), dense_layers };
     output.result(&exported, |exported| format!("{}: {}, {} bytes", exported.file, exported.model, exported.bytes))
 }

@@ -31,19 +31,31 @@ pub fn write_text(path: &Path, text: &str) -> Result<()> {
 
 /// Whether a page may be written here: nothing is there, or what is there is one.
 pub fn is_page_or_new(path: &Path) -> Result<()> {
-    const BEGINNING: &[u8] = b"<!doctype html";
-    let mut start = Vec::new();
-    if path.is_file() {
-        let read = File::open(path).and_then(|file| file.take(BEGINNING.len() as u64).read_to_end(&mut start));
-        read.with_context(|| format!("cannot read {}", path.display()))?;
-    }
-    if !start.is_empty() && !start.eq_ignore_ascii_case(BEGINNING) {
+    if !is_new_or_begins(path, "<!doctype html")? {
         bad_usage!(
             "{} is there already and is no page, which would take its place; choose another name",
             path.display()
         );
     }
     Ok(())
+}
+
+/// Whether a table may be written here: nothing is there, or what is there begins with these names.
+pub fn is_table_or_new(path: &Path, names: &str) -> Result<()> {
+    if !is_new_or_begins(path, names)? {
+        bad_usage!("{} is there already and is another table; choose another folder", path.display());
+    }
+    Ok(())
+}
+
+/// Whether nothing is there, or what is there begins like this, in capital letters or small ones.
+fn is_new_or_begins(path: &Path, beginning: &str) -> Result<bool> {
+    let mut start = Vec::new();
+    if path.is_file() {
+        let read = File::open(path).and_then(|file| file.take(beginning.len() as u64).read_to_end(&mut start));
+        read.with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(start.is_empty() || start.eq_ignore_ascii_case(beginning.as_bytes()))
 }
 
 /// Writes lines of a CSV file under the names of their fields.

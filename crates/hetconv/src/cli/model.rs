@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::builder::{OsStringValueParser, StringValueParser, TypedValueParser};
 use hetconv::graph::{FileError, FileFault, Graph, ModelFile, ModelName, Substitution, Weights, zoo};
 use hetconv::onnx::{self, ImportOptions, OnnxError};
-use hetconv::train::run_files;
+use hetconv::train::{Checkpoint, CheckpointError, CheckpointFault, run_files};
 
 use super::usage::bad_usage;
 
@@ -122,7 +122,7 @@ pub fn is_no_name(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads a model file.
+/// Reads a model file, or the network of a run's checkpoint.
 pub fn load(path: &Path) -> Result<ModelFile> {
     is_no_name(path)?;
     let is_checkpoint =
@@ -134,7 +134,16 @@ pub fn load(path: &Path) -> Result<ModelFile> {
             "{file} is an ONNX file, and a model file (.safetensors) is needed; hetconv train --from {file} makes one"
         );
     }
-    ModelFile::load(path).map_err(|error| match error {
+    let found = ModelFile::load(path);
+    if let Err(FileError { fault: FileFault::NoMetadata, .. }) = &found {
+        match Checkpoint::load(path) {
+            Ok(checkpoint) => return Ok(checkpoint.judged()),
+            // No checkpoint either.
+            Err(CheckpointError { fault: CheckpointFault::NoMetadata, .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    found.map_err(|error| match error {
         _ if is_checkpoint => anyhow::Error::new(error).context(
             "PyTorch's checkpoints hold no network: export the model to ONNX, by torch.onnx.export or hetconv.torch.export_onnx",
         ),

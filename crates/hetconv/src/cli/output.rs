@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use comfy_table::{Attribute, Cell, CellAlignment, LineStyle, Table, TableStyle};
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 /// How results are printed.
@@ -91,10 +91,12 @@ pub fn printable(text: &str) -> String {
     text.char_indices().map(shown).collect()
 }
 
-/// A table with a rule under its heads; columns named in `left` are words, all others numbers.
+/// A table with a rule under its heads; columns named in `left` are words, all others numbers. On a terminal that is too
+/// narrow, cells take several lines.
 pub fn table(heads: &[&str], left: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+    table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(heads.iter().map(|head| Cell::new(head).add_attribute(Attribute::Bold)));
     for (column, head) in table.column_iter_mut().zip(heads) {
         let alignment = if left.contains(head) { CellAlignment::Left } else { CellAlignment::Right };

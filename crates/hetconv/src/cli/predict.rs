@@ -85,7 +85,7 @@ fn predict(file: &ModelFile, network: &mut Classifier, path: &Path, top: usize) 
     let image = Split::new(Images::read(path, height, channels)?, vec![0])?;
     let mut pixels = vec![0.0; channels * height * width];
     fill_batch(&image, &[0], &Augment::NONE, &PixelTable::new(&file.normalisation), 0, 0, &mut pixels)?;
-    let logits = network.logits(&pixels, 1)?;
+    let logits = network.logits(&pixels, 1).with_context(|| path.display().to_string())?;
     let probabilities = softmax(logits.into_iter().map(f64::from).collect());
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
     order.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));

@@ -106,13 +106,15 @@ pub struct TrainingProgress {
     bar: Bar,
     /// Where this process began, which after resuming is not the first step.
     started: Option<(Instant, u64)>,
+    /// When the last step was made, after which an evaluation may have begun.
+    stepped: Instant,
 }
 
 impl TrainingProgress {
     /// The name stands before everything said.
     pub fn new(name: impl Into<String>) -> Self {
         interrupt::notice();
-        Self { bar: Bar::new(name), started: None }
+        Self { bar: Bar::new(name), started: None, stepped: Instant::now() }
     }
 }
 
@@ -120,6 +122,7 @@ impl TrainObserver for TrainingProgress {
     fn step(&mut self, report: &StepReport) {
         let total = report.epochs * report.steps_per_epoch;
         let done = report.epoch * report.steps_per_epoch + report.step;
+        self.stepped = Instant::now();
         let (started, first) = *self.started.get_or_insert((Instant::now(), done));
         self.bar.advance(done, total);
         self.bar.show(format!(
@@ -136,7 +139,8 @@ impl TrainObserver for TrainingProgress {
     }
 
     fn evaluation(&mut self, done: usize, images: usize) {
-        self.bar.show(format!("evaluation  {} of {} images", grouped(done as u64), grouped(images as u64)));
+        let text = steps(done as u64, images as u64, "images", self.stepped.elapsed().as_secs_f64());
+        self.bar.show(format!("evaluation  {text}"));
     }
 
     fn epoch(&mut self, metrics: &EpochMetrics) {

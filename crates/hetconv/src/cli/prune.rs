@@ -14,7 +14,7 @@ use super::eval::same_classes;
 use super::output::{Output, table};
 use super::progress::TrainingProgress;
 use super::runs::{self, FinishedRun};
-use super::train::{self, RunArgs, as_trained, data_of, nothing, train_watched};
+use super::train::{self, RunArgs, as_trained, data_of, nothing, train_watched, warn_of_other_images};
 use super::usage::bad_usage;
 use super::{model, summary::reduction};
 
@@ -166,7 +166,8 @@ impl Pruning {
         let Classifier { classes, .. } = graph.classifier().with_context(|| file.display().to_string())?;
         same_classes(&file, &whole.classes, classes, data)?;
         // Before hours are spent: a run that cannot be read would leave them without a report, and so would somebody else's.
-        let (training, top1_before) = history(&file, config)?;
+        let (training, top1_before) = history(&file, config, data)?;
+        warn_of_other_images(&file, &config.data, config.hold_out, &data.test);
         if out.join(REPORT).exists() {
             load_report(&out.join(REPORT))?;
         }
@@ -258,13 +259,14 @@ fn amount(from: &PrunedFrom) -> Result<PruneAmount> {
 
 /// What it took to train a model file, and its accuracy on the images that are held out from this run, too, as far as the
 /// files of its own say so.
-fn history(file: &Path, pruned: &RunConfig) -> Result<(Option<TrainingCost>, Option<f64>)> {
+fn history(file: &Path, pruned: &RunConfig, data: &Dataset) -> Result<(Option<TrainingCost>, Option<f64>)> {
     let Some(folder) = runs::folder_of(file).filter(|folder| runs::is_finished(folder)) else {
         return Ok((None, None));
     };
     let run = runs::load(folder)?;
     let own = &run.config;
     let is_same = is_same_data(&own.data, &pruned.data) == Some(true) && own.hold_out == pruned.hold_out;
+    let is_same = is_same && run.summary.images.as_ref().is_none_or(|[_, then]| *then == data.test.digest());
     Ok((whole_cost(&run)?, is_same.then_some(run.summary.eval_top1)))
 }
 

@@ -35,6 +35,12 @@ pub fn folder_of(file: &Path) -> Option<&Path> {
     file.parent().filter(|_| file.file_name().is_some_and(|name| name == run_files::MODEL))
 }
 
+/// The folder of the run that a model file or a checkpoint comes from, if it still lies where the run left it.
+pub fn run_of(file: &Path) -> Option<&Path> {
+    let of_checkpoint = || file.parent().filter(|folder| folder.ends_with(run_files::CHECKPOINTS))?.parent();
+    folder_of(file).or_else(of_checkpoint)
+}
+
 /// Whether the run in a folder, if there is one, has these very settings: said before hours are spent on others. `flag` names
 /// another folder.
 pub fn check_settings(config: &RunConfig, folder: &Path, flag: &str) -> Result<()> {

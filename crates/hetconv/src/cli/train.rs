@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hetconv::graph::{Classifier, Graph, ModelFile};
 use hetconv::train::{
-    Dataset, Device, LoadOptions, RecipeName, RunConfig, Summary, TrainError, TrainJob, TrainObserver, fine_tune,
-    is_same_data, name_of, run_files, train,
+    Dataset, Device, LoadOptions, RecipeName, RunConfig, Split, Summary, TrainError, TrainJob, TrainObserver,
+    fine_tune, is_same_data, name_of, run_files, train,
 };
 use hetconv::units::{count, duration, grouped, rate};
 
@@ -191,6 +191,7 @@ fn start(config: &RunConfig, opened: Opened, data: &Dataset) -> Result<ModelFile
     let path = Path::new(config.from.as_deref().unwrap_or_default());
     let Classifier { classes, .. } = file.graph.classifier().with_context(|| path.display().to_string())?;
     same_classes(path, &file.classes, classes, data)?;
+    warn_of_other_images(path, &config.data, config.hold_out, &data.test);
     let normalisation = or_stated(config.normalisation.clone(), &file.normalisation, states_normalisation);
     Ok(ModelFile { normalisation, ..file })
 }
@@ -225,6 +226,10 @@ pub fn train_watched(
     observer: &mut dyn TrainObserver,
 ) -> Result<Summary> {
     let out = job.out;
+    if job.keeps_its_rate()? {
+        let RunConfig { recipe, lr, epochs, .. } = job.config;
+        tracing::warn!("{name}: recipe {recipe} lowers the rate later than {epochs} epochs; it stays at {lr}");
+    }
     let summary = match start {
         None => train(job, observer),
         Some(start) => fine_tune(job, start, observer),
@@ -232,7 +237,9 @@ pub fn train_watched(
     summary.map_err(|error| {
         let out = out.display();
         let context = match error {
-            TrainError::Stopped { .. } => format!("{name} was interrupted; its run in {out} can go on, with --resume"),
+            TrainError::Stopped { .. } => {
+                format!("{name} was interrupted; the same command (train and prune with --resume) goes on, in {out}")
+            }
             _ => format!("training {name} in {out} failed"),
         };
         anyhow::Error::new(error).context(context)
@@ -334,7 +341,7 @@ pub fn hold_out(given: Option<u8>, file: &Path, data: &str) -> Result<Option<u8>
 /// The settings of the run that `file` comes from, if it still lies where the run left it and learned from the same data.
 /// Where that may be the same, and another share than `given` was held out, a warning says so.
 fn run_of(file: &Path, data: &str, given: Option<u8>) -> Option<RunConfig> {
-    let config = runs::folder_of(file)?.join(run_files::CONFIG);
+    let config = runs::run_of(file)?.join(run_files::CONFIG);
     if !config.is_file() {
         return None;
     }
@@ -358,6 +365,23 @@ fn run_of(file: &Path, data: &str, given: Option<u8>) -> Option<RunConfig> {
             tracing::warn!("passing over what {} was trained with: {error}", file.display());
             None
         }
+    }
+}
+
+/// Warns where the images held out from a run's data are not those that were held out while the network of `file` learned:
+/// some were added or removed since, and every so many-th is another one now.
+pub fn warn_of_other_images(file: &Path, data: &str, hold_out: Option<u8>, held_out: &Split) {
+    let then = || {
+        let folder = runs::run_of(file)?;
+        let own = RunConfig::load(&folder.join(run_files::CONFIG)).ok()?;
+        let is_same = own.hold_out == hold_out && is_same_data(&own.data, data) == Some(true);
+        Summary::load(&folder.join(run_files::SUMMARY)).ok().filter(|_| is_same)?.images
+    };
+    if hold_out.is_some() && then().is_some_and(|[_, then]| then != held_out.digest()) {
+        tracing::warn!(
+            "{data} has other images than when {} was trained: the network has learned from some that are held out now",
+            file.display()
+        );
     }
 }
 

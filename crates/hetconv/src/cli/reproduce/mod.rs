@@ -213,11 +213,9 @@ pub fn run(args: &Args, output: &Output) -> Result<()> {
 fn items(asked: &[String]) -> Result<Vec<&'static str>> {
     let known: Vec<&str> = TABLES.iter().map(|table| table.name).chain(FIGURES).collect();
     if let Some(item) = asked.iter().find(|item| *item != "all" && !known.contains(&item.as_str())) {
-        bad_usage!(
-            "there is no `{item}`; did you mean `{}`? There are {}, and all",
-            nearest(item, known.iter().copied()),
-            known.join(", ")
-        );
+        let like = nearest(item, known.iter().copied());
+        let meant = like.map(|like| format!("; did you mean `{like}`?")).unwrap_or_default();
+        bad_usage!("there is no `{item}`, only {} and all{meant}", known.join(", "));
     }
     Ok(known.into_iter().filter(|known| asked.iter().any(|item| item == "all" || item == known)).collect())
 }

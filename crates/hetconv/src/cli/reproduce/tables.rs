@@ -1,5 +1,8 @@
 //! A table of the paper from what there is: costs from the graphs, times and accuracies from results.
 
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+
 use anyhow::Result;
 use hetconv::graph::{Graph, ModelName, Substitution, pruned_name};
 use hetconv::report::Variant;
@@ -95,28 +98,43 @@ fn label_apart(found: &mut [Filled]) {
     }
 }
 
-/// A list of files and lines, the lines of one file together: `a.csv:2; b.csv:3; a.csv:5` is `a.csv:2,5; b.csv:3`.
+/// A list of files and lines, the lines of one file together: `a.csv:2; b.csv:3; a.csv:3,5` is `a.csv:2–3,5; b.csv:3`.
 pub fn compact<'a>(files: impl Iterator<Item = &'a str>) -> String {
-    let mut found: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut found: Vec<(&str, BTreeSet<u64>)> = Vec::new();
     for origin in files.flat_map(|files| files.split("; ")).filter(|origin| !origin.is_empty()) {
-        let is_line = |line: &str| line.bytes().all(|byte| byte.is_ascii_digit() || byte == b',');
-        let (file, line) = match origin.rsplit_once(':').filter(|(_, line)| is_line(line)) {
-            Some((file, line)) => (file, Some(line)),
-            None => (origin, None),
-        };
+        let of_lines = origin.rsplit_once(':').and_then(|(file, lines)| Some((file, numbers(lines)?)));
+        let (file, lines) = of_lines.unwrap_or((origin, BTreeSet::new()));
         match found.iter_mut().find(|(known, _)| *known == file) {
-            Some((_, lines)) => lines.extend(line.into_iter().flat_map(|line| line.split(','))),
-            None => found.push((file, line.into_iter().flat_map(|line| line.split(',')).collect())),
+            Some((_, known)) => known.extend(lines),
+            None => found.push((file, lines)),
         }
     }
-    for (_, lines) in &mut found {
-        lines.sort_by_key(|line| line.parse::<usize>().unwrap_or(0));
-        lines.dedup();
-    }
-    let text = |(file, lines): &(&str, Vec<&str>)| {
-        if lines.is_empty() { (*file).to_owned() } else { format!("{file}:{}", lines.join(",")) }
+    let text = |(file, lines): &(&str, BTreeSet<u64>)| {
+        if lines.is_empty() { (*file).to_owned() } else { format!("{file}:{}", ranges(lines)) }
     };
     found.iter().map(text).collect::<Vec<_>>().join("; ")
+}
+
+/// The numbers that [`ranges`] writes.
+fn numbers(text: &str) -> Option<BTreeSet<u64>> {
+    let range = |range: &str| -> Option<RangeInclusive<u64>> {
+        let (first, last) = range.split_once('–').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    Some(text.split(',').map(range).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Numbers in their order, those that follow each other as first and last.
+fn ranges(numbers: &BTreeSet<u64>) -> String {
+    let mut ranges: Vec<[u64; 2]> = Vec::new();
+    for &number in numbers {
+        match ranges.last_mut() {
+            Some([_, last]) if *last + 1 == number => *last = number,
+            _ => ranges.push([number; 2]),
+        }
+    }
+    let text = |[first, last]: &[u64; 2]| if first == last { first.to_string() } else { format!("{first}–{last}") };
+    ranges.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 fn fill(spec: &Table, row: &Row, results: &Results, measured: &Measurements) -> Result<Vec<Filled>> {
@@ -323,7 +341,8 @@ mod tests {
     #[test]
     fn lines_of_one_file_stand_together() {
         let files = ["a.csv:15; b/summary.json; a.csv:2; c:x", "", "a.csv:3,2"];
-        assert_eq!(compact(files.into_iter()), "a.csv:2,3,15; b/summary.json; c:x");
+        assert_eq!(compact(files.into_iter()), "a.csv:2–3,15; b/summary.json; c:x");
+        assert_eq!(compact(["a.csv:2–4; a.csv:7", "a.csv:5,9–11"].into_iter()), "a.csv:2–5,7,9–11");
         assert_eq!(compact(std::iter::once("")), "");
     }
 }
