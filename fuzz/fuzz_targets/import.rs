@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
         for style in [Style::Standard, Style::Dense, Style::Function] {
             let options = ExportOptions { style, ..ExportOptions::default() };
             if let Ok(onnx) = export(&imported.model, &options) {
-                import(&onnx, None, &ImportOptions::default()).expect("an exported network is read");
+                import(&onnx.bytes, None, &ImportOptions::default()).expect("an exported network is read");
             }
         }
     }
