@@ -94,7 +94,16 @@ fn killed_and_resumed_runs_end_with_the_same_bytes() {
     killed_and_resumed(&[], 30);
 }
 
-#[cfg(unix)]
+/// The same command, hearing signals that whoever runs the tests ignores, as background jobs do.
+#[cfg(target_os = "linux")]
+fn hearing(command: &Command) -> Command {
+    let mut hearing = Command::new("env");
+    hearing.args(["--default-signal=INT,HUP"]).arg(command.get_program()).args(command.get_args());
+    hearing.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    hearing
+}
+
+#[cfg(target_os = "linux")]
 #[test]
 fn a_run_that_is_asked_to_end_makes_a_checkpoint_first() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -102,7 +111,7 @@ fn a_run_that_is_asked_to_end_makes_a_checkpoint_first() {
     assert!(finish(train(&whole, "2", &["--epochs", "3"])).status.success());
     // Nothing but the signal makes a checkpoint within an epoch.
     let more = ["--epochs", "3", "--resume"];
-    let mut run = train(&broken, "2", &more).spawn().expect("the program starts");
+    let mut run = hearing(&train(&broken, "2", &more)).spawn().expect("the program starts");
     wait(&mut run, || broken.join("metrics.csv").exists());
     let asked = Command::new("kill").args(["-INT", &run.id().to_string()]).status().expect("kill");
     assert!(asked.success());
@@ -126,7 +135,7 @@ fn a_run_that_is_asked_to_end_makes_a_checkpoint_first() {
     assert_eq!(judged(&last), judged(&whole));
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn a_closed_terminal_asks_twice_and_a_run_that_is_to_outlive_it_goes_on() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -138,7 +147,7 @@ fn a_closed_terminal_asks_twice_and_a_run_that_is_to_outlive_it_goes_on() {
         }
     };
     let out = folder.path().join("closed");
-    let mut run = train(&out, "2", &more).spawn().expect("the program starts");
+    let mut run = hearing(&train(&out, "2", &more)).spawn().expect("the program starts");
     hang_up(&mut run, &out);
     assert_eq!(run.wait().expect("a child").code(), Some(1));
     assert!(newest(&out).is_some(), "a checkpoint");
